@@ -1,0 +1,375 @@
+"""A drop-in for ``pyro.infer.SVI`` that does the same work in fewer, larger pieces.
+
+Textbook Pyro pays at every step for its effect handlers, for validation, for reading the loss site by
+site and for one optimiser for each tensor. :class:`FastSVI` runs one fused optimiser over all
+parameters, validates the first step only, and can record a step's tensor operations once (with their
+gradients) and replay them without Pyro, or compile them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, cast
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import SVI, Trace_ELBO
+from pyro.optim import PyroOptim
+from torch import Tensor
+
+from pyro_vaes.objectives import ELBO
+
+__all__ = ["MODES", "FastSVI", "Mode"]
+
+Mode = Literal["auto", "eager", "traced", "compiled", "cuda_graph"]
+MODES: tuple[Mode, ...] = ("auto", "eager", "traced", "compiled", "cuda_graph")
+
+_Program = Callable[..., "tuple[Tensor, ...]"]
+
+
+class FastSVI(SVI):
+    """Stochastic variational inference, the same estimator and updates as ``SVI``, faster.
+
+    Works for any model and guide. With a reparameterised guide and ``Trace_ELBO`` (or an objective
+    of this library) a step can be recorded; any other loss runs in eager mode through its own
+    ``loss_and_grads``.
+
+    - ``eager``: Pyro's handlers at every step, one fused optimiser. At one seed, the updates of
+      ``SVI`` to float rounding.
+    - ``traced``: the step's operations are recorded once for each shape of the arguments and
+      replayed; the same operations on the same noise.
+    - ``compiled``: the recorded operations compiled by Inductor; other noise at the same seed.
+    - ``cuda_graph``: the recorded step, optimiser included, captured as one CUDA graph.
+    - ``auto``: ``traced``.
+
+    A recorded step sees parameters, buffers and weights of the objective by reference, so a schedule
+    may change their values. Python-side state is frozen into it: after switching a module between
+    training and evaluation behaviour, or changing a plain number, call :meth:`retrace`. A
+    parameter that is frozen or thawed is noticed.
+
+    Args:
+        model: a Pyro model.
+        guide: a Pyro guide.
+        optim: a ``pyro.optim`` optimiser or scheduler with its arguments, per-parameter ones
+            honoured; or a callable that makes a ``torch.optim`` optimiser from parameter groups.
+        loss: a Pyro loss; ``Trace_ELBO()`` if None.
+        mode: one of the above.
+        clip_norm: largest global norm of the gradient; None for no limit. (Pyro's own
+            ``clip_args`` limit each tensor by itself and are honoured too.)
+
+    Raises:
+        ValueError: for an unknown mode, or ``cuda_graph`` without CUDA.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        optim: PyroOptim | Callable[[Any], torch.optim.Optimizer],
+        loss: Any = None,
+        mode: Mode = "auto",
+        clip_norm: float | None = None,
+    ) -> None:
+        if mode not in MODES:
+            raise ValueError(f"Expected mode to be one of {', '.join(MODES)}; got {mode!r}.")
+        if mode == "cuda_graph" and not torch.cuda.is_available():
+            raise ValueError("Expected a CUDA device for mode 'cuda_graph'; found none.")
+        # The parent insists on a PyroOptim and does nothing else that we need.
+        self.model, self.guide, self.optim = model, guide, optim
+        self.loss_object = Trace_ELBO() if loss is None else loss
+        self.mode: Mode = "traced" if mode == "auto" else mode
+        self.clip_norm = clip_norm
+        self.optimizer: torch.optim.Optimizer | None = None
+        self._objective = _as_objective(self.loss_object)
+        self._programs: dict[Any, _Recorded] = {}
+        self._params: dict[str, Tensor] = {}
+        self._clips: list[tuple[Tensor, dict[str, Any]]] = []
+        self._store_size = -1
+        self._validated = False
+
+    def step(self, *args: Any, **kwargs: Any) -> float:
+        """Takes one gradient step; returns the loss before it, in nats summed over the batch."""
+        loss = float(self.update(*args, **kwargs))
+        if loss != loss:  # noqa: PLR0124 - NaN
+            warnings.warn("Encountered NaN: loss", stacklevel=2)
+        return loss
+
+    def update(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Like :meth:`step`, but the loss stays a tensor on its device: nothing waits for it."""
+        if self._objective is None or not self._params or self.mode == "eager":
+            return self._eager_update(args, kwargs)
+        recorded = self._program(args, kwargs)
+        if recorded is None:
+            return self._eager_update(args, kwargs)
+        loss, *grads = recorded(args, kwargs)
+        for param, grad in zip(recorded.params, grads, strict=True):
+            param.grad = grad
+        self._apply_gradients()
+        return loss
+
+    def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
+        """The loss without a step, in nats summed over the batch."""
+        with torch.no_grad(), self._validation():
+            return float(self.loss_object.loss(self.model, self.guide, *args, **kwargs))
+
+    def prepare(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """Finds the parameters and makes the optimiser, without a step and without randomness.
+
+        Runs the model and guide once, with Pyro's validation. Not needed before :meth:`step`; useful
+        where the optimiser's state is to be restored first.
+        """
+        with torch.random.fork_rng(), torch.no_grad(), self._validation(), _capture(self._params):
+            self.loss_object.loss(self.model, self.guide, *args, **kwargs)
+        self._store_size = len(pyro.get_param_store())
+        self._adopt()
+        if self.optimizer is None:
+            raise ValueError("Expected a model or guide with parameters to train; got none.")
+        return self.optimizer
+
+    def retrace(self) -> None:
+        """Forgets the recorded steps: the next one runs the model and guide again."""
+        self._programs.clear()
+
+    # --- eager -------------------------------------------------------------------------------
+
+    def _eager_update(self, args: Any, kwargs: Any) -> Tensor:
+        store = pyro.get_param_store()
+        new = len(store) != self._store_size
+        with self._validation(), _capture(self._params if new else None):
+            if self._objective is None:
+                loss = torch.as_tensor(
+                    self.loss_object.loss_and_grads(self.model, self.guide, *args, **kwargs)
+                )
+            else:
+                loss = self._objective.tensor_loss(self.model, self.guide, *args, **kwargs)
+                if loss.requires_grad:
+                    loss.backward()
+                loss = loss.detach()
+        if new:
+            self._store_size = len(store)
+            self._adopt()
+        self._apply_gradients()
+        return loss
+
+    @contextmanager
+    def _validation(self) -> Iterator[None]:
+        """Pyro's checks as the user set them in the first step, none afterwards."""
+        if self._validated:
+            with pyro.validation_enabled(False):
+                yield
+        else:
+            yield
+            self._validated = True
+
+    # --- recorded ----------------------------------------------------------------------------
+
+    def _program(self, args: Any, kwargs: Any) -> _Recorded | None:
+        key = (_signature(args), _signature(tuple(sorted(kwargs.items()))))
+        recorded = self._programs.get(key)
+        if recorded is None or recorded.stale:
+            try:
+                recorded = self._programs[key] = _Recorded(self, args, kwargs)
+            except Exception as error:
+                reason = str(error).strip().split("\n")[0]
+                warnings.warn(
+                    f"FastSVI goes on in eager mode: the step could not be {self.mode} ({reason}).",
+                    stacklevel=4,
+                )
+                self.mode = "eager"
+                return None
+        return recorded
+
+    # --- the one optimiser -------------------------------------------------------------------
+
+    def _adopt(self) -> None:
+        """Gives every parameter seen so far to the optimiser, grouped by its options."""
+        known = {
+            id(p) for g in (self.optimizer.param_groups if self.optimizer else []) for p in g["params"]
+        }
+        fresh = {name: p for name, p in self._params.items() if id(p) not in known}
+        if not fresh:
+            return
+        groups: dict[str, dict[str, Any]] = {}
+        for name, param in fresh.items():
+            options = self._options(name, param)
+            group = groups.setdefault(repr(sorted(options.items())), {"params": [], **options})
+            group["params"].append(param)
+        if self.optimizer is None:
+            self.optimizer = self._make(list(groups.values()))
+        else:
+            for group in groups.values():
+                self.optimizer.add_param_group(group)
+
+    def _options(self, name: str, param: Tensor) -> dict[str, Any]:
+        if not isinstance(self.optim, PyroOptim):
+            return {}
+        clips = self.optim._get_grad_clip_args(param)  # type: ignore[arg-type]
+        if clips:
+            self._clips.append((param, clips))
+        return dict(self.optim._get_optim_args(param))  # type: ignore[arg-type]
+
+    def _make(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        if not isinstance(self.optim, PyroOptim):
+            return self.optim(groups)
+        constructor: Any = self.optim.pt_optim_constructor
+        options = _fused(constructor, self._params.values())
+        optimizer = constructor(groups, **options)
+        scheduler = getattr(self.optim, "pt_scheduler_constructor", None)
+        if scheduler is not None:
+            # Pyro's scheduler steps whatever stands in optim_objs: let it be the one we have.
+            schedule = scheduler(optimizer, **self.optim.kwargs)  # type: ignore[attr-defined]
+            self.optim.optim_objs = {"all": schedule}
+        return cast(torch.optim.Optimizer, optimizer)
+
+    def _apply_gradients(self) -> None:
+        if self.optimizer is None:
+            return
+        for param, clips in self._clips:
+            if param.grad is not None:
+                PyroOptim._clip_grad(param, **clips)
+        if self.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self._params.values(), self.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+class _Recorded:
+    """The tensor operations of one step with its gradients, recorded for one set of shapes."""
+
+    def __init__(self, svi: FastSVI, args: Any, kwargs: Any) -> None:
+        from torch.fx.experimental.proxy_tensor import make_fx  # Slow to import, seldom needed.
+
+        self.params = [p for p in svi._params.values() if p.requires_grad]
+        tensors, fill = _split_tensors(args, kwargs)
+        self._tensors_of = lambda a, k: _split_tensors(a, k)[0]
+
+        def program(*inputs: Tensor) -> tuple[Tensor, ...]:
+            new_args, new_kwargs = fill(inputs)
+            objective = cast(ELBO, svi._objective)
+            loss = objective.tensor_loss(svi.model, svi.guide, *new_args, **new_kwargs)
+            grads = torch.autograd.grad(loss, self.params, allow_unused=True)
+            zero = (torch.zeros_like(p) if g is None else g for g, p in zip(grads, self.params, strict=True))
+            return (loss, *zero)
+
+        # Validation looks at values, which a recording cannot; the first, eager step did it. And
+        # recording draws noise: the generator is set back, so that it costs no randomness.
+        with torch.random.fork_rng(), pyro.validation_enabled(False):
+            graph = make_fx(program)(*tensors)
+        self._constants = _lift(graph)
+        self._flags = self._requires_grad()
+        run: Any = graph
+        if svi.mode == "compiled":
+            if sys.platform != "win32" and not any(map(shutil.which, ("g++", "clang++", "c++"))):
+                raise RuntimeError("no C++ compiler was found")
+            run = torch.compile(graph, fullgraph=True, dynamic=False)
+        self._run = run
+        if svi.mode == "compiled":
+            # Compiled here, so that a failure is met by the fallback to eager.
+            with torch.random.fork_rng(), torch.no_grad():
+                run(*tensors, *self._constants)
+
+    def _requires_grad(self) -> list[bool]:
+        return [t.requires_grad for t in self._constants]
+
+    @property
+    def stale(self) -> bool:
+        """Whether a parameter was frozen or thawed since."""
+        return self._requires_grad() != self._flags
+
+    def __call__(self, args: Any, kwargs: Any) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            return cast("tuple[Tensor, ...]", self._run(*self._tensors_of(args, kwargs), *self._constants))
+
+
+def _as_objective(loss: Any) -> ELBO | None:
+    """The loss as an objective that can be recorded; None if it must run its own way."""
+    if isinstance(loss, ELBO):
+        return loss
+    if type(loss) is not Trace_ELBO:
+        return None
+    return ELBO(
+        num_particles=loss.num_particles,
+        max_plate_nesting=loss.max_plate_nesting,
+        vectorize_particles=loss.vectorize_particles,
+        strict_enumeration_warning=loss.strict_enumeration_warning,
+    )
+
+
+@contextmanager
+def _capture(params: dict[str, Tensor] | None) -> Iterator[None]:
+    """Adds the parameters met inside to ``params``; costs nothing for None."""
+    if params is None:
+        yield
+        return
+    with poutine.trace(param_only=True) as trace:
+        yield
+    for name, site in trace.trace.nodes.items():
+        if site["type"] == "param":
+            params.setdefault(name, site["value"].unconstrained())
+
+
+def _fused(constructor: Any, params: Any) -> dict[str, bool]:
+    """Asks for the fused implementation of an optimiser, else the foreach one, where they exist."""
+    names = inspect.signature(constructor).parameters
+    floating = all(p.is_floating_point() for p in params)
+    devices = {p.device.type for p in params}
+    if "fused" in names and floating and devices <= {"cpu", "cuda", "mps"}:
+        return {"fused": True}
+    return {"foreach": True} if "foreach" in names else {}
+
+
+def _signature(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return (tuple(value.shape), value.dtype, value.device, value.requires_grad)
+    if isinstance(value, (tuple, list)):
+        return tuple(map(_signature, value))
+    return value if value.__hash__ else repr(value)
+
+
+def _split_tensors(
+    args: Any, kwargs: Any
+) -> tuple[list[Tensor], Callable[[tuple[Tensor, ...]], tuple[Any, Any]]]:
+    """The tensors among the arguments, and a function that puts others in their places."""
+    flat, spec = torch.utils._pytree.tree_flatten((args, kwargs))
+    places = [i for i, value in enumerate(flat) if isinstance(value, Tensor)]
+
+    def fill(tensors: tuple[Tensor, ...]) -> tuple[Any, Any]:
+        values = list(flat)
+        for place, tensor in zip(places, tensors, strict=True):
+            values[place] = tensor
+        return cast("tuple[Any, Any]", torch.utils._pytree.tree_unflatten(values, spec))
+
+    return [flat[i] for i in places], fill
+
+
+def _lift(graph: torch.fx.GraphModule) -> list[Tensor]:
+    """Turns the tensors a recording refers to into further inputs, and returns them in order.
+
+    A compiler may fold a constant into the program; an input it must read each time, so that
+    parameters and schedules are seen as they are.
+    """
+    constants: dict[str, Tensor] = {}
+    nodes = list(graph.graph.nodes)
+    last = next((n for n in reversed(nodes) if n.op == "placeholder"), None)
+    lifted: dict[str, Any] = {}
+    for node in nodes:
+        if node.op != "get_attr":
+            continue
+        name = cast(str, node.target)
+        if name not in lifted:
+            where = graph.graph.inserting_after(last) if last else graph.graph.inserting_before(nodes[0])
+            with where:
+                lifted[name] = last = graph.graph.placeholder(f"constant_{len(lifted)}")
+            constants[name] = getattr(graph, name)
+        node.replace_all_uses_with(lifted[name])
+        graph.graph.erase_node(node)
+    for name in constants:
+        delattr(graph, name)
+    graph.recompile()
+    return list(constants.values())

@@ -1,0 +1,129 @@
+"""How a part is described in plain data, and rebuilt from that description.
+
+A saved model must be readable without running code from the file. So every module of this
+library remembers the arguments it was built with; :func:`describe` turns a tree of modules into
+JSON-ready data and :func:`rebuild` calls the constructors again. Only classes of this library can
+be named in a description, and tensors are described by their shape: their values travel with the
+weights.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["Described", "SpecError", "describe", "rebuild", "recorded"]
+
+_CLASSES: dict[str, type] = {}
+
+
+class SpecError(ValueError):
+    """A description that cannot be written or rebuilt."""
+
+
+def recorded(cls: type) -> type:
+    """Makes instances of ``cls`` remember the arguments of their outermost constructor."""
+    original: Callable[..., None] = cls.__init__  # type: ignore[misc]
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        # A subclass calls its parent's constructor: the first (outermost) record stands.
+        if "_arguments" not in self.__dict__:
+            bound = signature.bind(self, *args, **kwargs)
+            bound.arguments.pop("self", None)
+            self.__dict__["_arguments"] = dict(bound.arguments)
+        original(self, *args, **kwargs)
+
+    cls.__init__ = __init__  # type: ignore[misc]
+    # A user's subclass may do anything in its constructor: only our own names can be rebuilt.
+    if cls.__module__.startswith("pyro_vaes."):
+        _CLASSES[cls.__name__] = cls
+    return cls
+
+
+class Described(nn.Module):
+    """An ``nn.Module`` whose constructor arguments are recorded, see :func:`describe`."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in cls.__dict__:
+            recorded(cls)
+        elif cls.__module__.startswith("pyro_vaes."):
+            _CLASSES[cls.__name__] = cls
+
+
+def describe(value: Any) -> Any:
+    """Describes a tree of this library's modules as JSON-ready data.
+
+    A module that occurs twice (a VampPrior's posterior, say) is described once and then referred
+    to, so that sharing survives the round trip.
+
+    Raises:
+        SpecError: for a module or value that this library cannot rebuild.
+    """
+    return _describe(value, {})
+
+
+def _describe(value: Any, seen: dict[int, int]) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, torch.Tensor):
+        return {"tensor": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+    if isinstance(value, (list, tuple)):
+        return [_describe(item, seen) for item in value]
+    if isinstance(value, Mapping):
+        return {"dict": {str(key): _describe(item, seen) for key, item in value.items()}}
+    name = type(value).__name__
+    if _CLASSES.get(name) is not type(value):
+        raise SpecError(
+            f"Expected parts and arguments of pyro_vaes' own; got {type(value).__qualname__}, "
+            "which cannot be rebuilt from a file: load its weights with into=vae."
+        )
+    if id(value) in seen:
+        return {"ref": seen[id(value)]}
+    arguments = {key: _describe(item, seen) for key, item in value._arguments.items()}
+    # Numbered after its arguments, the order in which rebuild() finishes them.
+    seen[id(value)] = len(seen)
+    return {"class": name, "arguments": arguments}
+
+
+def rebuild(description: Any) -> Any:
+    """Builds what :func:`describe` described; tensors come back as zeros of their shape.
+
+    Raises:
+        SpecError: if the description is not one that :func:`describe` writes.
+    """
+    try:
+        return _rebuild(description, [])
+    except SpecError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        raise SpecError(f"Expected a description of a model; got a damaged one ({error}).") from error
+
+
+def _rebuild(description: Any, built: list[Any]) -> Any:
+    if isinstance(description, list):
+        return [_rebuild(item, built) for item in description]
+    if not isinstance(description, dict):
+        return description
+    if "tensor" in description:
+        dtype = getattr(torch, description["dtype"])
+        if not isinstance(dtype, torch.dtype):
+            raise SpecError(f"Expected a tensor type; got {description['dtype']!r}.")
+        return torch.zeros(description["tensor"], dtype=dtype)
+    if "dict" in description:
+        return {key: _rebuild(item, built) for key, item in description["dict"].items()}
+    if "ref" in description:
+        return built[description["ref"]]
+    if description["class"] not in _CLASSES:
+        raise SpecError(f"Expected a class of pyro_vaes; got {description['class']!r}.")
+    arguments = {key: _rebuild(item, built) for key, item in description["arguments"].items()}
+    value = _CLASSES[description["class"]](**arguments)
+    built.append(value)
+    return value

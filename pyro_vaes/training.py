@@ -1,0 +1,526 @@
+"""Training: ``fit`` takes a VAE and data, and gives back the weights that validate best.
+
+One loop for every combination of parts and every objective, over :class:`~pyro_vaes.inference.FastSVI`.
+All state of the loop (weights, their average, optimiser, generators, best weights, history) is kept
+in one checkpoint, written whole after each epoch, so that a run that was killed goes on exactly
+where its last epoch ended.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import pyro
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from pyro_vaes.checkpoints import (
+    RunFolderError,
+    fill,
+    named_tensors,
+    optimizer_tensors,
+    read_groups,
+    restore_optimizer,
+    save,
+    write_groups,
+    write_text,
+)
+from pyro_vaes.data import Split, as_split, batches
+from pyro_vaes.inference import FastSVI, Mode
+from pyro_vaes.monitoring import (
+    History,
+    NonFiniteError,
+    arguments,
+    first_not_finite,
+    metrics_line,
+    tensorboard,
+    validate,
+)
+from pyro_vaes.networks import positive
+from pyro_vaes.objectives import ELBO
+from pyro_vaes.spec import SpecError, describe
+from pyro_vaes.vae import VAE
+
+__all__ = ["OPTIMIZERS", "SCHEDULES", "History", "NonFiniteError", "fit"]
+
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamax": torch.optim.Adamax,
+    "adamw": torch.optim.AdamW,
+}
+# Factor on the learning rate at a fraction in [0, 1) of the training asked for.
+SCHEDULES = {
+    "constant": lambda fraction: 1.0,
+    "cosine": lambda fraction: 0.5 * (1 + math.cos(math.pi * fraction)),
+    "linear": lambda fraction: 1.0 - fraction,
+}
+CHECKPOINT = Path("checkpoint") / "state.safetensors"
+METRICS = "metrics.jsonl"
+
+# From this many steps on, compiling (some 20 s) pays for itself.
+_COMPILE_FROM_STEPS = 30_000
+
+def fit(
+    vae: VAE,
+    train: Any,
+    val: Any = None,
+    *,
+    epochs: int = 100,
+    objective: Any = None,
+    batch_size: int = 64,
+    learning_rate: float = 1e-3,
+    optimizer: str = "adam",
+    weight_decay: float = 0.0,
+    schedule: str = "constant",
+    clip_norm: float | None = None,
+    warmup_epochs: float = 0,
+    warmup_steps: int = 0,
+    patience: int | None = None,
+    ema_decay: float = 0.0,
+    seed: int = 0,
+    device: str = "auto",
+    mode: Mode = "auto",
+    out: str | Path | None = None,
+    resume: bool = False,
+    record: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> History:
+    """Trains a VAE in place and leaves it with the weights that validated best.
+
+    The seed governs the order of the data and all noise; the generators of the caller are left
+    as they were. (The initial weights were drawn when the parts were built: seed before that.)
+
+    Args:
+        vae: the model; moved to the device.
+        train: a split, tensor, array, ``Dataset`` or ``DataLoader``.
+        val: the same, for choosing; without it the last weights are kept.
+        epochs: most passes over the training data.
+        objective: one of :mod:`pyro_vaes.objectives` or a Pyro loss; ``ELBO()`` if None.
+        batch_size: data in a step.
+        learning_rate: of the optimiser.
+        optimizer: ``adam``, ``adamw`` or ``adamax``.
+        weight_decay: of the optimiser.
+        schedule: ``constant``, ``cosine`` or ``linear`` decay of the learning rate over ``epochs``.
+        clip_norm: largest global norm of a step's gradient; None for no limit.
+        warmup_epochs: epochs over which the KL weight rises linearly from 0 to its full value.
+        warmup_steps: the same in steps; give one of the two. Early stopping and the choice of the
+            best weights begin after the warm-up.
+        patience: stop after this many epochs without a better validation; None to go on.
+        ema_decay: decay of an exponential moving average of the weights, which is then what is
+            validated, kept and saved; 0 for none.
+        seed: see above.
+        device: ``auto`` (CUDA if there is one, else the CPU), ``cpu``, ``cuda``, ``mps``.
+        mode: how steps are run; ``auto`` decides from the number of steps, never from a timing.
+        out: a run folder for weights, metrics and checkpoints; none if None.
+        resume: go on with the run in ``out``; an absent or empty folder starts one, a finished run
+            is left as it is.
+        record: JSON-ready facts to keep beside the weights.
+        progress: show a progress bar, if there is a terminal or notebook to show it.
+
+    Returns:
+        The history.
+
+    Raises:
+        ValueError: for options that make no sense, a warm-up as long as the training among them.
+        RunFolderError: if ``out`` holds another run, or one with other options.
+        NonFiniteError: if the loss is not finite; the weights of the last good epoch are kept.
+    """
+    trainer = _Trainer(
+        vae,
+        as_split(train),
+        None if val is None else as_split(val),
+        ELBO() if objective is None else objective,
+        _Options(
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            optimizer=optimizer,
+            weight_decay=weight_decay,
+            schedule=schedule,
+            clip_norm=clip_norm,
+            warmup_epochs=warmup_epochs,
+            warmup_steps=warmup_steps,
+            patience=patience,
+            ema_decay=ema_decay,
+            seed=seed,
+            device=device,
+            mode=mode,
+        ),
+        None if out is None else Path(out),
+        record,
+    )
+    # The caller's generators and Pyro's store are the caller's: both are given back as they were.
+    with torch.random.fork_rng(), pyro.get_param_store().scope():
+        trainer.start(resume)
+        return trainer.run(progress)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Options:
+    """The options that decide what is computed: two runs with the same ones are the same."""
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    optimizer: str
+    weight_decay: float
+    schedule: str
+    clip_norm: float | None
+    warmup_epochs: float
+    warmup_steps: int
+    patience: int | None
+    ema_decay: float
+    seed: int
+    device: str
+    mode: str
+
+    def check(self, has_val: bool) -> None:
+        positive(epochs=self.epochs, batch_size=self.batch_size)
+        if self.patience is not None:
+            positive(patience=self.patience)
+            if not has_val:
+                raise ValueError("Expected validation data for patience; got val=None.")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"Expected learning_rate above 0; got {self.learning_rate}.")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"Expected ema_decay in [0, 1); got {self.ema_decay}.")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f"Expected clip_norm above 0; got {self.clip_norm}.")
+        for name, value, choices in (
+            ("optimizer", self.optimizer, OPTIMIZERS),
+            ("schedule", self.schedule, SCHEDULES),
+        ):
+            if value not in choices:
+                raise ValueError(f"Expected {name} among {', '.join(choices)}; got {value!r}.")
+        if self.warmup_epochs and self.warmup_steps:
+            raise ValueError("Expected warmup_epochs or warmup_steps; got both.")
+        if self.warmup_epochs < 0 or self.warmup_steps < 0:
+            raise ValueError("Expected a warm-up of at least 0; got a negative one.")
+
+    def changed_since(self, earlier: Mapping[str, Any]) -> list[str]:
+        """Names of options that differ from a run's, the number of epochs aside: it may grow."""
+        now = dataclasses.asdict(self)
+        return [name for name in now if name != "epochs" and now[name] != earlier.get(name)]
+
+
+class _Trainer:
+    """The state of one training run and the loop over it."""
+
+    def __init__(
+        self,
+        vae: VAE,
+        train: Split,
+        val: Split | None,
+        objective: Any,
+        options: _Options,
+        out: Path | None,
+        record: Mapping[str, Any] | None,
+    ) -> None:
+        options.check(val is not None)
+        self.vae, self.objective, self.options = vae, objective, options
+        self.out, self.record = out, record
+        self.device = _device(options.device)
+        self.steps_per_epoch = math.ceil(len(train) / options.batch_size)
+        self.warmup_steps = options.warmup_steps or round(options.warmup_epochs * self.steps_per_epoch)
+        if self.warmup_steps and not isinstance(objective, ELBO):
+            raise ValueError(
+                f"Expected an objective of pyro_vaes for a KL warm-up; got {type(objective).__name__}."
+            )
+        if self.warmup_steps >= options.epochs * self.steps_per_epoch:
+            raise ValueError(
+                f"Expected a warm-up shorter than the training; got {self.warmup_steps} steps of "
+                f"{options.epochs * self.steps_per_epoch}."
+            )
+        vae.to(self.device)
+        self.train, self.val = (_on_device(split, vae) for split in (train, val))
+        self.history = History(device=self.device.type)
+        self.best: dict[str, Tensor] | None = None
+        self.average: dict[str, Tensor] | None = None
+        self.order = torch.Generator()
+
+    # --- state ---------------------------------------------------------------------------------
+
+    def start(self, resume: bool) -> None:
+        """Sets up a new run, or takes up the one in the folder."""
+        options = self.options
+        torch.manual_seed(options.seed)
+        self.order.manual_seed(options.seed)
+        if isinstance(self.objective, ELBO):
+            self.objective.to(self.device)
+        mode = options.mode
+        if mode == "auto":
+            long = options.epochs * self.steps_per_epoch >= _COMPILE_FROM_STEPS
+            mode = "compiled" if long else "traced"
+        self.history.mode = mode
+        kind = OPTIMIZERS[options.optimizer]
+        self.svi = FastSVI(
+            self.vae.model,
+            self.vae.guide,
+            pyro.optim.PyroOptim(
+                kind, {"lr": options.learning_rate, "weight_decay": options.weight_decay}
+            ),
+            loss=self.objective,
+            mode=cast(Mode, mode),
+            clip_norm=options.clip_norm,
+        )
+        first = next(batches(self.train, min(2, len(self.train))))
+        self.optimizer = self.svi.prepare(*arguments(self.vae, *first))
+        if options.ema_decay:
+            self.average = _copy(named_tensors(self.vae))
+        if self.out is None:
+            return
+        self.identity = self._identity()
+        occupied = self.out.exists() and any(self.out.iterdir())
+        if resume and (self.out / CHECKPOINT).exists():
+            self._restore()
+        elif occupied and not resume and not self._only_ours():
+            raise RunFolderError(
+                f"Expected an empty or new folder for out; got {self.out}, which holds files "
+                "(resume to go on with the run in it)."
+            )
+
+    def _only_ours(self) -> bool:
+        """Whether the folder holds nothing but what a caller put there for this very run."""
+        assert self.out is not None
+        return {path.name for path in self.out.iterdir()} <= {"config.yaml"}
+
+    def _identity(self) -> dict[str, Any]:
+        """What a resumed run must share with the one it goes on with, beside its options."""
+        digest = hashlib.sha256()
+        for tensor in (self.train.x, self.train.y):
+            if tensor is not None:
+                digest.update(tensor.cpu().contiguous().numpy().data)
+        try:
+            architecture = describe(self.vae)
+        except SpecError:
+            architecture = None
+        return {"data": digest.hexdigest(), "architecture": architecture}
+
+    def _write(self) -> None:
+        """Writes the checkpoint, then the weights: a kill in between costs nothing."""
+        if self.out is None:
+            return
+        generators = {"order": self.order.get_state(), "cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            generators["cuda"] = torch.cuda.get_rng_state(self.device)
+        groups = {
+            "model": named_tensors(self.vae),
+            "best": self.best or {},
+            "average": self.average or {},
+            "optimizer": optimizer_tensors(self.optimizer),
+            "generator": generators,
+        }
+        record = {
+            "options": dataclasses.asdict(self.options),
+            "identity": self.identity,
+            "history": dataclasses.asdict(self.history),
+        }
+        write_groups(self.out / CHECKPOINT, groups, record)
+
+    def _write_weights(self) -> None:
+        if self.out is not None:
+            with self._weights(self.best or self.average):
+                save(self.vae, self.out, self.record)
+
+    def _restore(self) -> None:
+        assert self.out is not None
+        path = self.out / CHECKPOINT
+        groups, record = read_groups(path)
+        changed = self.options.changed_since(record["options"])
+        if changed:
+            raise RunFolderError(
+                f"Expected the options that the run in {self.out} was started with; got another "
+                f"{', '.join(changed)}."
+            )
+        for name, value in self.identity.items():
+            if record["identity"][name] != value:
+                raise RunFolderError(
+                    f"Expected the {name} that the run in {self.out} was started with; got another."
+                )
+        fill(self.vae, groups["model"], path)
+        self.best, self.average = (
+            {name: tensor.to(self.device) for name, tensor in groups[key].items()} or None
+            if key in groups
+            else None
+            for key in ("best", "average")
+        )
+        restore_optimizer(self.optimizer, groups.get("optimizer", {}))
+        self.order.set_state(groups["generator"]["order"])
+        torch.set_rng_state(groups["generator"]["cpu"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(groups["generator"]["cuda"], self.device)
+        self.history = History(**record["history"])
+        # A kill may have come after the metrics of an epoch and before its checkpoint.
+        write_text(self.out / METRICS, "".join(map(metrics_line, self.history.records)))
+
+    # --- the loop ------------------------------------------------------------------------------
+
+    def run(self, progress: bool) -> History:
+        """Trains until the epochs or the patience run out, or the user stops it."""
+        options, history = self.options, self.history
+        if history.stopped == "patience" or history.epochs >= options.epochs:
+            self._finish()
+            return history
+        history.stopped = "epochs"
+        bar = tqdm(
+            total=options.epochs,
+            initial=history.epochs,
+            desc="training",
+            unit="epoch",
+            disable=None if progress else True,
+            dynamic_ncols=True,
+        )
+        writer = tensorboard(self.out)
+        try:
+            with bar:
+                while history.epochs < options.epochs:
+                    record = self._epoch(history.epochs)
+                    history.records.append(record)
+                    improved = self._judge(record)
+                    if self._out_of_patience():
+                        history.stopped = "patience"
+                    self._log(record, writer)
+                    self._write()
+                    if improved:
+                        self._write_weights()
+                    bar.update()
+                    shown = {"loss": record["train_loss"], "val": record.get("val_loss")}
+                    bar.set_postfix({k: f"{v:.2f}" for k, v in shown.items() if v is not None})
+                    if history.stopped == "patience":
+                        break
+        except KeyboardInterrupt:
+            # The checkpoint of the last whole epoch is on disk; the broken-off one is repeated.
+            history.stopped = "interrupted"
+        self._finish()
+        return history
+
+    def _finish(self) -> None:
+        if self.best is not None or self.average is not None:
+            fill(self.vae, cast("dict[str, Tensor]", self.best or self.average))
+        if self.out is not None and self.history.epochs:
+            save(self.vae, self.out, self.record)
+
+    def _epoch(self, epoch: int) -> dict[str, Any]:
+        started = time.perf_counter()
+        options = self.options
+        # Kept until the epoch has ended well: what a NaN must not take with it.
+        good = _copy(named_tensors(self.vae))
+        total = torch.zeros((), device=self.device)
+        step = epoch * self.steps_per_epoch
+        for x, y in batches(self.train, options.batch_size, self.order):
+            rate = self._schedule(step)
+            loss = self.svi.update(*arguments(self.vae, x, y))
+            total += loss
+            # On the CPU a look costs nothing; a GPU would have to be waited for.
+            if self.device.type == "cpu" and not math.isfinite(loss):
+                self._fail(epoch, good, x, y)
+            self._update_average()
+            step += 1
+        if not math.isfinite(total):
+            self._fail(epoch, good, x, y)
+        record: dict[str, Any] = {"epoch": epoch + 1, "train_loss": total.item() / len(self.train)}
+        with self._weights(self.average):
+            if self.val is not None:
+                record |= validate(self.vae, self.objective, self.val, options.seed)
+        if isinstance(self.objective, ELBO):
+            record["kl_weight"] = float(self.objective.kl_weight * self.objective.warmup)
+        return record | {"learning_rate": rate, "seconds": round(time.perf_counter() - started, 4)}
+
+    def _schedule(self, step: int) -> float:
+        """Sets the learning rate and the KL weight of a step."""
+        options = self.options
+        fraction = step / (options.epochs * self.steps_per_epoch)
+        rate = options.learning_rate * SCHEDULES[options.schedule](fraction)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        if isinstance(self.objective, ELBO):
+            self.objective.warmup.fill_(min(1.0, step / self.warmup_steps) if self.warmup_steps else 1.0)
+        return rate
+
+    def _update_average(self) -> None:
+        if self.average is not None:
+            now = named_tensors(self.vae)
+            for name, tensor in self.average.items():
+                if tensor.is_floating_point():
+                    tensor.lerp_(now[name], 1 - self.options.ema_decay)
+                else:
+                    tensor.copy_(now[name])
+
+    def _judge(self, record: dict[str, Any]) -> bool:
+        """Keeps the weights if they are the best so far; the warm-up does not count."""
+        if self.val is None or record["epoch"] * self.steps_per_epoch < self.warmup_steps:
+            return False
+        if not record["val_loss"] < self.history.best_val_loss:
+            return False
+        self.history.best_epoch, self.history.best_val_loss = record["epoch"], record["val_loss"]
+        self.best = _copy(self.average or named_tensors(self.vae))
+        return True
+
+    def _out_of_patience(self) -> bool:
+        if self.options.patience is None:
+            return False
+        warmed_up = math.ceil(self.warmup_steps / self.steps_per_epoch)
+        since = self.history.epochs - max(self.history.best_epoch or 0, warmed_up)
+        return since >= self.options.patience
+
+    @contextmanager
+    def _weights(self, tensors: dict[str, Tensor] | None) -> Iterator[None]:
+        """Lends the VAE other weights; None leaves its own."""
+        if tensors is None:
+            yield
+            return
+        own = _copy(named_tensors(self.vae))
+        fill(self.vae, tensors)
+        try:
+            yield
+        finally:
+            fill(self.vae, own)
+
+    def _fail(self, epoch: int, good: dict[str, Tensor], x: Tensor, y: Tensor | None) -> None:
+        """Names what is not finite, puts the last good weights back, and stops."""
+        culprit = first_not_finite(self.vae, arguments(self.vae, x, y))
+        fill(self.vae, self.best or good)
+        raise NonFiniteError(
+            f"Training stopped in epoch {epoch + 1}: {culprit}. The weights of the last good epoch "
+            "are kept. Try a lower learning_rate, or clip_norm."
+        )
+
+    def _log(self, record: dict[str, Any], writer: Any) -> None:
+        if self.out is not None:
+            self.out.mkdir(parents=True, exist_ok=True)
+            with (self.out / METRICS).open("a") as file:
+                file.write(metrics_line(record))
+        if writer is not None:
+            for name, value in record.items():
+                writer.add_scalar(name, value, record["epoch"])
+
+
+def _device(name: str) -> torch.device:
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return torch.device("cuda" if available["cuda"] else "cpu")
+    if name not in available:
+        raise ValueError(f"Expected device among auto, {', '.join(available)}; got {name!r}.")
+    if not available[name]:
+        raise ValueError(f"Expected a device that this machine has; got {name!r}.")
+    return torch.device(name)
+
+
+def _on_device(split: Any, vae: VAE) -> Any:
+    if split is None:
+        return None
+    x = split.x.to(vae.device)
+    x = x.to(vae.dtype) if x.is_floating_point() else x
+    return dataclasses.replace(split, x=x, y=None if split.y is None else split.y.to(vae.device))
+
+
+def _copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}

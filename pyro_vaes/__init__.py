@@ -1,11 +1,16 @@
 """Variational autoencoders as plain Pyro models and guides."""
 
 from pyro_vaes import flows
+from pyro_vaes.checkpoints import load, save
+from pyro_vaes.data import DataSet, Split, load_data, pseudo_inputs
+from pyro_vaes.evaluation import Evaluation, evaluate, log_marginal
+from pyro_vaes.inference import FastSVI
 from pyro_vaes.likelihoods import BernoulliLikelihood, CategoricalLikelihood, NormalLikelihood
 from pyro_vaes.networks import MLP
 from pyro_vaes.objectives import ELBO, BetaELBO
 from pyro_vaes.posteriors import FlowPosterior, NormalPosterior
 from pyro_vaes.priors import FlowPrior, MixturePrior, NormalPrior, VampPrior
+from pyro_vaes.training import History, fit
 from pyro_vaes.vae import VAE
 
 __version__ = "0.1.0"
@@ -18,15 +23,23 @@ __all__ = [
     "BetaELBO",
     "CategoricalLikelihood",
     "DataSet",
+    "Evaluation",
+    "FastSVI",
     "FlowPosterior",
     "FlowPrior",
+    "History",
     "MixturePrior",
     "NormalLikelihood",
     "NormalPosterior",
     "NormalPrior",
     "Split",
     "VampPrior",
+    "evaluate",
+    "fit",
     "flows",
+    "load",
     "load_data",
+    "log_marginal",
     "pseudo_inputs",
+    "save",
 ]

@@ -102,7 +102,7 @@ class FastSVI(SVI):
 
     def update(self, *args: Any, **kwargs: Any) -> Tensor:
         """Like :meth:`step`, but the loss stays a tensor on its device: nothing waits for it."""
-        if self._objective is None or not self._params or self.mode == "eager":
+        if self._objective is None or self.optimizer is None or self.mode == "eager":
             return self._eager_update(args, kwargs)
         recorded = self._program(args, kwargs)
         if recorded is None:
@@ -192,7 +192,12 @@ class FastSVI(SVI):
         known = {
             id(p) for g in (self.optimizer.param_groups if self.optimizer else []) for p in g["params"]
         }
-        fresh = {name: p for name, p in self._params.items() if id(p) not in known}
+        # One tensor may be announced under two names (a VampPrior holds its posterior's).
+        fresh: dict[str, Tensor] = {}
+        for name, param in self._params.items():
+            if id(param) not in known:
+                known.add(id(param))
+                fresh[name] = param
         if not fresh:
             return
         groups: dict[str, dict[str, Any]] = {}
@@ -234,7 +239,8 @@ class FastSVI(SVI):
             if param.grad is not None:
                 PyroOptim._clip_grad(param, **clips)
         if self.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self._params.values(), self.clip_norm)
+            params = (p for group in self.optimizer.param_groups for p in group["params"])
+            torch.nn.utils.clip_grad_norm_(params, self.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -245,7 +251,8 @@ class _Recorded:
     def __init__(self, svi: FastSVI, args: Any, kwargs: Any) -> None:
         from torch.fx.experimental.proxy_tensor import make_fx  # Slow to import, seldom needed.
 
-        self.params = [p for p in svi._params.values() if p.requires_grad]
+        groups = cast(torch.optim.Optimizer, svi.optimizer).param_groups
+        self.params = [p for group in groups for p in group["params"] if p.requires_grad]
         tensors, fill = _split_tensors(args, kwargs)
         self._tensors_of = lambda a, k: _split_tensors(a, k)[0]
 

@@ -1,0 +1,162 @@
+"""From a configuration and data to a VAE and its objective: the one place that knows the names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from pyro_vaes import flows
+from pyro_vaes.config import ConfigError, RunConfig
+from pyro_vaes.data import DataSet, pseudo_inputs
+from pyro_vaes.likelihoods import BernoulliLikelihood, CategoricalLikelihood, NormalLikelihood
+from pyro_vaes.networks import MLP
+from pyro_vaes.objectives import ELBO, BetaELBO
+from pyro_vaes.posteriors import FlowPosterior, NormalPosterior
+from pyro_vaes.priors import FlowPrior, MixturePrior, NormalPrior, VampPrior
+from pyro_vaes.vae import VAE
+
+__all__ = ["build", "build_objective"]
+
+# Likelihoods over levels take their number beside the shape.
+_LEVELS: dict[str, Any] = {"categorical": CategoricalLikelihood}
+_NEEDS = {"bernoulli": ("binary",), "normal": ("binary", "levels", "real")}
+
+
+def build(config: RunConfig, data: DataSet) -> tuple[VAE, list[str]]:
+    """Builds the VAE of a configuration; weights come from torch's global generator: seed first.
+
+    Args:
+        config: the options.
+        data: what it will be trained on; gives shapes, levels, labels and pseudo-inputs.
+
+    Returns:
+        The VAE, and a remark for each choice that was made for the user.
+
+    Raises:
+        ConfigError: for options that do not go together, or not with the data.
+    """
+    remarks: list[str] = []
+    if config.data.conditional and not data.num_labels:
+        raise ConfigError(
+            "Invalid value for '--conditional': expected data with labels; "
+            f"got {data.name} without any."
+        )
+    labels = (data.num_labels or 0) if config.data.conditional else 0
+    posterior = _posterior(config, data, labels)
+    prior = _prior(config, data, labels, posterior, remarks)
+    likelihood = _likelihood(config, data, labels, remarks)
+    return VAE(prior, posterior, likelihood), remarks
+
+
+def build_objective(config: RunConfig) -> ELBO:
+    """The objective of a configuration."""
+    objective = config.objective
+    return BetaELBO(objective.beta, free_bits=objective.free_bits)
+
+
+def _network(config: RunConfig, in_features: int, hidden_dims: tuple[int, ...]) -> Any:
+    return MLP(in_features, list(hidden_dims), config.network.activation)
+
+
+def _posterior(config: RunConfig, data: DataSet, labels: int) -> nn.Module:
+    latent_dim = config.network.latent_dim
+    network = _network(
+        config, math.prod(data.event_shape) + labels, config.network.hidden_dims
+    )
+    x_range = None
+    if data.kind == "real":
+        # Bounded likelihoods tell the range; of real values, two deviations about the mean will do.
+        mean, spread = data.train.x.mean().item(), 2 * data.train.x.std().item()
+        x_range = [mean - spread, mean + spread] if spread > 0 else None
+    base = NormalPosterior(network, latent_dim, list(data.event_shape), labels, x_range)
+    name = config.parts.posterior
+    if name == "normal":
+        return base
+    return FlowPosterior(base, _flow(name, latent_dim, config.parts.posterior_flows, "posterior"))
+
+
+def _prior(
+    config: RunConfig, data: DataSet, labels: int, posterior: Any, remarks: list[str]
+) -> nn.Module:
+    parts, latent_dim = config.parts, config.network.latent_dim
+    prior_labels = labels if config.data.conditional_prior else 0
+    if parts.prior == "standard":
+        return NormalPrior(latent_dim, prior_labels)
+    if parts.prior == "mixture":
+        learned = parts.prior_weights != "uniform"
+        return MixturePrior(latent_dim, parts.prior_components, prior_labels, learned)
+    if parts.prior == "vamp":
+        if not posterior.scores:
+            remarks.append(
+                f"A {parts.posterior} posterior scores only its own draws: the VampPrior mixes its "
+                "base (posterior.base) instead."
+            )
+            posterior = posterior.base
+        return _vamp(config, data, labels, posterior)
+    flow = _flow(parts.prior, latent_dim, parts.prior_flows, "prior")
+    return FlowPrior(latent_dim, flow, prior_labels)
+
+
+def _vamp(config: RunConfig, data: DataSet, labels: int, posterior: Any) -> VampPrior:
+    parts, count = config.parts, config.parts.prior_components
+    learned = parts.prior_weights == "learned"
+    x, y = data.train.x, data.train.y
+    if not labels:
+        u = pseudo_inputs(x, count, parts.pseudo_inputs)
+        return VampPrior(posterior, u, learn_weights=learned)
+    if count < labels:
+        raise ConfigError(
+            f"Invalid value for '--prior-components': expected at least {labels}, a pseudo-input for "
+            f"each label; got {count}."
+        )
+    # Labels in turn, so that none lacks a component; each pseudo-input starts from its own label.
+    assert y is not None
+    of_label = torch.arange(count) % labels
+    u = torch.empty(count, *x.shape[1:])
+    for label in range(labels):
+        rows = x[y == label] if bool((y == label).any()) else x
+        here = of_label == label
+        u[here] = pseudo_inputs(rows, int(here.sum()), parts.pseudo_inputs)
+    return VampPrior(posterior, u, labels=of_label, learn_weights=learned)
+
+
+def _likelihood(config: RunConfig, data: DataSet, labels: int, remarks: list[str]) -> nn.Module:
+    name = config.parts.likelihood
+    if name == "auto":
+        name = data.default_likelihood
+        remarks.append(f"Likelihood: {name}, since the data hold {_values(data)}.")
+    elif data.kind not in _NEEDS.get(name, ("binary", "levels")):
+        raise ConfigError(
+            f"Invalid value for '--likelihood': expected one for {_values(data)}; got {name!r}."
+        )
+    network = _network(
+        config, config.network.latent_dim + labels, config.network.hidden_dims[::-1]
+    )
+    shape = list(data.event_shape)
+    if name in _LEVELS:
+        return _LEVELS[name](network, shape, data.num_levels, labels)  # type: ignore[no-any-return]
+    if name == "bernoulli":
+        return BernoulliLikelihood(network, shape, labels)
+    # Start at the spread of the data: from 1 it would take long to reach microns or millions.
+    scale = max(data.train.x.std().item(), 1e-6)
+    return NormalLikelihood(network, shape, labels, initial_scale=scale, min_scale=1e-3 * scale)
+
+
+def _values(data: DataSet) -> str:
+    return {
+        "binary": "binary values",
+        "levels": f"levels 0..{(data.num_levels or 0) - 1}",
+        "real": "real values",
+    }[data.kind]
+
+
+def _flow(name: str, latent_dim: int, depth: int, role: str) -> flows.FlowRecipe:
+    make: Callable[[int, int], flows.FlowRecipe] = getattr(flows, name)
+    try:
+        return make(latent_dim, depth)
+    except ValueError as error:
+        raise ConfigError(f"Invalid value for '--{role}': {error}") from error

@@ -1,79 +1,103 @@
-"""Data: named sets and the user's own, whole in memory, split, and cut into batches.
+"""Data sets, splits and batches: tensors in memory, read by name, from files or from the user.
 
-A :class:`Split` holds rows ``x`` and labels ``y``; a :class:`DataSet` holds three splits and what the
-values are. Levels (whole numbers 0..L-1, such as pixel intensities) are held as floats, as networks
-want them, and stay what they are: nothing is rescaled here.
+``load_data`` gives a :class:`DataSet` of three splits, ``batches`` walks through one in steps, and
+``pseudo_inputs`` picks where a VampPrior's components start.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import math
-from collections.abc import Callable, Iterator
-from functools import cached_property
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import numpy as np
 import torch
-from torch import Generator, Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
+
+from pyro_vaes.augmentation import Transform, binarize, compose
+from pyro_vaes.networks import positive
+from pyro_vaes.sources import SUFFIXES, DataError, Pair, read, read_digits, read_pair, read_torchvision
 
 __all__ = [
-    "DATA_NAMES",
     "DataError",
     "DataSet",
     "Split",
     "as_split",
     "batches",
+    "labelled_pseudo_inputs",
     "load_data",
     "pseudo_inputs",
 ]
 
-DATA_NAMES = ("digits", "mnist", "fashion_mnist")
 Kind = Literal["binary", "levels", "real"]
+Binarization = Literal["dynamic", "threshold", "grey"]
 
-# Whole numbers up to here are levels; beyond, counting every level would be absurd.
+NAMES = ("digits", "fashion_mnist", "mnist")
+BINARIZATIONS = ("dynamic", "threshold", "grey")
+LIKELIHOODS: dict[Kind, str] = {"binary": "bernoulli", "levels": "categorical", "real": "normal"}
+
+# Whole numbers are taken for levels up to this many, the grey values of a byte.
 _MOST_LEVELS = 256
+# More than this and a likelihood over levels would not fit into memory.
+_MOST_LEVELS_ON_REQUEST = 2**16
+# The last rows of torchvision's training files are kept for validation.
+_TORCHVISION_VALIDATION_ROWS = 10_000
+# One draw for everyone, whatever the seed of the run, so that test figures compare.
+_BINARIZATION_SEED = 0
 
 
-class DataError(ValueError):
-    """Data that cannot be used; the message is one line."""
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Split:
-    """Rows of one split.
+    """Rows, perhaps with labels, all in memory.
 
     Attributes:
-        x: ``(n, *event_shape)``, float32.
-        y: labels ``(n,)``, whole numbers from 0, or None.
-        transform: ``transform(x_batch, generator)`` makes a training batch anew each time it is
-            drawn (dynamic binarisation, augmentation); None for none.
+        x: ``(n, *event_shape)``, float32; levels are whole numbers held in it.
+        y: labels ``(n,)``, int64, or None.
+        transform: what happens to each training batch, drawn anew each time (dynamic binarisation,
+            augmentation), or None.
     """
 
     x: Tensor
     y: Tensor | None = None
-    transform: Callable[[Tensor, Generator], Tensor] | None = None
+    transform: Transform | None = None
+
+    def __post_init__(self) -> None:
+        if self.y is not None and len(self.y) != len(self.x):
+            raise DataError(f"Expected a label for each of {len(self.x)} rows; got {len(self.y)}.")
 
     def __len__(self) -> int:
         return len(self.x)
 
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """The shape of one datum."""
+        return tuple(self.x.shape[1:])
 
-@dataclasses.dataclass(frozen=True)
+    def frozen(self, seed: int = 0) -> Split:
+        """This split with one draw of its transform for every row, and no transform left."""
+        if self.transform is None:
+            return self
+        x = self.transform(self.x, torch.Generator().manual_seed(seed))
+        return dataclasses.replace(self, x=x, transform=None)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class DataSet:
-    """A data set in three splits, and what its values are.
+    """Three splits and what is known of their values.
 
     Attributes:
-        name: a known name, or the file it came from.
-        train: training split.
-        val: validation split, for choices.
-        test: test split, looked at once.
-        kind: ``binary`` (0 and 1), ``levels`` (0..num_levels - 1) or ``real``.
-        num_levels: number of levels; 2 for binary data, None for real data.
-        num_labels: number of labels; None without labels.
-        image_shape: ``(channels, height, width)`` of a datum that is an image, else None.
+        name: what was loaded.
+        train: rows to learn from.
+        val: rows to choose by.
+        test: rows to look at once.
+        kind: ``binary`` (0 and 1), ``levels`` (whole numbers from 0) or ``real``.
+        num_levels: the number of levels, 0 included; None unless the kind is ``levels``.
+        num_labels: the number of labels, 0 included; None without labels.
+        image_shape: ``(C, H, W)`` if a datum is an image, else None; x may hold it flat.
+        reason: why this kind, as a clause.
     """
 
     name: str
@@ -84,336 +108,395 @@ class DataSet:
     num_levels: int | None = None
     num_labels: int | None = None
     image_shape: tuple[int, int, int] | None = None
+    reason: str = "it was asked for"
 
     @property
     def event_shape(self) -> tuple[int, ...]:
-        """Shape of one datum."""
-        return tuple(self.train.x.shape[1:])
+        """The shape of one datum."""
+        return self.train.event_shape
 
     @property
     def default_likelihood(self) -> str:
-        """The likelihood that suits the values where nobody chose one."""
-        return {"binary": "bernoulli", "levels": "categorical", "real": "normal"}[self.kind]
+        """The name of a likelihood that fits the kind of the values."""
+        return LIKELIHOODS[self.kind]
 
-    @cached_property
+    @functools.cached_property
     def digest(self) -> str:
-        """A fingerprint of all values and labels."""
+        """SHA-256 of the values, labels and shapes of all splits, in hexadecimal."""
         digest = hashlib.sha256()
         for split in (self.train, self.val, self.test):
             for tensor in (split.x, split.y):
-                if tensor is not None:
-                    digest.update(f"{tuple(tensor.shape)}".encode())
-                    digest.update(tensor.contiguous().numpy().data)
+                if tensor is None:
+                    digest.update(b"none")
+                else:
+                    digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+                    digest.update(tensor.cpu().contiguous().numpy().data)
         return digest.hexdigest()
 
     def describe(self) -> str:
-        """Says in one line what the data are taken for, and so which likelihood suits them."""
-        what = {
-            "binary": "binary values",
-            "levels": f"whole levels 0..{(self.num_levels or 0) - 1}",
-            "real": "real values",
-        }[self.kind]
-        sizes = f"{len(self.train)} train, {len(self.val)} validation, {len(self.test)} test"
-        labels = f", labels 0..{self.num_labels - 1}" if self.num_labels else ""
-        return f"{self.name}: {sizes}; shape {self.event_shape}, {what}{labels}"
+        """One sentence: what the data are, what they were taken for, and why."""
+        labels = f" with labels 0..{self.num_labels - 1}" if self.num_labels else ""
+        kind = {"binary": "binary", "levels": f"{self.num_levels} levels", "real": "real numbers"}
+        return (
+            f"{self.name}: {len(self.train)} training, {len(self.val)} validation and "
+            f"{len(self.test)} test rows of shape {self.event_shape}{labels}, taken for "
+            f"{kind[self.kind]} because {self.reason}; "
+            f"the default likelihood is {self.default_likelihood}."
+        )
 
-
-# --- loading ---------------------------------------------------------------------------------------
+    def augmented(self, transform: Transform) -> DataSet:
+        """This data set with a transform of training batches, put before the one there is."""
+        train = dataclasses.replace(
+            self.train, transform=compose(transform, self.train.transform)
+        )
+        return dataclasses.replace(self, train=train)
 
 
 def load_data(
     source: Any = "digits",
     *,
     labels: Any = None,
-    root: str | Path = "data",
-    binarization: str = "dynamic",
+    kind: Kind | None = None,
+    num_levels: int | None = None,
+    image_shape: Sequence[int] | None = None,
+    val_fraction: float = 0.2,
+    test_fraction: float = 0.2,
     seed: int = 0,
-    fractions: tuple[float, float] = (0.2, 0.2),
+    root: str | Path = "data",
+    binarization: Binarization | None = None,
 ) -> DataSet:
-    """Loads a named data set or the user's own data.
+    """Loads a data set by name, from a file, or from what the caller has in memory.
+
+    - ``digits``: 1797 flat 8x8 images in 17 levels, in file order: 1000, 350 and 447 rows.
+    - ``mnist``, ``fashion_mnist``: flat 28x28 images, 50,000, 10,000 and 10,000 rows, fetched on
+      first use.
+    - a path to a ``.npy``, ``.npz`` or ``.csv`` file, a mapping of arrays, a tensor, an array, a
+      tuple ``(x, y)``, a ``Dataset`` or a ``DataLoader``; :mod:`pyro_vaes.sources` says how each is
+      read. Unless it brings its splits, a seeded permutation makes them.
+
+    Values that are all 0 or 1 are taken for binary, whole numbers from 0 in at most 256 levels for
+    levels, everything else for real numbers; ``describe()`` of the result says which and why.
 
     Args:
-        source: ``digits`` (embedded, 8x8, levels 0..16: 1000/350/447 rows in file order), ``mnist``
-            or ``fashion_mnist`` (28x28, downloaded through torchvision: 50,000/10,000/10,000); the
-            path of a ``.npy``, ``.npz`` or ``.csv`` file; a tensor, array, pair ``(x, y)``,
-            ``Dataset`` or ``DataLoader``. An ``.npz`` file holds ``x`` and perhaps ``y``; a column
-            ``label`` or ``y`` of a ``.csv`` file with a header holds the labels.
-        labels: labels of the user's own data, one a row.
-        root: folder for downloads.
-        binarization: of MNIST and Fashion-MNIST: ``dynamic`` (training batches drawn anew from the
-            grey values, validation and test drawn once from a fixed seed), ``threshold`` (at half)
-            or ``grey`` (levels 0..255).
-        seed: seed of the split of the user's own data, and of the fixed binarisation.
-        fractions: parts of the user's own rows for validation and test, after a seeded shuffle.
+        source: see above.
+        labels: one label for each row of the user's own data, whole numbers from 0.
+        kind: ``binary``, ``levels`` or ``real``, if the values are not to decide.
+        num_levels: the number of levels, if not the highest level and one; asks for ``levels``.
+        image_shape: ``(C, H, W)`` of rows that are flat images. Rows of shape ``(H, W)``, or
+            ``(C, H, W)`` with one or three channels, are known for images if at least 4 pixels wide
+            and high.
+        val_fraction: share of the user's own rows for validation; a split gets one row at least.
+        test_fraction: share for testing. The test rows do not depend on ``val_fraction``.
+        seed: of the permutation that makes the splits.
+        root: the folder for files that are fetched.
+        binarization: for ``mnist`` and ``fashion_mnist``: ``dynamic`` (the default: training images
+            stay grey and are drawn anew for each batch, the others are drawn once from a fixed
+            seed), ``threshold`` (one half) or ``grey`` (256 levels).
 
     Returns:
-        The data set.
+        The data set, on the CPU, float32.
 
     Raises:
-        DataError: for data that cannot be used, with one line that says why.
+        DataError: for data that are missing, damaged or unfit, with one line that says why.
     """
-    if isinstance(source, str) and source == "digits":
-        return _digits()
-    if isinstance(source, str) and source in DATA_NAMES:
-        from pyro_vaes.images import load_images
-
-        return load_images(source, Path(root), binarization, seed)
-    if isinstance(source, (str, Path)):
-        x, y = _read(Path(source))
-        return _split(Path(source).name, x, y if labels is None else labels, seed, fractions)
-    x, y = _rows(source)
-    return _split("your data", x, y if labels is None else labels, seed, fractions)
-
-
-def as_split(data: Any, labels: Any = None) -> Split:
-    """Makes a split of a split, tensor, array, pair ``(x, y)``, ``Dataset`` or ``DataLoader``.
-
-    Raises:
-        DataError: for anything else, and for values that cannot be used.
-    """
-    if isinstance(data, Split):
-        return data
-    if isinstance(data, DataSet):
-        raise DataError("Expected one split; got a DataSet: pass its .train, .val or .test.")
-    x, y = _rows(data)
-    y = y if labels is None else labels
-    x = _values(x)
-    return Split(x, None if y is None else _labels(y, len(x)))
-
-
-def _digits() -> DataSet:
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    x = torch.tensor(bunch.data, dtype=torch.float32)
-    y = torch.tensor(bunch.target, dtype=torch.int64)
-    cuts = (slice(0, 1000), slice(1000, 1350), slice(1350, 1797))
-    train, val, test = (Split(x[cut], y[cut]) for cut in cuts)
-    return DataSet("digits", train, val, test, "levels", 17, 10, (1, 8, 8))
-
-
-def _read(path: Path) -> tuple[Any, Any]:
-    readers = {".npy": _read_npy, ".npz": _read_npz, ".csv": _read_csv}
-    if path.suffix not in readers:
-        raise DataError(
-            f"Expected a data set among {', '.join(DATA_NAMES)} or a file ending in "
-            f"{', '.join(readers)}; got {str(path)!r}."
-        )
-    if not path.is_file():
-        raise DataError(f"Expected a data file; found none at {path}.")
-    if path.stat().st_size == 0:
-        raise DataError(f"Expected data in {path}; the file is empty.")
-    try:
-        return readers[path.suffix](path)
-    except DataError:
-        raise
-    except Exception as error:  # NumPy raises a dozen kinds over a damaged file.
-        if "pickle" in str(error).lower() or "object" in str(error).lower():
-            raise DataError(
-                f"Expected numbers in {path}; got an array of objects (or a pickle), which is never "
-                "loaded."
-            ) from error
-        raise DataError(f"Expected a whole {path.suffix} file at {path}; it is damaged.") from error
-
-
-def _read_npy(path: Path) -> tuple[Any, Any]:
-    return np.load(path, allow_pickle=False), None
-
-
-def _read_npz(path: Path) -> tuple[Any, Any]:
-    with np.load(path, allow_pickle=False) as archive:
-        if "x" not in archive.files:
-            raise DataError(
-                f"Expected arrays x and perhaps y in {path}; got {', '.join(archive.files) or 'none'}."
-            )
-        return archive["x"], archive["y"] if "y" in archive.files else None
-
-
-def _read_csv(path: Path) -> tuple[Any, Any]:
-    with path.open(encoding="utf-8") as file:
-        first = file.readline().strip().split(",")
-    names = [name.strip().strip('"').lower() for name in first]
-    header = any(not _is_number(name) for name in names)
-    try:
-        table = np.loadtxt(path, delimiter=",", skiprows=int(header), ndmin=2)
-    except ValueError as error:
-        reason = str(error).split(";")[0]
-        raise DataError(f"Expected rows of numbers, equally long, in {path}; {reason}.") from error
-    for name in ("label", "y"):
-        if header and name in names and len(names) == table.shape[1]:
-            column = names.index(name)
-            return np.delete(table, column, axis=1), table[:, column]
-    return table, None
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _rows(source: Any) -> tuple[Any, Any]:
-    """Rows, and labels if the source brings them."""
-    if isinstance(source, (Tensor, np.ndarray)):
-        return source, None
-    if isinstance(source, tuple) and len(source) == 2:
-        return source
-    if isinstance(source, DataLoader):
-        return _stack([_item(batch) for batch in source], torch.cat)
-    if isinstance(source, Dataset) and hasattr(source, "__len__"):
-        # A loader collates whole batches; shuffling and workers are of no use here.
-        return _rows(DataLoader(source, batch_size=1024))
-    if isinstance(source, list):
-        try:
-            return np.asarray(source, dtype=float), None
-        except (TypeError, ValueError) as error:
-            raise DataError("Expected rows of numbers, equally long; got a ragged list.") from error
-    raise DataError(
-        "Expected a split, tensor, array, pair (x, y), Dataset or DataLoader; "
-        f"got {type(source).__name__}."
+    name = source if isinstance(source, str) and source in NAMES else None
+    if name is not None and labels is not None:
+        raise DataError(f"Expected no labels= beside {name}, which has its own.")
+    if binarization is not None and name not in ("mnist", "fashion_mnist"):
+        raise DataError("Expected binarization= only beside mnist and fashion_mnist.")
+    if name == "digits":
+        splits, image_shape = _digits(), (1, 8, 8)
+    elif name is not None:
+        splits, image_shape = _torchvision(name, root, binarization or "dynamic"), (1, 28, 28)
+    else:
+        splits = _own(source, labels, val_fraction, test_fraction, seed)
+        name = Path(source).name if isinstance(source, (str, Path)) else "data"
+    train, val, test = splits
+    if not train.event_shape == val.event_shape == test.event_shape:
+        shapes = ", ".join(str(split.event_shape) for split in splits)
+        raise DataError(f"Expected splits with rows of one shape; got {shapes}.")
+    # What a transform has yet to draw says nothing about the values.
+    found, num_levels, reason = _kind([s.x for s in splits if not s.transform], kind, num_levels)
+    return DataSet(
+        name=name,
+        train=train,
+        val=val,
+        test=test,
+        kind=found,
+        num_levels=num_levels,
+        num_labels=None
+        if train.y is None
+        else 1 + max(int(cast(Tensor, split.y).max()) for split in splits),
+        image_shape=_image_shape(train.event_shape, image_shape),
+        reason=reason,
     )
 
 
-def _item(batch: Any) -> tuple[Tensor, Tensor | None]:
-    if isinstance(batch, Tensor):
-        return batch, None
-    if isinstance(batch, (tuple, list)) and 1 <= len(batch) <= 2:
-        return batch[0], batch[1] if len(batch) == 2 else None
-    raise DataError(f"Expected batches x, (x,) or (x, y); got {type(batch).__name__}.")
+def as_split(data: Any, labels: Any = None) -> Split:
+    """What ``fit`` and ``evaluate`` take, as a split.
 
+    Args:
+        data: a split, a tensor, an array, a tuple ``(x, y)``, a ``Dataset`` or a ``DataLoader``.
+        labels: one label for each row, if the data hold none.
 
-def _stack(items: list[tuple[Tensor, Tensor | None]], join: Any) -> tuple[Any, Any]:
-    if not items:
-        raise DataError("Expected at least one batch of data; got none.")
-    x, y = zip(*items, strict=True)
-    return join(x), None if y[0] is None else join(y)
+    Returns:
+        A split; one that is given comes back as it is. Float64 data stay so.
 
-
-def _values(x: Any) -> Tensor:
-    """Rows as float32, checked."""
-    if isinstance(x, np.ndarray):
-        if x.dtype.kind not in "biuf":
-            raise DataError(f"Expected numbers; got an array of type {x.dtype}.")
-        x = torch.from_numpy(np.ascontiguousarray(x.astype(np.float32 if x.dtype.kind != "f" else x.dtype.newbyteorder("="))))
-    if not isinstance(x, Tensor) or x.is_complex():
-        raise DataError(f"Expected real numbers; got {getattr(x, 'dtype', type(x).__name__)}.")
-    if x.dim() < 2:
-        raise DataError(f"Expected data of shape (rows, ...); got {tuple(x.shape)}.")
-    if not x.numel():
-        raise DataError(f"Expected at least one row of data; got shape {tuple(x.shape)}.")
-    x = x.detach().cpu()
-    x = x if x.dtype == torch.float64 else x.float()
-    if not torch.isfinite(x).all():
-        raise DataError("Expected finite values; got NaN or infinity in the data.")
-    return x
-
-
-def _labels(y: Any, rows: int) -> Tensor:
-    y = torch.as_tensor(np.asarray(y) if isinstance(y, (list, np.ndarray)) else y).detach().cpu()
-    if y.shape != (rows,):
-        raise DataError(f"Expected one label for each of {rows} rows; got shape {tuple(y.shape)}.")
-    whole = y.long()
-    if y.is_complex() or not torch.equal(whole.to(y.dtype), y) or whole.min() < 0:
-        raise DataError("Expected labels that are whole numbers from 0; got others.")
-    return whole
-
-
-def _split(name: str, x: Any, y: Any, seed: int, fractions: tuple[float, float]) -> DataSet:
-    x = _values(x).float()
-    y = None if y is None else _labels(y, len(x))
-    n = len(x)
-    if n < 3:
-        raise DataError(f"Expected at least 3 rows, one for each split; got {n}.")
-    order = torch.randperm(n, generator=Generator().manual_seed(seed))
-    val, test = (max(1, round(fraction * n)) for fraction in fractions)
-    if val + test >= n:
-        raise DataError(f"Expected fractions that leave rows to train on; got {fractions}.")
-    cuts = order.split([n - val - test, val, test])
-    splits = [Split(x[cut], None if y is None else y[cut]) for cut in cuts]
-    kind, num_levels = kind_of(x)
-    num_labels = None if y is None else int(y.max()) + 1
-    return DataSet(name, *splits, kind, num_levels, num_labels, _image_shape(tuple(x.shape[1:])))
-
-
-def kind_of(x: Tensor) -> tuple[Kind, int | None]:
-    """What values are: binary, levels (with their number) or real."""
-    if x.min() >= 0 and torch.equal(x, x.round()) and x.max() < _MOST_LEVELS:
-        levels = max(2, int(x.max()) + 1)
-        return ("binary" if levels == 2 else "levels"), levels
-    return "real", None
-
-
-def _image_shape(event_shape: tuple[int, ...]) -> tuple[int, int, int] | None:
-    shape = (1, *event_shape) if len(event_shape) == 2 else event_shape
-    if len(shape) == 3 and shape[0] in (1, 3) and min(shape[1:]) >= 4:
-        return cast("tuple[int, int, int]", shape)
-    return None
-
-
-# --- batches ---------------------------------------------------------------------------------------
+    Raises:
+        DataError: for data that cannot be used.
+    """
+    if isinstance(data, DataSet):
+        raise DataError(
+            f"Expected one split; got the data set {data.name!r}. Pass its .train, .val or .test."
+        )
+    if isinstance(data, (str, Path)):
+        raise DataError(f"Expected data in memory; got {str(data)!r}. Read it with load_data first.")
+    if not isinstance(data, Split):
+        return Split(*read_pair(data, labels))
+    if labels is None:
+        return data
+    if data.y is not None:
+        raise DataError("Expected labels once; got labels= beside a split that holds its own.")
+    return dataclasses.replace(data, y=read_pair(data.x, labels)[1])
 
 
 def batches(
-    split: Split, batch_size: int, generator: Generator | None = None
+    split: Split, batch_size: int, generator: torch.Generator | None = None
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Cuts a split into batches ``(x, y)``; the last may be smaller.
+    """Walks once through a split, from memory.
 
     Args:
-        split: the rows, on any device.
-        batch_size: rows in a batch.
-        generator: shuffles, and feeds the split's transform, if given; rows come in order, and as
-            they are, otherwise.
+        split: the rows.
+        batch_size: rows in a batch; the last may have fewer.
+        generator: for training: draws the order of the rows, then each batch's transform. None
+            for rows in order, as they are.
+
+    Returns:
+        An iterator over ``(x, y)``; y is None without labels.
     """
+    positive(batch_size=batch_size)  # at the call, not at the first batch
+    return _batches(split, batch_size, generator)
+
+
+def _batches(
+    split: Split, batch_size: int, generator: torch.Generator | None
+) -> Iterator[tuple[Tensor, Tensor | None]]:
     x, y = split.x, split.y
-    order = None
-    if generator is not None:
-        # One gather an epoch: a batch is then a view.
-        order = torch.randperm(len(split), generator=generator).to(x.device)
-        x, y = x[order], None if y is None else y[order]
-    for start in range(0, len(split), batch_size):
-        rows = slice(start, start + batch_size)
-        part = x[rows]
-        if generator is not None and split.transform is not None:
-            part = split.transform(part, generator)
-        yield part, None if y is None else y[rows]
+    if generator is None:
+        for start in range(0, len(x), batch_size):
+            stop = start + batch_size
+            yield x[start:stop], None if y is None else y[start:stop]
+        return
+    order = torch.randperm(len(x), generator=generator, device=generator.device)
+    for index in order.to(x.device).split(batch_size):
+        rows = x.index_select(0, index)
+        if split.transform is not None:
+            rows = split.transform(rows, generator)
+        yield rows, None if y is None else y.index_select(0, index)
 
 
 def pseudo_inputs(
-    x: Tensor,
+    x: Any,
     num: int,
-    init: str = "data",
-    generator: Generator | None = None,
+    init: Literal["data", "mean", "random"] = "data",
+    generator: torch.Generator | None = None,
+    *,
+    noise: float = 0.01,
 ) -> Tensor:
-    """Where the pseudo-inputs of a VampPrior start.
+    """Starting points for the pseudo-inputs of a VampPrior, in the units and range of the data.
+
+    Equal pseudo-inputs get equal gradients and never part, so whatever would repeat gets noise of
+    ``noise`` standard deviations, element by element, and is kept within the range of the data.
 
     Args:
-        x: training data ``(n, *event_shape)``.
-        num: K.
-        init: ``data``: K distinct rows (rows again once all are used); ``mean``: the mean row plus
-            normal noise of a tenth of each element's standard deviation; ``random``: uniform
-            between each element's least and greatest value.
-        generator: source of randomness; torch's own if None.
+        x: training data, ``(n, *event_shape)``, or a split.
+        num: number of pseudo-inputs.
+        init: ``data`` takes distinct random rows (beyond n of them, further rounds through the
+            rows with noise); ``mean`` takes the mean of the data with noise; ``random`` draws
+            uniformly within each element's range.
+        generator: source of the draws; torch's own if None.
+        noise: see above.
 
     Returns:
         ``(num, *event_shape)``.
 
     Raises:
-        ValueError: for ``num`` below one or an unknown ``init``.
+        ValueError: for a ``num`` below one or an unknown ``init``.
     """
-    if num < 1:
-        raise ValueError(f"Expected at least one pseudo-input; got {num}.")
+    positive(num=num)
+    x = as_split(x).x
+    n = len(x)
+    low, high = x.amin(0), x.amax(0)
+    home = generator.device if generator is not None else torch.device("cpu")
+    options: dict[str, Any] = {"generator": generator, "device": home}
     shape = (num, *x.shape[1:])
-    if init == "data":
-        rounds = math.ceil(num / len(x))
-        order = torch.cat([torch.randperm(len(x), generator=generator) for _ in range(rounds)])
-        return x[order[:num].to(x.device)].clone()
-    if init == "mean":
-        noise = torch.randn(shape, generator=generator, dtype=x.dtype).to(x.device)
-        return x.mean(0) + 0.1 * x.std(0, correction=0) * noise
     if init == "random":
-        low, high = x.amin(0), x.amax(0)
-        uniform = torch.rand(shape, generator=generator, dtype=x.dtype).to(x.device)
-        return low + (high - low) * uniform
-    raise ValueError(f"Expected init among data, mean, random; got {init!r}.")
+        return low + (high - low) * torch.rand(shape, dtype=x.dtype, **options).to(x.device)
+    if init == "data":
+        rounds = [torch.randperm(n, **options) for _ in range(math.ceil(num / n))]
+        start = x[torch.cat(rounds)[:num].to(x.device)]
+        first = n
+    elif init == "mean":
+        start = x.mean(0).expand(shape)
+        first = 0
+    else:
+        raise ValueError(f"Expected init among data, mean, random; got {init!r}.")
+    if num <= first:
+        return start
+    jitter = noise * x.std(0, correction=0) * torch.randn(shape, dtype=x.dtype, **options).to(x.device)
+    jitter[:first] = 0
+    return (start + jitter).clamp(low, high)
+
+
+def labelled_pseudo_inputs(
+    split: Split,
+    num: int,
+    init: Literal["data", "mean", "random"] = "data",
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Pseudo-inputs for a conditional VampPrior: evenly many for each label, from its own rows.
+
+    Args:
+        split: training data with labels.
+        num: number of pseudo-inputs, at least one for each label.
+        init: see :func:`pseudo_inputs`.
+        generator: see :func:`pseudo_inputs`.
+
+    Returns:
+        ``(num, *event_shape)`` and the labels ``(num,)``, in order.
+
+    Raises:
+        ValueError: without labels, or for fewer pseudo-inputs than labels.
+    """
+    if split.y is None:
+        raise DataError("Expected a split with labels; got one without.")
+    num_labels = int(split.y.max()) + 1
+    if num < num_labels:
+        raise ValueError(f"Expected a pseudo-input for each of {num_labels} labels; got num={num}.")
+    labels = (torch.arange(num, device=split.y.device) % num_labels).sort().values
+    parts = []
+    for label, count in enumerate(labels.bincount().tolist()):
+        own = split.x[split.y == label]
+        # A number that no row carries stands for no class; any row will do.
+        parts.append(pseudo_inputs(own if len(own) else split.x, count, init, generator))
+    return torch.cat(parts), labels
+
+
+# --- what load_data is made of -----------------------------------------------------------------
+
+
+def _digits() -> list[Split]:
+    x, y = read_digits()
+    sizes = [1000, 350, 447]
+    return [
+        Split(x.to(torch.float32), y)
+        for x, y in zip(x.split(sizes), cast(Tensor, y).split(sizes), strict=True)
+    ]
+
+
+def _torchvision(name: str, root: str | Path, binarization: str) -> list[Split]:
+    if binarization not in BINARIZATIONS:
+        raise DataError(
+            f"Expected binarization among {', '.join(BINARIZATIONS)}; got {binarization!r}."
+        )
+    splits = []
+    (x, y), test = read_torchvision(name, root)
+    cut = len(x) - _TORCHVISION_VALIDATION_ROWS
+    for x, y in ((x[:cut], y[:cut]), (x[cut:], y[cut:]), test):
+        grey = x.flatten(1).to(torch.float32)
+        if binarization == "grey":
+            splits.append(Split(grey, y))
+        elif binarization == "threshold":
+            splits.append(Split((grey > 127.5).to(torch.float32), y))
+        else:
+            splits.append(Split(grey / 255, y, binarize))
+    if binarization == "dynamic":
+        splits[1:] = [split.frozen(_BINARIZATION_SEED) for split in splits[1:]]
+    return splits
+
+
+def _own(
+    source: Any, labels: Any, val_fraction: float, test_fraction: float, seed: int
+) -> list[Split]:
+    if isinstance(source, str) and Path(source).suffix.lower() not in SUFFIXES:
+        raise DataError(
+            f"Expected data to be one of {', '.join(NAMES)}, or the path of a file ending in "
+            f"{', '.join(SUFFIXES)}; got {source!r}."
+        )
+    pairs = read(source, labels)
+    if "all" not in pairs:
+        return [_single(pairs[key]) for key in ("train", "val", "test")]
+    whole = _single(pairs["all"])
+    if not (val_fraction > 0 and test_fraction > 0 and val_fraction + test_fraction < 1):
+        raise DataError(
+            "Expected val_fraction and test_fraction above 0 that leave something for training; "
+            f"got {val_fraction} and {test_fraction}."
+        )
+    n = len(whole)
+    num_test, num_val = (max(1, round(n * share)) for share in (test_fraction, val_fraction))
+    if num_test + num_val >= n:
+        raise DataError(f"Expected rows enough for three splits; got {n}.")
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    test, val, train = order.split([num_test, num_val, n - num_test - num_val])
+    return [
+        Split(whole.x[index], None if whole.y is None else whole.y[index])
+        for index in (train, val, test)
+    ]
+
+
+def _single(pair: Pair) -> Split:
+    """The rows in single precision, on the CPU."""
+    x = pair[0].to("cpu", torch.float32)
+    if not torch.isfinite(x).all():
+        raise DataError("Expected numbers within the range of float32; got larger ones. Scale them.")
+    return Split(x, None if pair[1] is None else pair[1].cpu())
+
+
+def _kind(
+    parts: list[Tensor], asked: str | None, num_levels: int | None
+) -> tuple[Kind, int | None, str]:
+    """What the values are, their number of levels, and why."""
+    low, high = min(float(x.min()) for x in parts), max(float(x.max()) for x in parts)
+    whole = low >= 0 and all(bool((x == x.floor()).all()) for x in parts)
+    if num_levels is not None:
+        positive(num_levels=num_levels)
+        if asked not in (None, "levels"):
+            raise DataError(f"Expected num_levels only for kind='levels'; got kind={asked!r}.")
+        asked = "levels"
+    if asked is None:
+        if whole and high <= 1:
+            return "binary", None, "all values are 0 or 1"
+        if whole and high < _MOST_LEVELS:
+            return "levels", int(high) + 1, f"all values are whole numbers from {low:g} to {high:g}"
+        if low < 0:
+            why = "some values are negative"
+        elif whole:
+            why = f"whole numbers up to {high:g} are more than {_MOST_LEVELS} levels"
+        else:
+            why = "some values are not whole numbers"
+        return "real", None, why
+    if asked not in LIKELIHOODS:
+        raise DataError(f"Expected kind among {', '.join(LIKELIHOODS)}; got {asked!r}.")
+    if asked == "binary" and not (whole and high <= 1):
+        raise DataError(f"Expected values of 0 and 1 for kind='binary'; got {low:g} to {high:g}.")
+    if asked == "levels":
+        most = (num_levels or _MOST_LEVELS_ON_REQUEST) - 1
+        if not whole or high > most:
+            what = f"from {low:g} to {high:g}" + ("" if whole or low < 0 else ", fractions among them")
+            raise DataError(f"Expected levels that are whole numbers from 0 to {most}; got values {what}.")
+        num_levels = num_levels or max(2, int(high) + 1)
+    return cast(Kind, asked), num_levels, "that was asked for"
+
+
+def _image_shape(
+    event_shape: tuple[int, ...], asked: Sequence[int] | None
+) -> tuple[int, int, int] | None:
+    if asked is not None:
+        shape = tuple(asked)
+        if len(shape) != 3 or min(shape) < 1 or math.prod(shape) != math.prod(event_shape):
+            raise DataError(f"Expected image_shape (C, H, W) of rows of shape {event_shape}; got {shape}.")
+        return cast("tuple[int, int, int]", shape)
+    shape = (1, *event_shape) if len(event_shape) == 2 else event_shape
+    if len(shape) == 3 and shape[0] in (1, 3) and min(shape[1:]) >= 4:
+        return cast("tuple[int, int, int]", shape)
+    return None

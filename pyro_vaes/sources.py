@@ -27,7 +27,7 @@ from torch.utils.data import (
 
 __all__ = ["DataError", "Pair", "read", "read_digits", "read_pair", "read_torchvision"]
 
-Pair = tuple[Tensor, "Tensor | None"]
+Pair = tuple[Tensor, Tensor | None]
 
 SUFFIXES = (".csv", ".npy", ".npz")
 _SPLITS = ("train", "val", "test")
@@ -102,7 +102,7 @@ def read_pair(source: Any, labels: Any = None) -> Pair:
     """
     if isinstance(source, DataLoader):
         source = _read_loader(source)
-    elif isinstance(source, TensorDataset):
+    elif type(source) is TensorDataset:
         source = source.tensors
     elif isinstance(source, Dataset):
         source = _join(DataLoader(source, 256, collate_fn=_collate, generator=torch.Generator()))
@@ -146,7 +146,7 @@ def read_torchvision(name: str, root: str | Path) -> tuple[Pair, Pair]:
     folder = root / kind.__name__ / "raw"
     new_folders = [path for path in (folder, folder.parent, root) if not path.exists()]
     try:
-        train, test = (kind(root, train=train, download=True) for train in (True, False))
+        train, test = (kind(root, train=part, download=True) for part in (True, False))
     # Downloading and parsing fail in many ways; each has the same two remedies.
     except Exception as error:
         for path in new_folders:
@@ -183,7 +183,9 @@ def _read_file(path: Path) -> Any:
         raise
     # A damaged file fails in many ways (zip, zlib, header, encoding, sizes beyond memory).
     except Exception as error:
-        raise DataError(f"Expected a whole {suffix} file of numbers; got {_reason(error)}.") from error
+        raise DataError(
+            f"Expected a readable {suffix} file of numbers; got {_reason(error)}."
+        ) from error
 
 
 def _read_numpy(path: Path) -> Any:
@@ -212,6 +214,8 @@ def _read_csv(path: Path) -> Any:
         )
     if not has_header:
         return table
+    if "" in first:
+        raise DataError("Expected a name for each column; got one without (an index? leave it out).")
     if table.size and table.shape[1] != len(first):
         raise DataError(
             f"Expected a name for each column; got {len(first)} names and {table.shape[1]} columns."
@@ -264,13 +268,13 @@ def _read_loader(loader: DataLoader[Any]) -> tuple[Any, ...]:
             num_workers=loader.num_workers,
             generator=torch.Generator(),
         )
-    with torch.random.fork_rng(devices=[]):  # a loader draws from the caller's generator
-        return _join(loader)
+    return _join(loader)
 
 
 def _join(batches: Iterable[Any]) -> tuple[Any, ...]:
     """Puts the batches of a loader together."""
-    pairs = [_unpack(batch) for batch in batches]
+    with torch.random.fork_rng(devices=[]):  # loaders and transforms draw from the caller's
+        pairs = [_unpack(batch) for batch in batches]
     if not pairs:
         raise DataError("Expected at least one row; got none.")
     if any(not isinstance(part, (Tensor, type(None))) for pair in pairs for part in pair):
@@ -314,14 +318,21 @@ def _as_tensor(value: Any, what: str) -> Tensor:
             raise DataError(f"Expected {what} in rows of one length; got {_reason(error)}.") from error
         if array.dtype.kind not in "biuf":
             raise DataError(f"Expected {what} that are real numbers; got dtype {array.dtype}.")
-        # A copy in the machine's own byte order, writable and safe from later changes.
-        wide = array.dtype.kind == "f" and array.dtype.itemsize > 4
+        # A copy: writable, in a type that torch has, and safe from later changes of the array.
         with np.errstate(over="ignore"):
-            kind = np.float64 if wide else np.float32 if array.dtype.kind == "f" else np.int64
-            value = torch.from_numpy(array.astype(kind, order="C"))
+            value = torch.from_numpy(array.astype(_torch_type(array.dtype), order="C"))
     if value.is_complex():
         raise DataError(f"Expected {what} that are real numbers; got dtype {value.dtype}.")
     return cast(Tensor, value.detach())
+
+
+def _torch_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The type nearest to a numeric one that torch works in, in the machine's byte order."""
+    if dtype.kind == "f":
+        return np.dtype(np.float32 if dtype.itemsize <= 4 else np.float64)
+    if dtype.kind == "u" and dtype.itemsize > 1:
+        return np.dtype(np.int64)
+    return dtype.newbyteorder("=")
 
 
 def _check_rows(value: Any) -> Tensor:

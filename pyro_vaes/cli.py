@@ -1,0 +1,375 @@
+"""The command line: ``pyro-vaes train``, ``evaluate`` and ``sample``."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+import pyro_vaes
+from pyro_vaes.assemble import build, build_objective
+from pyro_vaes.checkpoints import RunFolderError, load, load_record, write_bytes, write_text
+from pyro_vaes.config import (
+    DEFAULT_RECIPE,
+    RECIPES,
+    ConfigError,
+    RunConfig,
+    check,
+    differences,
+    from_values,
+    from_yaml,
+    options,
+    recipe_values,
+    to_yaml,
+    unflatten,
+)
+from pyro_vaes.data import DataError, DataSet, load_data
+from pyro_vaes.evaluation import evaluate
+from pyro_vaes.monitoring import History, NonFiniteError
+from pyro_vaes.training import fit
+from pyro_vaes.vae import VAE
+
+__all__ = ["main"]
+
+_CONFIG = "config.yaml"
+_SUMMARY = "summary.json"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(pyro_vaes.__version__, prog_name="pyro-vaes")
+def cli() -> None:
+    """Trains, evaluates and samples variational autoencoders on Pyro."""
+
+
+# --- train -----------------------------------------------------------------------------------------
+
+
+def _defaults(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+    """Puts a recipe, and over it a file, in the place of the options' own defaults."""
+    values = ctx.meta.setdefault("file", {})
+    if param.name == "config" and value is not None:
+        values |= from_yaml(_read(value), str(value))
+    if param.name == "recipe":
+        ctx.meta["recipe"] = value or values.pop("recipe", DEFAULT_RECIPE)
+        ctx.default_map = {**recipe_values(ctx.meta["recipe"]), **values}
+        values.pop("recipe", None)
+    return value
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"Invalid value for '--config': expected a readable YAML file; got {str(path)!r}."
+        ) from error
+
+
+_train_options: list[click.Parameter] = [
+    click.Option(
+        ["--config"],
+        type=click.Path(path_type=Path),
+        is_eager=True,
+        callback=_defaults,
+        help="A YAML file of options; flags override it.",
+    ),
+    click.Option(
+        ["--recipe"],
+        is_eager=True,
+        callback=_defaults,
+        help=f"A named set of defaults: {', '.join(RECIPES)}.  [default: {DEFAULT_RECIPE}]",
+    ),
+    click.Option(["--out"], type=click.Path(path_type=Path), help="The run folder."),
+    click.Option(["--resume"], is_flag=True, help="Go on with the run in --out."),
+    *options(),
+]
+
+
+def _train(**values: Any) -> None:
+    """Trains a VAE and writes a run folder."""
+    ctx = click.get_current_context()
+    out, resume = values.pop("out"), values.pop("resume")
+    values.pop("config"), values.pop("recipe")
+    commandline = click.core.ParameterSource.COMMANDLINE
+    explicit = {name for name in values if ctx.get_parameter_source(name) is commandline}
+    config, remarks = check(unflatten(values), explicit | set(ctx.meta["file"]))
+    if out is None:
+        if resume:
+            raise ConfigError("Invalid value for '--resume': expected --out with the run's folder.")
+        out = Path("runs") / datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
+    _check_folder(out, config, resume)
+    data = _data(config)
+    torch.manual_seed(config.training.seed)
+    vae, more = build(config, data)
+    for remark in (f"Data: {data.describe()}.", *remarks, *more):
+        click.echo(remark)
+    # All that can be refused has been: from here on the folder is written.
+    write_text(out / _CONFIG, to_yaml(config))
+    history = _fit(vae, data, config, out)
+    if history.stopped == "interrupted":
+        click.echo(f"Stopped by the user; go on with --resume --out {out}")
+        return
+    summary = _finished(out, history)
+    if summary is None:
+        summary = _summarise(vae, data, config, history, out)
+    _report(summary, out)
+
+
+cli.add_command(click.Command("train", callback=_train, params=_train_options, help=_train.__doc__))
+
+
+def _check_folder(out: Path, config: RunConfig, resume: bool) -> None:
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"Invalid value for '--out': expected a folder; got the file {out}.")
+    if not out.exists() or not any(out.iterdir()):
+        return
+    if not resume:
+        raise ConfigError(
+            f"Invalid value for '--out': expected a new or empty folder; got {out}, which holds "
+            "another run (--resume goes on with it)."
+        )
+    earlier = _config_of(out)
+    changed = differences(config, earlier)
+    if changed:
+        name = changed[0].replace("_", "-")
+        raise ConfigError(
+            f"Invalid value for '--{name}': expected the options that the run in {out} was started "
+            "with; only --epochs may change."
+        )
+
+
+def _config_of(run: Path) -> RunConfig:
+    path = run / _CONFIG
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunFolderError(f"Expected a run folder with {_CONFIG}; found none in {run}.") from error
+    return from_values(from_yaml(text, str(path)))
+
+
+def _data(config: RunConfig) -> DataSet:
+    return load_data(
+        config.data.source, root=config.data.root, binarization=config.data.binarization
+    )
+
+
+def _fit(vae: VAE, data: DataSet, config: RunConfig, out: Path) -> History:
+    training = config.training
+    facts = {
+        "event_shape": list(data.event_shape),
+        "image_shape": data.image_shape and list(data.image_shape),
+        "num_labels": data.num_labels if config.data.conditional else None,
+        "digest": data.digest,
+    }
+    return fit(
+        vae,
+        data.train,
+        data.val,
+        epochs=training.epochs,
+        objective=build_objective(config),
+        batch_size=training.batch_size,
+        learning_rate=training.learning_rate,
+        optimizer=training.optimizer,
+        weight_decay=training.weight_decay,
+        schedule=training.schedule,
+        clip_norm=training.clip_norm or None,
+        warmup_epochs=config.objective.warmup_epochs,
+        patience=training.patience,
+        ema_decay=training.ema_decay,
+        seed=training.seed,
+        device=training.device,
+        mode=training.mode,  # type: ignore[arg-type]
+        out=out,
+        resume=True,
+        record={"config": to_yaml(config), "data": facts},
+    )
+
+
+def _finished(out: Path, history: History) -> dict[str, Any] | None:
+    """The summary of a run that had already ended, and so must stay as it is."""
+    try:
+        summary = json.loads((out / _SUMMARY).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return summary if summary.get("epochs") == history.epochs else None
+
+
+def _summarise(
+    vae: VAE, data: DataSet, config: RunConfig, history: History, out: Path
+) -> dict[str, Any]:
+    from pyro_vaes import plotting
+
+    figures = {
+        "learning_curves": plotting.learning_curves(history.records, history.best_epoch),
+        "latent_space": plotting.latent_space(vae, data.test),
+    }
+    if data.image_shape is not None:
+        torch.manual_seed(config.training.seed)
+        labels = None
+        if vae.conditional:
+            labels = torch.arange(100) // 10 % (data.num_labels or 1)
+        figures["samples"] = plotting.image_grid(
+            vae.sample(100, labels), data.image_shape, columns=10
+        )
+        figures["reconstructions"] = plotting.reconstructions(vae, data.test, data.image_shape)
+    for name, figure in figures.items():
+        plotting.save_figure(figure, out / "figures" / f"{name}.png")
+    result = evaluate(vae, data.test, num_samples=1000, seed=config.training.seed)
+    summary = {
+        **result.to_dict(),
+        "split": "test",
+        "epochs": history.epochs,
+        "best_epoch": history.best_epoch,
+        "stopped": history.stopped,
+        "mode": history.mode,
+        "device": history.device,
+        "train_seconds": round(history.seconds, 3),
+        "parameters": sum(p.numel() for p in vae.parameters()),
+        "versions": _versions(),
+    }
+    write_text(out / _SUMMARY, json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def _versions() -> dict[str, str]:
+    import pyro
+
+    return {"pyro_vaes": pyro_vaes.__version__, "torch": torch.__version__, "pyro": pyro.__version__}
+
+
+def _report(summary: dict[str, Any], out: Path) -> None:
+    why = {"patience": "no better validation", "epochs": "all epochs done"}
+    click.echo(
+        f"\nTrained {summary['epochs']} epochs in {summary['train_seconds']:.1f} s "
+        f"({why.get(summary['stopped'], summary['stopped'])}; {summary['mode']} steps on "
+        f"{summary['device']}); kept epoch {summary['best_epoch']}."
+    )
+    click.echo(f"\nTest figures, nats per datum ({summary['num_samples']} samples each)")
+    for title, key, sign in (
+        ("-log p(x), importance weighted", "nll", 1),
+        ("-ELBO", "elbo", -1),
+        ("  reconstruction -E[log p(x|z)]", "reconstruction", -1),
+        ("  KL(q(z|x) || p(z))", "kl", 1),
+    ):
+        click.echo(f"  {title:<34}{sign * summary[key]:>9.2f} +- {summary[key + '_se']:.2f}")
+    click.echo(f"\nRun folder: {out}")
+
+
+# --- evaluate and sample ---------------------------------------------------------------------------
+
+
+@cli.command("evaluate")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--samples", type=click.IntRange(min=1), default=5000, show_default=True,
+              help="Posterior draws for each datum.")
+@click.option("--split", type=click.Choice(["train", "val", "test"]), default="test",
+              show_default=True, help="Which rows.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
+              help="Seed of the draws.")
+@click.option("--chunk-size", type=click.IntRange(min=1), default=8192, show_default=True,
+              help="Decoder evaluations at once: bounds the memory, changes no figure.")
+@click.option("--json", "as_json", is_flag=True, help="Print one flat JSON object.")
+def _evaluate(
+    run: Path, samples: int, split: str, seed: int, chunk_size: int, as_json: bool
+) -> None:
+    """Evaluates the VAE in a run folder."""
+    vae, record = _open(run)
+    data = _data(_config_of(run))
+    if data.digest != record["data"]["digest"]:
+        raise RunFolderError(f"Expected the data that {run} was trained on; got others.")
+    result = evaluate(
+        vae, getattr(data, split), num_samples=samples, seed=seed, chunk_size=chunk_size
+    )
+    if as_json:
+        click.echo(json.dumps({**result.to_dict(), "split": split, "seed": seed}))
+    else:
+        click.echo(f"{run}, {split} split: {result}")
+
+
+@cli.command("sample")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--num", type=click.IntRange(min=1), default=64, show_default=True, help="How many.")
+@click.option("--label", type=int, help="The label of all samples of a conditional model.")
+@click.option("--mean", is_flag=True, help="Means of p(x given z) instead of draws from it.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed.")
+@click.option("--out", type=click.Path(path_type=Path),
+              help="Where to; .npy for an array.  [default: samples.png or samples.npy in RUN]")
+def _sample(
+    run: Path, num: int, label: int | None, mean: bool, seed: int, out: Path | None
+) -> None:
+    """Samples the VAE in a run folder: a picture of images, an array of anything else."""
+    vae, record = _open(run)
+    image_shape, num_labels = record["data"]["image_shape"], record["data"]["num_labels"]
+    out = out or run / ("samples.png" if image_shape else "samples.npy")
+    if out.suffix not in ((".npy", ".png", ".svg", ".pdf") if image_shape else (".npy",)):
+        what = ".png, .svg, .pdf or .npy" if image_shape else ".npy (the data are no images)"
+        raise ConfigError(f"Invalid value for '--out': expected a file ending in {what}; got {out}.")
+    labels: Any = label
+    if num_labels:
+        if label is None:
+            labels = torch.arange(num) % num_labels
+        elif not 0 <= label < num_labels:
+            raise ConfigError(
+                f"Invalid value for '--label': expected 0 to {num_labels - 1}; got {label}."
+            )
+    elif label is not None:
+        raise ConfigError(
+            f"Invalid value for '--label': expected a conditional model; got {label} for one without "
+            "labels."
+        )
+    torch.manual_seed(seed)
+    samples = vae.sample(num, labels, mean=mean)
+    if out.suffix == ".npy":
+        import io
+
+        import numpy as np
+
+        buffer = io.BytesIO()
+        np.save(buffer, samples.numpy(), allow_pickle=False)
+        write_bytes(out, buffer.getvalue())
+    else:
+        from pyro_vaes import plotting
+
+        columns = min(num, num_labels) if num_labels and label is None else None
+        plotting.save_figure(plotting.image_grid(samples, image_shape, columns=columns), out)
+    click.echo(f"{num} samples: {out}")
+
+
+def _open(run: Path) -> tuple[VAE, dict[str, Any]]:
+    """The VAE and record of a run folder, both checked."""
+    if not run.is_dir():
+        raise RunFolderError(f"Expected a run folder; found none at {run}.")
+    config = _config_of(run)
+    record = load_record(run)
+    if "config" not in record or "data" not in record:
+        raise RunFolderError(f"Expected weights that a training run wrote in {run}; got others.")
+    if differences(config, from_values(from_yaml(record["config"]))):
+        raise RunFolderError(
+            f"Expected the {_CONFIG} that {run} was trained with; it was altered since."
+        )
+    return load(run), record
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line; bad input ends with one line and status 2."""
+    try:
+        cli.main(args=arguments, prog_name="pyro-vaes", standalone_mode=False)
+    except click.ClickException as error:
+        _die(error.format_message(), 2)
+    except (ConfigError, DataError, RunFolderError) as error:
+        _die(str(error), 2)
+    except NonFiniteError as error:
+        _die(str(error), 1)
+    except (click.Abort, KeyboardInterrupt):
+        _die("interrupted", 130)
+
+
+def _die(message: str, status: int) -> None:
+    click.echo(f"pyro-vaes: {' '.join(message.split())}", err=True)
+    sys.exit(status)

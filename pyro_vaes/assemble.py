@@ -6,12 +6,12 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import nn
 
 from pyro_vaes import flows
 from pyro_vaes.config import ConfigError, RunConfig
-from pyro_vaes.data import DataSet, pseudo_inputs
+from pyro_vaes.data import DataSet
+from pyro_vaes.splits import labelled_pseudo_inputs, pseudo_inputs
 from pyro_vaes.likelihoods import BernoulliLikelihood, CategoricalLikelihood, NormalLikelihood
 from pyro_vaes.networks import MLP
 from pyro_vaes.objectives import ELBO, BetaELBO
@@ -68,7 +68,9 @@ def _posterior(config: RunConfig, data: DataSet, labels: int) -> nn.Module:
         config, math.prod(data.event_shape) + labels, config.network.hidden_dims
     )
     x_range = None
-    if data.kind == "real":
+    if config.network.input_scaling == "none":
+        x_range = [-1.0, 1.0]
+    elif data.kind == "real":
         # Bounded likelihoods tell the range; of real values, two deviations about the mean will do.
         mean, spread = data.train.x.mean().item(), 2 * data.train.x.std().item()
         x_range = [mean - spread, mean + spread] if spread > 0 else None
@@ -113,14 +115,8 @@ def _vamp(config: RunConfig, data: DataSet, labels: int, posterior: Any) -> Vamp
             f"Invalid value for '--prior-components': expected at least {labels}, a pseudo-input for "
             f"each label; got {count}."
         )
-    # Labels in turn, so that none lacks a component; each pseudo-input starts from its own label.
     assert y is not None
-    of_label = torch.arange(count) % labels
-    u = torch.empty(count, *x.shape[1:])
-    for label in range(labels):
-        rows = x[y == label] if bool((y == label).any()) else x
-        here = of_label == label
-        u[here] = pseudo_inputs(rows, int(here.sum()), parts.pseudo_inputs)
+    u, of_label = labelled_pseudo_inputs(x, y, count, parts.pseudo_inputs)
     return VampPrior(posterior, u, labels=of_label, learn_weights=learned)
 
 

@@ -1,8 +1,8 @@
 """Transforms of training batches, drawn anew each time: binarisation and small moves of images.
 
-A transform maps ``(x_batch, generator)`` to a batch of the same shape. All its randomness comes from
-the generator, so that training can be repeated and resumed, and it treats a batch as one tensor,
-without a loop over its rows.
+A transform maps ``(x_batch, generator)`` to a batch of the same shape. All its randomness comes
+from the generator, so that training can be repeated and resumed, and it treats a batch as one
+tensor, without a loop over its rows.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Transform = Callable[[Tensor, torch.Generator], Tensor]
 
 
 def compose(*transforms: Transform | None) -> Transform | None:
-    """One transform that applies the given ones from left to right; None stands for no transform."""
+    """One transform that applies the given ones from left to right; None is no transform."""
     steps = [transform for transform in transforms if transform is not None]
     if len(steps) < 2:
         return steps[0] if steps else None

@@ -154,8 +154,11 @@ def _config_of(run: Path) -> RunConfig:
 
 
 def _data(config: RunConfig) -> DataSet:
+    binarization: Any = config.data.binarization
     return load_data(
-        config.data.source, root=config.data.root, binarization=config.data.binarization
+        config.data.source,
+        root=config.data.root,
+        binarization=None if binarization == "auto" else binarization,
     )
 
 

@@ -1,64 +1,72 @@
-"""One tree of options: command-line flags, YAML files and run folders all come from it.
+"""The options of a run: one tree, from which flags, YAML files and run folders all come.
 
-A field of a section is an option. Its flag is its name in the metadata, else its own; a YAML file has
-the same names with underscores, flat. Adding an option is adding a field.
+Each field of a section is an option. Its flat name (the field's own unless ``name`` says otherwise)
+is its key in a YAML file and, with dashes, its flag: adding an option is adding one field. Flags
+stand before a file, a file before a recipe, a recipe before the fields' defaults (:func:`resolve`).
+
+Neither this module nor :mod:`pyro_vaes.options` imports others, so that any may read it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
+import hashlib
+import json
 from collections.abc import Iterable, Mapping
-from typing import Any, cast, get_type_hints
+from typing import Any, NamedTuple, cast, get_type_hints
 
 import click
 import yaml
 
+from pyro_vaes.options import (
+    ConfigError,
+    Flag,
+    Option,
+    Section,
+    load_yaml,
+    option,
+    options_of,
+    shown,
+    text,
+)
+
 __all__ = [
+    "DEFAULT_RECIPE",
+    "OPTIONS",
     "RECIPES",
     "ConfigError",
     "RunConfig",
     "check",
+    "check_resume",
     "differences",
+    "digest",
     "flatten",
     "from_values",
     "from_yaml",
     "options",
     "recipe_values",
+    "resolve",
     "to_yaml",
     "unflatten",
 ]
 
+# The names that flags know: a part is entered here, or a registry's keys put in a tuple's place.
 LIKELIHOODS = ("auto", "bernoulli", "categorical", "normal")
-PRIORS = ("standard", "mixture", "vamp", "realnvp", "maf")
-POSTERIORS = ("normal", "planar", "iaf")
+COMPONENT_PRIORS = ("mixture", "vamp")
+FLOW_PRIORS = ("realnvp", "maf")
+PRIORS = ("standard", *COMPONENT_PRIORS, *FLOW_PRIORS)
+FLOW_POSTERIORS = ("planar", "iaf")
+POSTERIORS = ("normal", *FLOW_POSTERIORS)
 NETWORKS = ("mlp",)
 ACTIVATIONS = ("elu", "gelu", "leaky_relu", "relu", "silu", "softplus", "tanh")
-
-
-class ConfigError(ValueError):
-    """An option that makes no sense; the message is one line."""
-
-
-def option(
-    default: Any,
-    help: str,  # noqa: A002 - click's own word
-    *,
-    name: str | None = None,
-    choices: tuple[str, ...] | None = None,
-    least: float | None = None,
-    above: float | None = None,
-    below: float | None = None,
-) -> Any:
-    """A dataclass field that is also an option."""
-    metadata = dict(
-        help=help, name=name, choices=choices, least=least, above=above, below=below
-    )
-    return dataclasses.field(default=default, metadata=metadata)
+OPTIMIZERS = ("adam", "adamw", "adamax")
+SCHEDULES = ("constant", "cosine", "linear")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+MODES = ("auto", "eager", "traced", "compiled", "cuda_graph")
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Section):
     """What is modelled."""
 
     source: str = option(
@@ -66,66 +74,102 @@ class DataConfig:
     )
     root: str = option("data", "Folder for downloaded data.", name="data_root")
     binarization: str = option(
-        "dynamic", "Of MNIST and its kin.", choices=("dynamic", "threshold", "grey")
+        "auto",
+        "Of MNIST and its kin; auto: dynamic for these, none for others.",
+        choices=("auto", "dynamic", "threshold", "grey"),
     )
-    conditional: bool = option(False, "Model p(x given label): posterior and likelihood see labels.")
+    conditional: bool = option(
+        False, "Model p(x given label): posterior and likelihood see labels."
+    )
     conditional_prior: bool = option(False, "Give each label a prior of its own, p(z given label).")
 
 
 @dataclasses.dataclass(frozen=True)
-class NetworkConfig:
-    """The networks of posterior and likelihood."""
-
-    kind: str = option("mlp", "Kind of network.", name="network", choices=NETWORKS)
-    hidden_dims: tuple[int, ...] = option((256, 256), "Hidden layers of the encoder; reversed in the decoder.")
-    activation: str = option("leaky_relu", "Activation.", choices=ACTIVATIONS)
-    latent_dim: int = option(16, "Size of z.", least=1)
-
-
-@dataclasses.dataclass(frozen=True)
-class PartsConfig:
+class PartsConfig(Section):
     """Likelihood, prior and posterior."""
 
     likelihood: str = option("auto", "p(x given z); auto follows the values.", choices=LIKELIHOODS)
     prior: str = option("standard", "p(z).", choices=PRIORS)
-    prior_components: int = option(50, "Components of a mixture, pseudo-inputs of a VampPrior.", least=1)
-    prior_weights: str = option(
-        "auto", "Weights of the components; auto: learned in a mixture, uniform in a VampPrior.",
-        choices=("auto", "learned", "uniform"),
+    prior_components: int = option(
+        50,
+        "Components of a mixture, pseudo-inputs of a VampPrior.",
+        least=1,
+        only_with=("prior", COMPONENT_PRIORS),
     )
-    prior_flows: int = option(4, "Layers of a flow prior.", least=1)
-    pseudo_inputs: str = option("data", "Where pseudo-inputs start.", choices=("data", "mean", "random"))
+    prior_weights: str = option(
+        "auto",
+        "Weights of the components; auto: learned in a mixture, uniform in a VampPrior.",
+        choices=("auto", "learned", "uniform"),
+        only_with=("prior", COMPONENT_PRIORS),
+    )
+    prior_flows: int = option(
+        4, "Layers of a flow prior.", least=1, only_with=("prior", FLOW_PRIORS)
+    )
+    pseudo_inputs: str = option(
+        "data",
+        "Where pseudo-inputs start: training data, their mean plus noise, or at random.",
+        choices=("data", "mean", "random"),
+        only_with=("prior", ("vamp",)),
+    )
     posterior: str = option("normal", "q(z given x).", choices=POSTERIORS)
-    posterior_flows: int = option(4, "Layers of a flow posterior.", least=1)
+    posterior_flows: int = option(
+        4, "Layers of a flow posterior.", least=1, only_with=("posterior", FLOW_POSTERIORS)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
-class ObjectiveConfig:
+class NetworkConfig(Section):
+    """The networks of posterior and likelihood, and the code between them."""
+
+    latent_dim: int = option(16, "Size of z.", least=1)
+    kind: str = option("mlp", "Kind of network.", name="network", choices=NETWORKS)
+    hidden_dims: tuple[int, ...] = option(
+        (256, 256), "Hidden layers of the encoder; reversed in the decoder."
+    )
+    activation: str = option("leaky_relu", "Between the layers.", choices=ACTIVATIONS)
+    input_scaling: str = option(
+        "auto",
+        "What the encoder sees; auto: the data scaled to about [-1, 1], none: as they are.",
+        choices=("auto", "none"),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig(Section):
     """What is minimised."""
 
     beta: float = option(1.0, "Weight of the KL.", least=0)
     free_bits: float = option(0.0, "Nats of KL per datum that cost nothing.", least=0)
     warmup_epochs: float = option(0.0, "Epochs over which the KL weight rises from 0.", least=0)
+    warmup_steps: int = option(0, "The same in steps; give one of the two.", least=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.warmup_epochs and self.warmup_steps:
+            raise ConfigError(
+                "Invalid value for '--warmup-steps': expected 0 beside --warmup-epochs "
+                f"{self.warmup_epochs:g}; got {self.warmup_steps}."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainingConfig:
+class TrainingConfig(Section):
     """How it is minimised."""
 
     epochs: int = option(1000, "Most passes over the training data.", least=1)
     patience: int = option(20, "Stop after this many epochs without a better validation.", least=1)
     batch_size: int = option(64, "Data in a step.", least=1)
-    learning_rate: float = option(1e-3, "Learning rate.", above=0)
-    optimizer: str = option("adamax", "Optimiser.", choices=("adam", "adamw", "adamax"))
-    weight_decay: float = option(0.0, "Weight decay.", least=0)
-    schedule: str = option("constant", "Of the learning rate.", choices=("constant", "cosine", "linear"))
+    learning_rate: float = option(1e-3, "Step size of the optimiser.", above=0)
+    optimizer: str = option("adamax", "Optimiser.", choices=OPTIMIZERS)
+    weight_decay: float = option(0.0, "Weight decay of the optimiser.", least=0)
+    schedule: str = option("constant", "Of the learning rate, over all epochs.", choices=SCHEDULES)
     clip_norm: float = option(0.0, "Largest norm of a gradient; 0 for no limit.", least=0)
-    ema_decay: float = option(0.0, "Decay of a moving average of the weights; 0 for none.", least=0, below=1)
-    seed: int = option(0, "Seed of weights, data order and noise.", least=0)
-    device: str = option("auto", "Where to compute.", choices=("auto", "cpu", "cuda", "mps"))
-    mode: str = option(
-        "auto", "How steps are run.", choices=("auto", "eager", "traced", "compiled", "cuda_graph")
+    ema_decay: float = option(
+        0.0, "Decay of a moving average of the weights; 0 for none.", least=0, below=1
     )
+    seed: int = option(0, "Of weights, data order and noise.", least=0)
+    device: str = option("auto", "Where to compute; auto: CUDA if there is one.", choices=DEVICES)
+    mode: str = option("auto", "How steps are run; auto goes by their number.", choices=MODES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,272 +177,247 @@ class RunConfig:
     """All options of a run."""
 
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
-    network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
     parts: PartsConfig = dataclasses.field(default_factory=PartsConfig)
+    network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
     objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
 
 
-# Named sets of defaults; any flag or file overrides them.
-RECIPES: dict[str, dict[str, Any]] = {
-    "course": dict(
-        network="mlp",
-        hidden_dims=(256, 256),
-        activation="leaky_relu",
-        latent_dim=16,
-        likelihood="auto",
-        prior="standard",
-        posterior="normal",
-        optimizer="adamax",
-        learning_rate=1e-3,
-        batch_size=64,
-        epochs=1000,
-        patience=20,
+_SECTIONS: dict[str, type[Section]] = get_type_hints(RunConfig)
+OPTIONS: dict[str, Option] = {
+    option.name: dataclasses.replace(option, section=section)
+    for section, kind in _SECTIONS.items()
+    for option in options_of(kind)
+}
+
+
+class Recipe(NamedTuple):
+    """A named set of defaults, by flat name, which any flag or file overrides."""
+
+    description: str
+    values: Mapping[str, Any]
+
+
+RECIPES: dict[str, Recipe] = {
+    "course": Recipe(
+        "what the course's notebook does: MLP 64-256-256, latent 16, categorical, standard prior",
+        dict(
+            likelihood="auto",
+            prior="standard",
+            posterior="normal",
+            latent_dim=16,
+            network="mlp",
+            hidden_dims=(256, 256),
+            activation="leaky_relu",
+            epochs=1000,
+            patience=20,
+            batch_size=64,
+            learning_rate=1e-3,
+            optimizer="adamax",
+        ),
     ),
 }
 DEFAULT_RECIPE = "course"
 
-# What may change between a run and its resumption: it may be longer, and be told so.
-_MAY_GROW = "epochs"
+_WARMUPS = ("warmup_epochs", "warmup_steps")
 
 
-# --- the tree and its flat form --------------------------------------------------------------------
-
-
-def _fields() -> Iterable[tuple[str, str, Any, Any]]:
-    """Every option as (flat name, section, field, type)."""
-    for section, section_type in get_type_hints(RunConfig).items():
-        hints = get_type_hints(section_type)
-        for field in dataclasses.fields(section_type):
-            yield field.metadata["name"] or field.name, section, field, hints[field.name]
+# --- the tree and its flat form -------------------------------------------------------------------
 
 
 def flatten(config: RunConfig) -> dict[str, Any]:
-    """The options by flat name, as plain values."""
-    flat = {}
-    for name, section, field, _ in _fields():
-        value = getattr(getattr(config, section), field.name)
-        flat[name] = list(value) if isinstance(value, tuple) else value
-    return flat
+    """Returns the options by flat name, as plain values, in the order of the tree."""
+    values = {o.name: getattr(getattr(config, o.section), o.field) for o in OPTIONS.values()}
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
 
 
-def unflatten(values: Mapping[str, Any]) -> RunConfig:
-    """The tree of checked flat values; :func:`from_values` checks them first."""
-    sections: dict[str, dict[str, Any]] = {}
-    for name, section, field, _ in _fields():
-        value = values[name]
-        sections.setdefault(section, {})[field.name] = (
-            tuple(value) if isinstance(value, (list, tuple)) else value
-        )
-    types = get_type_hints(RunConfig)
-    return RunConfig(**{name: types[name](**given) for name, given in sections.items()})
+def unflatten(values: Mapping[str, Any], where: str = "the configuration") -> RunConfig:
+    """Inverts :func:`flatten`: takes every option, and no other.
+
+    Raises:
+        ConfigError: for an unknown, missing or wrong option.
+    """
+    checked = _known(values, where)
+    for name in OPTIONS:
+        if name not in checked:
+            raise ConfigError(f"Expected every option in {where}; got none called {name!r}.")
+    sections: dict[str, dict[str, Any]] = {section: {} for section in _SECTIONS}
+    for name, value in checked.items():
+        sections[OPTIONS[name].section][OPTIONS[name].field] = value
+    return RunConfig(**{name: cast(Any, _SECTIONS[name])(**sections[name]) for name in sections})
 
 
-def differences(config: RunConfig, earlier: RunConfig) -> list[str]:
-    """Flat names of options that keep ``config`` from going on with an ``earlier`` run."""
-    now, then = flatten(config), flatten(earlier)
-    return [name for name in now if name != _MAY_GROW and now[name] != then[name]]
+def from_values(values: Mapping[str, Any]) -> RunConfig:
+    """Puts some flat values over the fields' defaults; ``recipe`` is passed over.
 
-
-# --- YAML ------------------------------------------------------------------------------------------
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """A safe loader that refuses a key given twice, where YAML would keep the last."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.YAMLError(f"{key.value!r} is given twice")
-            seen.add(key.value)
-        return cast("dict[Any, Any]", super().construct_mapping(node, deep))
+    Raises:
+        ConfigError: for an unknown name or a value that makes no sense.
+    """
+    some = {name: value for name, value in values.items() if name != "recipe"}
+    return unflatten(flatten(RunConfig()) | some)
 
 
 def to_yaml(config: RunConfig) -> str:
-    """The options as a flat YAML file, in the order of the tree."""
-    return cast(str, yaml.safe_dump(flatten(config), sort_keys=False))
+    """Writes the options as a flat YAML file, in the order of the tree."""
+    plain = flatten(config)
+    # A width without end keeps each option on its line; only the lists in it are in flow style.
+    style: dict[str, Any] = {"default_flow_style": None, "allow_unicode": True, "width": 10**6}
+    written: str = yaml.safe_dump(plain, sort_keys=False, **style)
+    return written
 
 
-def from_yaml(text: str, where: str = "the configuration") -> dict[str, Any]:
-    """The flat values of a YAML file; names are checked here, values by :func:`from_values`.
+def from_yaml(source: str, where: str = "the configuration") -> dict[str, Any]:
+    """Reads the options that a YAML file gives, by flat name; ``recipe`` may be among them.
+
+    Some options are for :func:`resolve`; all of them, as in a run folder, for :func:`unflatten`.
 
     Raises:
-        ConfigError: for anything but a flat mapping of known options.
+        ConfigError: for anything but a flat mapping of known options to values that they take.
     """
-    try:
-        values = yaml.load(text, Loader=_UniqueKeys)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"Expected a YAML file of options in {where}; {reason}.") from error
-    if values is None:
-        values = {}
-    if not isinstance(values, dict):
-        raise ConfigError(f"Expected lines 'option: value' in {where}; got {type(values).__name__}.")
-    known = [name for name, *_ in _fields()]
+    values = load_yaml(source, where)
+    recipe = {"recipe": values.pop("recipe")} if "recipe" in values else {}
+    for name in recipe.values():
+        recipe_values(name, f"'recipe' in {where}")
+    return recipe | _known(values, where)
+
+
+def _known(values: Mapping[Any, Any], where: str) -> dict[str, Any]:
+    """The values, each read by its option."""
     for name in values:
-        if name not in known and name != "recipe":
-            raise ConfigError(f"Expected options of pyro-vaes in {where}; got {name!r}.")
-    return values
+        if name not in OPTIONS:
+            raise ConfigError(f"Expected options of pyro-vaes in {where}; got {shown(name)}.")
+    return {name: OPTIONS[name].read(v, f"{name!r} in {where}") for name, v in values.items()}
 
 
-# --- click -----------------------------------------------------------------------------------------
+def digest(config: RunConfig) -> str:
+    """SHA-256 of all options, in hexadecimal."""
+    return hashlib.sha256(json.dumps(flatten(config), sort_keys=True).encode()).hexdigest()
 
 
-class _Number(click.ParamType):
-    """A finite number within its bounds, whole if ``whole``."""
-
-    def __init__(self, whole: bool, bounds: Mapping[str, Any]) -> None:
-        self.name = "integer" if whole else "number"
-        self.whole = whole
-        self.bounds = bounds
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        least, above, below = (self.bounds[key] for key in ("least", "above", "below"))
-        limits = [
-            f"{word} {bound:g}"
-            for word, bound in (("at least", least), ("above", above), ("below", below))
-            if bound is not None
-        ]
-        expected = f"a {'whole ' if self.whole else ''}number {' and '.join(limits)}".strip()
-        try:
-            number = int(str(value)) if self.whole else float(str(value))
-        except ValueError:
-            number = math.nan
-        ok = (
-            math.isfinite(number)
-            and (least is None or number >= least)
-            and (above is None or number > above)
-            and (below is None or number < below)
-        )
-        if not ok:
-            self.fail(f"expected {expected}; got {value!r}.", param, ctx)
-        return number
+# --- from recipe, file and flags to a configuration -----------------------------------------------
 
 
-class _Sizes(click.ParamType):
-    """Whole numbers of at least 1, with commas between them."""
-
-    name = "sizes"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
-        items = value if isinstance(value, (list, tuple)) else str(value).split(",")
-        try:
-            sizes = tuple(int(str(item)) for item in items)
-        except ValueError:
-            sizes = ()
-        if not sizes or min(sizes) < 1:
-            self.fail(f"expected sizes such as 256,256; got {value!r}.", param, ctx)
-        return sizes
-
-
-class _Choice(click.Choice):  # type: ignore[type-arg]
-    """A choice whose message names the value and what was expected, like all others."""
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        if str(value) not in self.choices:
-            self.fail(f"expected one of {', '.join(self.choices)}; got {str(value)!r}.", param, ctx)
-        return str(value)
-
-
-class _Truth(click.ParamType):
-    """true or false."""
-
-    name = "true|false"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> bool:
-        words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-        if str(value).lower() not in words:
-            self.fail(f"expected true or false; got {value!r}.", param, ctx)
-        return words[str(value).lower()]
-
-
-def _click_type(field: Any, kind: Any) -> Any:
-    if field.metadata["choices"]:
-        return _Choice(field.metadata["choices"])
-    if kind is bool:
-        return _Truth()
-    if kind in (int, float):
-        return _Number(kind is int, field.metadata)
-    return click.STRING if kind is str else _Sizes()
-
-
-def options() -> list[click.Parameter]:
-    """A click option for each field of the tree."""
-    result: list[click.Parameter] = []
-    for name, _, field, kind in _fields():
-        default = field.default
-        shown = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
-        result.append(
-            click.Option(
-                [f"--{name.replace('_', '-')}", name],
-                type=_click_type(field, kind),
-                default=default,
-                show_default=shown.lower() if isinstance(default, bool) else shown,
-                help=field.metadata["help"],
-            )
-        )
-    return result
-
-
-def recipe_values(name: str) -> dict[str, Any]:
-    """The flat values of a recipe.
+def recipe_values(name: Any, label: str = "'--recipe'") -> dict[str, Any]:
+    """Returns the flat values of a recipe.
 
     Raises:
         ConfigError: for an unknown name.
     """
-    if name not in RECIPES:
+    if not isinstance(name, str) or name not in RECIPES:
         raise ConfigError(
-            f"Invalid value for '--recipe': expected one of {', '.join(RECIPES)}; got {name!r}."
+            f"Invalid value for {label}: expected one of {', '.join(RECIPES)}; got {shown(name)}."
         )
-    return dict(RECIPES[name])
+    return dict(RECIPES[name].values)
 
 
-def from_values(values: Mapping[str, Any]) -> RunConfig:
-    """The configuration of flat values (over the fields' defaults), checked like flags.
+def resolve(
+    recipe: str | None = None,
+    file_values: Mapping[str, Any] | None = None,
+    flag_values: Mapping[str, Any] | None = None,
+    started: RunConfig | None = None,
+) -> tuple[RunConfig, frozenset[str]]:
+    """Makes the configuration that recipe, file and flags ask for.
+
+    Args:
+        recipe: its name; if None, the file's ``recipe``, else the default recipe.
+        file_values: what :func:`from_yaml` read.
+        flag_values: what was :func:`~pyro_vaes.options.given` on the command line.
+        started: the options of a run to go on with. They stand in the defaults' place, so that
+            nothing has to be said twice; what is said must agree, see :func:`check_resume`.
+
+    Returns:
+        The configuration, and the names that flags or the file asked for.
 
     Raises:
-        ConfigError: for a value that makes no sense.
+        ConfigError: for an unknown name or a value that makes no sense.
     """
-    command = click.Command("config", params=options())
-    given = {name: value for name, value in values.items() if name != "recipe"}
-    try:
-        context = command.make_context("config", [], default_map=given)
-    except click.ClickException as error:
-        raise ConfigError(error.format_message()) from error
-    return unflatten(context.params)
+    from_file = dict(file_values or {})
+    in_file = from_file.pop("recipe", None)
+    asked = from_file | dict(flag_values or {})
+    name = in_file if recipe is None else recipe
+    if name is None and started is None:
+        name = DEFAULT_RECIPE
+    base = flatten(started or RunConfig())
+    defaults = {} if name is None else recipe_values(name)
+    if asked.keys() & set(_WARMUPS):  # Asked for in one unit, it takes the place of any other.
+        defaults |= dict.fromkeys(_WARMUPS, 0)
+    elif started is not None:  # The recipe's may have been shortened when the run was started.
+        defaults |= {unit: base[unit] for unit in _WARMUPS}
+    return unflatten(base | defaults | asked), frozenset(asked)
 
 
-def check(config: RunConfig, explicit: Iterable[str] = ()) -> tuple[RunConfig, list[str]]:
+def check(
+    config: RunConfig, explicit: Iterable[str] = (), steps_per_epoch: int | None = None
+) -> tuple[RunConfig, list[str]]:
     """Checks options against each other.
 
     Args:
         config: the options.
         explicit: names that were asked for by flag or file, not by a recipe.
+        steps_per_epoch: once the data are known; without it a warm-up in steps is not looked at.
 
     Returns:
-        The options, those of a recipe perhaps adjusted, and a remark for each adjustment.
+        The options, a recipe's warm-up shortened if need be, and remarks to print: on that, and on
+        each explicit option that has no effect.
 
     Raises:
         ConfigError: for explicit options that contradict each other.
     """
+    explicit, flat = frozenset(explicit), flatten(config)
     remarks = []
-    warmup, epochs = config.objective.warmup_epochs, config.training.epochs
-    if warmup >= epochs:
-        if "warmup_epochs" in explicit:
+    for name, per_epoch in zip(_WARMUPS, (1, steps_per_epoch), strict=True):
+        length, unit = flat[name], name.removeprefix("warmup_")
+        if per_epoch is None or length < (training := flat["epochs"] * per_epoch):
+            continue
+        if name in explicit:
             raise ConfigError(
-                f"Invalid value for '--warmup-epochs': expected fewer than the {epochs} epochs of "
-                f"training; got {warmup:g}."
+                f"Invalid value for '{OPTIONS[name].flag}': expected fewer than the "
+                f"{training} {unit} of training; got {length:g}."
             )
-        shorter = epochs / 2
+        flat[name] = training // 2
         remarks.append(
-            f"The recipe's KL warm-up of {warmup:g} epochs is shortened to {shorter:g}: training has "
-            f"{epochs}."
+            f"The recipe's KL warm-up of {length:g} {unit} is shortened to {flat[name]}: "
+            f"training has {training}."
         )
-        objective = dataclasses.replace(config.objective, warmup_epochs=shorter)
-        config = dataclasses.replace(config, objective=objective)
-    if config.data.conditional_prior and not config.data.conditional:
+    if flat["conditional_prior"] and not flat["conditional"]:
         raise ConfigError(
-            "Invalid value for '--conditional-prior': expected --conditional true beside it; got false."
+            "Invalid value for '--conditional-prior': "
+            "expected --conditional true beside it; got true without."
         )
-    return config, remarks
+    for name, one in OPTIONS.items():
+        other, values = one.only_with or (name, (flat[name],))
+        if name in explicit and flat[other] not in values and flat[name] != one.default:
+            remarks.append(f"{one.flag} has no effect with {OPTIONS[other].flag} {flat[other]}.")
+    return unflatten(flat), remarks
+
+
+def differences(config: RunConfig, earlier: RunConfig) -> list[str]:
+    """Lists the flat names that keep ``config`` from going on with an ``earlier`` run.
+
+    Training may grow longer, and downloads may lie elsewhere. All else must be the same, device and
+    mode among them: a resumed run repeats the uninterrupted one bit for bit.
+    """
+    now, then = flatten(config), flatten(earlier)
+    may_differ = {"data_root"} | ({"epochs"} if now["epochs"] > then["epochs"] else set())
+    return [name for name in now if now[name] != then[name] and name not in may_differ]
+
+
+def check_resume(config: RunConfig, earlier: RunConfig) -> None:
+    """Refuses to go on with an ``earlier`` run under other options.
+
+    Raises:
+        ConfigError: naming the first option that differs.
+    """
+    now, then = flatten(config), flatten(earlier)
+    for name in differences(config, earlier):
+        least = "at least " if name == "epochs" else ""
+        raise ConfigError(
+            f"Invalid value for '{OPTIONS[name].flag}': expected {least}{text(then[name])}, which "
+            f"the run to resume was started with; got {text(now[name])}."
+        )
+
+
+def options() -> list[click.Parameter]:
+    """Makes a flag for each option; the defaults are those of the default recipe."""
+    defaults = flatten(resolve()[0])
+    return [Flag(option, defaults[option.name]) for option in OPTIONS.values()]

@@ -1,7 +1,8 @@
 """Data sets, splits and batches: tensors in memory, read by name, from files or from the user.
 
-``load_data`` gives a :class:`DataSet` of three splits, ``batches`` walks through one in steps, and
-``pseudo_inputs`` picks where a VampPrior's components start.
+``load_data`` gives a :class:`DataSet` of three splits; :mod:`pyro_vaes.sources` reads,
+:mod:`pyro_vaes.splits` holds rows and walks through them, :mod:`pyro_vaes.augmentation` transforms
+batches.
 """
 
 from __future__ import annotations
@@ -10,23 +11,32 @@ import dataclasses
 import functools
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from pyro_vaes.augmentation import Transform, binarize, compose
-from pyro_vaes.networks import positive
-from pyro_vaes.sources import SUFFIXES, DataError, Pair, read, read_digits, read_pair, read_torchvision
+from pyro_vaes.augmentation import augment_images, binarize, compose
+from pyro_vaes.sources import (
+    SUFFIXES,
+    DataError,
+    Pair,
+    read,
+    read_digits,
+    read_torchvision,
+)
+from pyro_vaes.splits import Split, as_split, batches, labelled_pseudo_inputs, pseudo_inputs
 
 __all__ = [
     "DataError",
     "DataSet",
     "Split",
     "as_split",
+    "augment_images",
     "batches",
+    "compose",
     "labelled_pseudo_inputs",
     "load_data",
     "pseudo_inputs",
@@ -47,41 +57,6 @@ _MOST_LEVELS_ON_REQUEST = 2**16
 _TORCHVISION_VALIDATION_ROWS = 10_000
 # One draw for everyone, whatever the seed of the run, so that test figures compare.
 _BINARIZATION_SEED = 0
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Split:
-    """Rows, perhaps with labels, all in memory.
-
-    Attributes:
-        x: ``(n, *event_shape)``, float32; levels are whole numbers held in it.
-        y: labels ``(n,)``, int64, or None.
-        transform: what happens to each training batch, drawn anew each time (dynamic binarisation,
-            augmentation), or None.
-    """
-
-    x: Tensor
-    y: Tensor | None = None
-    transform: Transform | None = None
-
-    def __post_init__(self) -> None:
-        if self.y is not None and len(self.y) != len(self.x):
-            raise DataError(f"Expected a label for each of {len(self.x)} rows; got {len(self.y)}.")
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    @property
-    def event_shape(self) -> tuple[int, ...]:
-        """The shape of one datum."""
-        return tuple(self.x.shape[1:])
-
-    def frozen(self, seed: int = 0) -> Split:
-        """This split with one draw of its transform for every row, and no transform left."""
-        if self.transform is None:
-            return self
-        x = self.transform(self.x, torch.Generator().manual_seed(seed))
-        return dataclasses.replace(self, x=x, transform=None)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -144,11 +119,27 @@ class DataSet:
             f"the default likelihood is {self.default_likelihood}."
         )
 
-    def augmented(self, transform: Transform) -> DataSet:
-        """This data set with a transform of training batches, put before the one there is."""
-        train = dataclasses.replace(
-            self.train, transform=compose(transform, self.train.transform)
+    def augmented(self, **strengths: float) -> DataSet:
+        """This data set with training images moved a little, anew at each batch.
+
+        Args:
+            strengths: ``max_shift``, ``max_rotate``, ``max_scale`` and ``max_shear``, see
+                :func:`augment_images`. Levels stay levels and binary images binary; grey images
+                are moved before they are binarised.
+
+        Raises:
+            DataError: if the data are no images.
+        """
+        if self.image_shape is None:
+            raise DataError(
+                f"Expected images to augment; got rows of shape {self.event_shape}. Say how they "
+                "are images with image_shape=(C, H, W)."
+            )
+        binary = self.kind == "binary" and self.train.transform is None
+        moves = augment_images(
+            self.image_shape, num_levels=2 if binary else self.num_levels, **strengths
         )
+        train = dataclasses.replace(self.train, transform=compose(moves, self.train.transform))
         return dataclasses.replace(self, train=train)
 
 
@@ -205,9 +196,10 @@ def load_data(
     if binarization is not None and name not in ("mnist", "fashion_mnist"):
         raise DataError("Expected binarization= only beside mnist and fashion_mnist.")
     if name == "digits":
-        splits, image_shape = _digits(), (1, 8, 8)
+        splits, image_shape = _digits(), image_shape or (1, 8, 8)
     elif name is not None:
-        splits, image_shape = _torchvision(name, root, binarization or "dynamic"), (1, 28, 28)
+        splits = _torchvision(name, root, binarization or "dynamic")
+        image_shape = image_shape or (1, 28, 28)
     else:
         splits = _own(source, labels, val_fraction, test_fraction, seed)
         name = Path(source).name if isinstance(source, (str, Path)) else "data"
@@ -217,6 +209,8 @@ def load_data(
         raise DataError(f"Expected splits with rows of one shape; got {shapes}.")
     # What a transform has yet to draw says nothing about the values.
     found, num_levels, reason = _kind([s.x for s in splits if not s.transform], kind, num_levels)
+    if train.transform is not None:
+        reason += " (for training, grey ones are drawn anew at each batch)"
     return DataSet(
         name=name,
         train=train,
@@ -224,162 +218,10 @@ def load_data(
         test=test,
         kind=found,
         num_levels=num_levels,
-        num_labels=None
-        if train.y is None
-        else 1 + max(int(cast(Tensor, split.y).max()) for split in splits),
+        num_labels=max((int(s.y.max()) + 1 for s in splits if s.y is not None), default=None),
         image_shape=_image_shape(train.event_shape, image_shape),
         reason=reason,
     )
-
-
-def as_split(data: Any, labels: Any = None) -> Split:
-    """What ``fit`` and ``evaluate`` take, as a split.
-
-    Args:
-        data: a split, a tensor, an array, a tuple ``(x, y)``, a ``Dataset`` or a ``DataLoader``.
-        labels: one label for each row, if the data hold none.
-
-    Returns:
-        A split; one that is given comes back as it is. Float64 data stay so.
-
-    Raises:
-        DataError: for data that cannot be used.
-    """
-    if isinstance(data, DataSet):
-        raise DataError(
-            f"Expected one split; got the data set {data.name!r}. Pass its .train, .val or .test."
-        )
-    if isinstance(data, (str, Path)):
-        raise DataError(f"Expected data in memory; got {str(data)!r}. Read it with load_data first.")
-    if not isinstance(data, Split):
-        return Split(*read_pair(data, labels))
-    if labels is None:
-        return data
-    if data.y is not None:
-        raise DataError("Expected labels once; got labels= beside a split that holds its own.")
-    return dataclasses.replace(data, y=read_pair(data.x, labels)[1])
-
-
-def batches(
-    split: Split, batch_size: int, generator: torch.Generator | None = None
-) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Walks once through a split, from memory.
-
-    Args:
-        split: the rows.
-        batch_size: rows in a batch; the last may have fewer.
-        generator: for training: draws the order of the rows, then each batch's transform. None
-            for rows in order, as they are.
-
-    Returns:
-        An iterator over ``(x, y)``; y is None without labels.
-    """
-    positive(batch_size=batch_size)  # at the call, not at the first batch
-    return _batches(split, batch_size, generator)
-
-
-def _batches(
-    split: Split, batch_size: int, generator: torch.Generator | None
-) -> Iterator[tuple[Tensor, Tensor | None]]:
-    x, y = split.x, split.y
-    if generator is None:
-        for start in range(0, len(x), batch_size):
-            stop = start + batch_size
-            yield x[start:stop], None if y is None else y[start:stop]
-        return
-    order = torch.randperm(len(x), generator=generator, device=generator.device)
-    for index in order.to(x.device).split(batch_size):
-        rows = x.index_select(0, index)
-        if split.transform is not None:
-            rows = split.transform(rows, generator)
-        yield rows, None if y is None else y.index_select(0, index)
-
-
-def pseudo_inputs(
-    x: Any,
-    num: int,
-    init: Literal["data", "mean", "random"] = "data",
-    generator: torch.Generator | None = None,
-    *,
-    noise: float = 0.01,
-) -> Tensor:
-    """Starting points for the pseudo-inputs of a VampPrior, in the units and range of the data.
-
-    Equal pseudo-inputs get equal gradients and never part, so whatever would repeat gets noise of
-    ``noise`` standard deviations, element by element, and is kept within the range of the data.
-
-    Args:
-        x: training data, ``(n, *event_shape)``, or a split.
-        num: number of pseudo-inputs.
-        init: ``data`` takes distinct random rows (beyond n of them, further rounds through the
-            rows with noise); ``mean`` takes the mean of the data with noise; ``random`` draws
-            uniformly within each element's range.
-        generator: source of the draws; torch's own if None.
-        noise: see above.
-
-    Returns:
-        ``(num, *event_shape)``.
-
-    Raises:
-        ValueError: for a ``num`` below one or an unknown ``init``.
-    """
-    positive(num=num)
-    x = as_split(x).x
-    n = len(x)
-    low, high = x.amin(0), x.amax(0)
-    home = generator.device if generator is not None else torch.device("cpu")
-    options: dict[str, Any] = {"generator": generator, "device": home}
-    shape = (num, *x.shape[1:])
-    if init == "random":
-        return low + (high - low) * torch.rand(shape, dtype=x.dtype, **options).to(x.device)
-    if init == "data":
-        rounds = [torch.randperm(n, **options) for _ in range(math.ceil(num / n))]
-        start = x[torch.cat(rounds)[:num].to(x.device)]
-        first = n
-    elif init == "mean":
-        start = x.mean(0).expand(shape)
-        first = 0
-    else:
-        raise ValueError(f"Expected init among data, mean, random; got {init!r}.")
-    if num <= first:
-        return start
-    jitter = noise * x.std(0, correction=0) * torch.randn(shape, dtype=x.dtype, **options).to(x.device)
-    jitter[:first] = 0
-    return (start + jitter).clamp(low, high)
-
-
-def labelled_pseudo_inputs(
-    split: Split,
-    num: int,
-    init: Literal["data", "mean", "random"] = "data",
-    generator: torch.Generator | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Pseudo-inputs for a conditional VampPrior: evenly many for each label, from its own rows.
-
-    Args:
-        split: training data with labels.
-        num: number of pseudo-inputs, at least one for each label.
-        init: see :func:`pseudo_inputs`.
-        generator: see :func:`pseudo_inputs`.
-
-    Returns:
-        ``(num, *event_shape)`` and the labels ``(num,)``, in order.
-
-    Raises:
-        ValueError: without labels, or for fewer pseudo-inputs than labels.
-    """
-    if split.y is None:
-        raise DataError("Expected a split with labels; got one without.")
-    num_labels = int(split.y.max()) + 1
-    if num < num_labels:
-        raise ValueError(f"Expected a pseudo-input for each of {num_labels} labels; got num={num}.")
-    labels = (torch.arange(num, device=split.y.device) % num_labels).sort().values
-    parts = []
-    for label, count in enumerate(labels.bincount().tolist()):
-        own = split.x[split.y == label]
-        # A number that no row carries stands for no class; any row will do.
-        parts.append(pseudo_inputs(own if len(own) else split.x, count, init, generator))
-    return torch.cat(parts), labels
 
 
 # --- what load_data is made of -----------------------------------------------------------------
@@ -387,11 +229,8 @@ def labelled_pseudo_inputs(
 
 def _digits() -> list[Split]:
     x, y = read_digits()
-    sizes = [1000, 350, 447]
-    return [
-        Split(x.to(torch.float32), y)
-        for x, y in zip(x.split(sizes), cast(Tensor, y).split(sizes), strict=True)
-    ]
+    cuts = (slice(0, 1000), slice(1000, 1350), slice(1350, None))
+    return [Split(x[cut].to(torch.float32), y[cut]) for cut in cuts]
 
 
 def _torchvision(name: str, root: str | Path, binarization: str) -> list[Split]:
@@ -400,9 +239,9 @@ def _torchvision(name: str, root: str | Path, binarization: str) -> list[Split]:
             f"Expected binarization among {', '.join(BINARIZATIONS)}; got {binarization!r}."
         )
     splits = []
-    (x, y), test = read_torchvision(name, root)
-    cut = len(x) - _TORCHVISION_VALIDATION_ROWS
-    for x, y in ((x[:cut], y[:cut]), (x[cut:], y[cut:]), test):
+    (images, labels), test = read_torchvision(name, root)
+    cut = len(images) - _TORCHVISION_VALIDATION_ROWS
+    for x, y in ((images[:cut], labels[:cut]), (images[cut:], labels[cut:]), test):
         grey = x.flatten(1).to(torch.float32)
         if binarization == "grey":
             splits.append(Split(grey, y))
@@ -437,7 +276,7 @@ def _own(
     if num_test + num_val >= n:
         raise DataError(f"Expected rows enough for three splits; got {n}.")
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    test, val, train = order.split([num_test, num_val, n - num_test - num_val])
+    test, val, train = torch.split(order, [num_test, num_val, n - num_test - num_val])
     return [
         Split(whole.x[index], None if whole.y is None else whole.y[index])
         for index in (train, val, test)
@@ -448,7 +287,7 @@ def _single(pair: Pair) -> Split:
     """The rows in single precision, on the CPU."""
     x = pair[0].to("cpu", torch.float32)
     if not torch.isfinite(x).all():
-        raise DataError("Expected numbers within the range of float32; got larger ones. Scale them.")
+        raise DataError("Expected numbers within the range of float32; got larger ones.")
     return Split(x, None if pair[1] is None else pair[1].cpu())
 
 
@@ -459,7 +298,8 @@ def _kind(
     low, high = min(float(x.min()) for x in parts), max(float(x.max()) for x in parts)
     whole = low >= 0 and all(bool((x == x.floor()).all()) for x in parts)
     if num_levels is not None:
-        positive(num_levels=num_levels)
+        if num_levels < 2:
+            raise DataError(f"Expected num_levels of at least 2; got {num_levels}.")
         if asked not in (None, "levels"):
             raise DataError(f"Expected num_levels only for kind='levels'; got kind={asked!r}.")
         asked = "levels"
@@ -482,10 +322,13 @@ def _kind(
     if asked == "levels":
         most = (num_levels or _MOST_LEVELS_ON_REQUEST) - 1
         if not whole or high > most:
-            what = f"from {low:g} to {high:g}" + ("" if whole or low < 0 else ", fractions among them")
-            raise DataError(f"Expected levels that are whole numbers from 0 to {most}; got values {what}.")
+            fractions = "" if whole or low < 0 else ", fractions among them"
+            raise DataError(
+                f"Expected levels that are whole numbers from 0 to {most}; "
+                f"got values from {low:g} to {high:g}{fractions}."
+            )
         num_levels = num_levels or max(2, int(high) + 1)
-    return cast(Kind, asked), num_levels, "that was asked for"
+    return asked, num_levels, "that was asked for"
 
 
 def _image_shape(
@@ -494,9 +337,11 @@ def _image_shape(
     if asked is not None:
         shape = tuple(asked)
         if len(shape) != 3 or min(shape) < 1 or math.prod(shape) != math.prod(event_shape):
-            raise DataError(f"Expected image_shape (C, H, W) of rows of shape {event_shape}; got {shape}.")
-        return cast("tuple[int, int, int]", shape)
+            raise DataError(
+                f"Expected image_shape (C, H, W) of rows of shape {event_shape}; got {shape}."
+            )
+        return shape
     shape = (1, *event_shape) if len(event_shape) == 2 else event_shape
     if len(shape) == 3 and shape[0] in (1, 3) and min(shape[1:]) >= 4:
-        return cast("tuple[int, int, int]", shape)
+        return shape
     return None

@@ -23,7 +23,7 @@ from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor
 
-from pyro_vaes.objectives import ELBO
+from pyro_vaes.objectives import ELBO, NotReparameterizedError
 
 __all__ = ["MODES", "FastSVI", "Mode"]
 
@@ -90,7 +90,7 @@ class FastSVI(SVI):
         self._programs: dict[Any, _Recorded] = {}
         self._params: dict[str, Tensor] = {}
         self._clips: list[tuple[Tensor, dict[str, Any]]] = []
-        self._store_size = -1
+        self._known: set[str] | None = None
         self._validated = False
 
     def step(self, *args: Any, **kwargs: Any) -> float:
@@ -126,7 +126,6 @@ class FastSVI(SVI):
         """
         with torch.random.fork_rng(), torch.no_grad(), self._validation(), _capture(self._params):
             self.loss_object.loss(self.model, self.guide, *args, **kwargs)
-        self._store_size = len(pyro.get_param_store())
         self._adopt()
         if self.optimizer is None:
             raise ValueError("Expected a model or guide with parameters to train; got none.")
@@ -139,23 +138,47 @@ class FastSVI(SVI):
     # --- eager -------------------------------------------------------------------------------
 
     def _eager_update(self, args: Any, kwargs: Any) -> Tensor:
+        # The first step is watched for the parameters it meets; afterwards it costs less to see
+        # whether Pyro's store has grown.
+        first = self._known is None
+        with self._validation(), _capture(self._params if first else None):
+            loss = self._loss_and_grads(args, kwargs)
         store = pyro.get_param_store()
-        new = len(store) != self._store_size
-        with self._validation(), _capture(self._params if new else None):
-            if self._objective is None:
-                loss = torch.as_tensor(
-                    self.loss_object.loss_and_grads(self.model, self.guide, *args, **kwargs)
-                )
-            else:
-                loss = self._objective.tensor_loss(self.model, self.guide, *args, **kwargs)
-                if loss.requires_grad:
-                    loss.backward()
-                loss = loss.detach()
-        if new:
-            self._store_size = len(store)
+        if self._known is None or len(store) != len(self._known):
+            for name in store.keys() - (self._known or store.keys()):
+                self._params[name] = store[name].unconstrained()
             self._adopt()
         self._apply_gradients()
         return loss
+
+    def _loss_and_grads(self, args: Any, kwargs: Any) -> Tensor:
+        if self._objective is not None:
+            generator = torch.get_rng_state() if self.optimizer is None else None
+            try:
+                loss = self._objective.tensor_loss(self.model, self.guide, *args, **kwargs)
+            except NotReparameterizedError as error:
+                if self._objective is self.loss_object:
+                    raise
+                # Pyro's own loss knows what to do with such a guide: let it, on the same noise.
+                self._fall_back(error)
+                self._objective = None
+                if generator is not None:
+                    torch.set_rng_state(generator)
+            else:
+                if loss.requires_grad:
+                    loss.backward()
+                return loss.detach()
+        return torch.as_tensor(
+            self.loss_object.loss_and_grads(self.model, self.guide, *args, **kwargs)
+        )
+
+    def _fall_back(self, error: Exception) -> None:
+        reason = str(error).strip().split("\n")[0]
+        warnings.warn(
+            f"FastSVI goes on in eager mode: the step could not be {self.mode} ({reason}).",
+            stacklevel=2,
+        )
+        self.mode = "eager"
 
     @contextmanager
     def _validation(self) -> Iterator[None]:
@@ -176,12 +199,7 @@ class FastSVI(SVI):
             try:
                 recorded = self._programs[key] = _Recorded(self, args, kwargs)
             except Exception as error:
-                reason = str(error).strip().split("\n")[0]
-                warnings.warn(
-                    f"FastSVI goes on in eager mode: the step could not be {self.mode} ({reason}).",
-                    stacklevel=4,
-                )
-                self.mode = "eager"
+                self._fall_back(error)
                 return None
         return recorded
 
@@ -189,6 +207,7 @@ class FastSVI(SVI):
 
     def _adopt(self) -> None:
         """Gives every parameter seen so far to the optimiser, grouped by its options."""
+        self._known = set(pyro.get_param_store().keys())
         known = {
             id(p) for g in (self.optimizer.param_groups if self.optimizer else []) for p in g["params"]
         }

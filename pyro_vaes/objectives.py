@@ -23,7 +23,7 @@ from pyro.infer.util import torch_item
 from pyro.util import warn_if_nan
 from torch import Tensor
 
-__all__ = ["ELBO", "BetaELBO", "Terms", "bound_terms"]
+__all__ = ["ELBO", "BetaELBO", "NotReparameterizedError", "Terms", "bound_terms"]
 
 
 class Terms(NamedTuple):
@@ -37,11 +37,15 @@ class Terms(NamedTuple):
     """Number of (datum, particle) pairs in the sums."""
 
 
+class NotReparameterizedError(ValueError):
+    """A guide site whose draws cannot be differentiated."""
+
+
 def bound_terms(model_trace: Any, guide_trace: Any) -> Terms:
     """Splits a pair of traces into log likelihood and sampled KL.
 
     Raises:
-        ValueError: for a guide site whose draws cannot be differentiated.
+        NotReparameterizedError: for a guide site whose draws cannot be differentiated.
     """
     log_likelihood: Any = 0.0
     kl: Any = 0.0
@@ -50,7 +54,7 @@ def bound_terms(model_trace: Any, guide_trace: Any) -> Terms:
         if site["type"] != "sample":
             continue
         if not site["fn"].has_rsample and not site["infer"].get("is_auxiliary"):
-            raise ValueError(
+            raise NotReparameterizedError(
                 f"Expected a reparameterised guide; got site {name!r} with "
                 f"{type(site['fn']).__name__}, which has no rsample. Use Pyro's TraceGraph_ELBO."
             )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import pickle
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -70,16 +71,16 @@ def read(source: Any, labels: Any = None) -> dict[str, Pair]:
         if "x" not in source and len(source) != 1:
             raise DataError(
                 f"Expected arrays called x (and y), or {', '.join(wanted)}; "
-                f"got {', '.join(map(str, source)) or 'none'}."
+                f"got {', '.join(source) or 'none'}."
             )
         x = source["x"] if "x" in source else next(iter(source.values()))
         return {"all": read_pair((x, source.get("y")), labels)}
     if not all(key in source for key in wanted):
-        raise DataError(f"Expected all of {', '.join(wanted)}; got {', '.join(map(str, source))}.")
+        raise DataError(f"Expected all of {', '.join(wanted)}; got {', '.join(source)}.")
     if labels is not None:
-        raise DataError(f"Expected labels as {', '.join(_SPLITS)}_y beside the splits; got labels=.")
+        raise DataError("Expected train_y, val_y and test_y beside splits; got labels=.")
     if len({f"{split}_y" in source for split in _SPLITS}) > 1:
-        raise DataError(f"Expected labels for all splits or none; got {', '.join(map(str, source))}.")
+        raise DataError(f"Expected labels for all splits or none; got {', '.join(source)}.")
     return {s: read_pair((source[f"{s}_x"], source.get(f"{s}_y"))) for s in _SPLITS}
 
 
@@ -116,17 +117,18 @@ def read_pair(source: Any, labels: Any = None) -> Pair:
     return x, None if given is None else _check_labels(given, len(x)).to(x.device)
 
 
-def read_digits() -> Pair:
+def read_digits() -> tuple[Tensor, Tensor]:
     """The 1797 digits of 8x8 pixels that scikit-learn carries, in file order; levels 0..16.
 
     Alpaydin and Kaynak, "Optical recognition of handwritten digits" (UCI, 1998), its test part.
     """
     from sklearn.datasets import load_digits
 
-    return read_pair(load_digits(return_X_y=True))
+    x, y = load_digits(return_X_y=True)
+    return torch.from_numpy(x), torch.from_numpy(y)
 
 
-def read_torchvision(name: str, root: str | Path) -> tuple[Pair, Pair]:
+def read_torchvision(name: str, root: str | Path) -> tuple[tuple[Tensor, Tensor], ...]:
     """The training and test file of ``mnist`` or ``fashion_mnist``, fetched if they are absent.
 
     Args:
@@ -172,7 +174,7 @@ def _read_file(path: Path) -> Any:
     """What a file holds: an array or a mapping of arrays."""
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise DataError(f"Expected a file ending in {', '.join(SUFFIXES)}; got {suffix or 'no ending'}.")
+        raise DataError(f"Expected a file ending in {', '.join(SUFFIXES)}; got {suffix or 'none'}.")
     if not path.is_file():
         raise DataError(f"Expected a file; got {'a folder' if path.is_dir() else 'none there'}.")
     if not path.stat().st_size:
@@ -189,11 +191,17 @@ def _read_file(path: Path) -> Any:
 
 
 def _read_numpy(path: Path) -> Any:
-    content = np.load(path, allow_pickle=False)
-    if isinstance(content, np.ndarray):
-        return content
-    with content as file:
-        return {key: file[key] for key in file.files}
+    with path.open("rb") as file:  # np.load leaves a damaged file open
+        try:
+            content = np.load(file, allow_pickle=False)
+            return content if isinstance(content, np.ndarray) else dict(content)
+        except (ValueError, pickle.UnpicklingError) as error:
+            if "pickle" not in str(error):
+                raise
+            # numpy's own text advises to load the pickle.
+            raise DataError(
+                "Expected arrays of numbers; got objects, or a file that numpy.save did not write."
+            ) from error
 
 
 def _read_csv(path: Path) -> Any:
@@ -215,20 +223,20 @@ def _read_csv(path: Path) -> Any:
     if not has_header:
         return table
     if "" in first:
-        raise DataError("Expected a name for each column; got one without (an index? leave it out).")
+        raise DataError("Expected a name for each column; got one without. (Leave an index out.)")
     if table.size and table.shape[1] != len(first):
         raise DataError(
             f"Expected a name for each column; got {len(first)} names and {table.shape[1]} columns."
         )
     named = [i for i, name in enumerate(first) if name.lower() in _LABEL_COLUMNS]
     if len(named) > 1:
-        raise DataError(f"Expected at most one column called {' or '.join(_LABEL_COLUMNS)}; got {len(named)}.")
+        raise DataError(f"Expected one column called label or y at most; got {len(named)}.")
     if not named or not table.size:
         return table
     try:
         labels = _check_labels(table[:, named[0]], len(table))
     except DataError as error:
-        raise DataError(f"{error} (Column {first[named[0]]!r}: rename it if it is no label.)") from None
+        raise DataError(f"{error} (Rename column {first[named[0]]!r} if it is no label.)") from None
     return {"x": np.delete(table, named, axis=1), "y": labels}
 
 
@@ -244,7 +252,7 @@ def _is_number(cell: str) -> bool:
 def _reason(error: Exception) -> str:
     """The last line of an error's text: many errors say the cause there."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(error).__name__).rstrip(".")
+    return (lines[-1] if lines else type(error).__name__).rstrip(".").split("; use `")[0]
 
 
 # --- data sets and loaders ---------------------------------------------------------------------
@@ -281,7 +289,9 @@ def _join(batches: Iterable[Any]) -> tuple[Any, ...]:
         raise DataError("Expected items x, (x,) or (x, y) of tensors, arrays or numbers.")
     xs, ys = zip(*pairs, strict=True)
     if len({x.shape[1:] for x in xs}) > 1:
-        raise DataError(f"Expected rows of one shape; got {sorted({tuple(x.shape[1:]) for x in xs})}.")
+        raise DataError(
+            f"Expected rows of one shape; got {sorted({*(tuple(x.shape[1:]) for x in xs)})}."
+        )
     if any(y is None for y in ys):
         return (torch.cat(xs),)
     return torch.cat(xs), torch.cat(ys)
@@ -315,7 +325,7 @@ def _as_tensor(value: Any, what: str) -> Tensor:
         try:
             array = np.asarray(value)
         except ValueError as error:  # lists of different lengths
-            raise DataError(f"Expected {what} in rows of one length; got {_reason(error)}.") from error
+            raise DataError(f"Expected {what} in rows of one length; got ragged ones.") from error
         if array.dtype.kind not in "biuf":
             raise DataError(f"Expected {what} that are real numbers; got dtype {array.dtype}.")
         # A copy: writable, in a type that torch has, and safe from later changes of the array.
@@ -345,13 +355,13 @@ def _check_rows(value: Any) -> Tensor:
             "(A single column has shape (n, 1).)"
         )
     if not x.numel():
-        raise DataError(f"Expected at least one row of at least one number; got shape {tuple(x.shape)}.")
+        raise DataError(f"Expected rows with numbers in them; got shape {tuple(x.shape)}.")
     if not torch.isfinite(x).all():
         bad = ~torch.isfinite(x).flatten(1).all(1)
         what = "NaN" if torch.isnan(x).any() else "infinity"
         raise DataError(
-            f"Expected finite numbers; got {what} ({int(bad.sum())} bad rows, the first of them "
-            f"row {int(bad.nonzero()[0])}, counted from 0). Drop them or fill them in."
+            f"Expected finite numbers; got {what} in row {int(bad.nonzero()[0])} (counted from 0; "
+            f"bad rows: {int(bad.sum())} of {len(x)}). Drop such rows or fill them in."
         )
     return x
 
@@ -359,7 +369,9 @@ def _check_rows(value: Any) -> Tensor:
 def _check_labels(value: Any, n: int) -> Tensor:
     y = _as_tensor(value, "labels")
     if y.shape != (n,):
-        raise DataError(f"Expected one label for each of {n} rows, shape ({n},); got {tuple(y.shape)}.")
+        raise DataError(
+            f"Expected a label for each of {n} rows, shape ({n},); got {tuple(y.shape)}."
+        )
     wrong = y < 0 if not y.is_floating_point() else ~((y >= 0) & (y == y.floor()) & y.isfinite())
     if bool(wrong.any()):
         raise DataError(

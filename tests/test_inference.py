@@ -1,0 +1,296 @@
+"""FastSVI takes the steps of Pyro's SVI, in fewer pieces."""
+
+import warnings
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
+from pyro.optim import Adam, ClippedAdam, ExponentialLR
+from torch import nn
+
+import pyro_vaes as pv
+
+
+def small_vae(seed=0, dtype=torch.float64, prior="standard"):
+    torch.manual_seed(seed)
+    posterior = pv.NormalPosterior(pv.MLP(6, [12]), 3)
+    u = torch.randint(0, 5, (4, 6)).float()
+    priors = {"standard": lambda: pv.NormalPrior(3), "vamp": lambda: pv.VampPrior(posterior, u)}
+    likelihood = pv.CategoricalLikelihood(pv.MLP(3, [12]), (6,), 5)
+    return pv.VAE(priors[prior](), posterior, likelihood).to(dtype)
+
+
+def data(n=8, dtype=torch.float64):
+    return torch.randint(0, 5, (n, 6), generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+def weights(vae):
+    return torch.cat([p.detach().flatten() for p in vae.parameters()])
+
+
+def train(make_svi, steps=5, prior="standard", batches=None):
+    pyro.clear_param_store()
+    vae = small_vae(prior=prior)
+    svi = make_svi(vae)
+    torch.manual_seed(3)
+    losses = [svi.step((batches or [data()])[i % len(batches or [0])]) for i in range(steps)]
+    return torch.tensor(losses, dtype=torch.float64), weights(vae)
+
+
+def optim():
+    return Adam({"lr": 1e-2})
+
+
+@pytest.mark.parametrize("prior", ["standard", "vamp"])
+@pytest.mark.parametrize("mode", ["eager", "traced"])
+def test_same_updates_as_svi(mode, prior):
+    losses, w = train(lambda v: SVI(v.model, v.guide, optim(), Trace_ELBO()), prior=prior)
+    ours, w_ours = train(
+        lambda v: pv.FastSVI(v.model, v.guide, optim(), Trace_ELBO(), mode=mode), prior=prior
+    )
+    torch.testing.assert_close(ours, losses, rtol=0, atol=1e-6)
+    torch.testing.assert_close(w_ours, w, rtol=0, atol=1e-6)
+
+
+def test_one_trace_for_each_batch_shape():
+    batches = [data(8), data(5)]
+    losses, w = train(lambda v: SVI(v.model, v.guide, optim(), Trace_ELBO()), 8, batches=batches)
+    made = []
+
+    def make(vae):
+        made.append(pv.FastSVI(vae.model, vae.guide, optim(), mode="traced"))
+        return made[0]
+
+    ours, w_ours = train(make, 8, batches=batches)
+    torch.testing.assert_close(w_ours, w, rtol=0, atol=1e-6)
+    torch.testing.assert_close(ours, losses, rtol=0, atol=1e-6)
+    assert len(made[0]._programs) == 2
+
+
+def test_per_parameter_options_and_clipping_are_honoured():
+    def options(name):
+        return {"lr": 0.0 if "likelihood" in name else 1e-2, "clip_norm": 0.1}
+
+    for mode in ("eager", "traced"):
+        _, w = train(lambda v: SVI(v.model, v.guide, ClippedAdam(options), Trace_ELBO()))
+        _, ours = train(
+            lambda v, m=mode: pv.FastSVI(v.model, v.guide, ClippedAdam(options), mode=m)
+        )
+        torch.testing.assert_close(ours, w, rtol=0, atol=1e-6)
+    clipped = Adam({"lr": 1e-2}, {"clip_norm": 1e-3})
+    _, w = train(lambda v: SVI(v.model, v.guide, Adam({"lr": 1e-2}, {"clip_norm": 1e-3}), Trace_ELBO()))
+    _, ours = train(lambda v: pv.FastSVI(v.model, v.guide, clipped))
+    torch.testing.assert_close(ours, w, rtol=0, atol=1e-6)
+
+
+def test_pyro_scheduler_is_honoured():
+    def scheduled(kind, **options):
+        pyro.clear_param_store()
+        vae = small_vae()
+        schedule = ExponentialLR(
+            {"optimizer": torch.optim.Adam, "optim_args": {"lr": 1e-2}, "gamma": 0.5}
+        )
+        svi = kind(vae.model, vae.guide, schedule, Trace_ELBO(), **options)
+        torch.manual_seed(3)
+        for _ in range(4):
+            svi.step(data())
+            schedule.step()
+        return weights(vae)
+
+    expected = scheduled(SVI)
+    for mode in ("eager", "traced"):
+        torch.testing.assert_close(scheduled(pv.FastSVI, mode=mode), expected, rtol=0, atol=1e-6)
+
+
+def test_torch_factory():
+    _, w = train(lambda v: SVI(v.model, v.guide, optim(), Trace_ELBO()))
+    _, ours = train(
+        lambda v: pv.FastSVI(v.model, v.guide, lambda params: torch.optim.Adam(params, lr=1e-2))
+    )
+    torch.testing.assert_close(ours, w, rtol=0, atol=1e-6)
+
+
+def test_warmup_changes_without_retracing():
+    vae = small_vae()
+    objective = pv.ELBO()
+    svi = pv.FastSVI(vae.model, vae.guide, optim(), objective, mode="traced")
+    svi.step(data())
+    objective.warmup.fill_(0.0)
+    torch.manual_seed(0)
+    without = svi.step(data())
+    torch.manual_seed(0)
+    # The recorded loss has no KL now: it is the reconstruction alone.
+    assert len(svi._programs) == 1
+    vae2 = small_vae()
+    svi2 = pv.FastSVI(vae2.model, vae2.guide, optim(), pv.BetaELBO(0.0), mode="eager")
+    torch.manual_seed(3)
+    svi2.step(data())
+    assert without > 0
+    objective.warmup.fill_(1.0)
+    torch.manual_seed(0)
+    assert svi.step(data()) != pytest.approx(without, abs=1e-3)
+
+
+def test_frozen_parameters_stay_frozen_and_thaw():
+    vae = small_vae()
+    svi = pv.FastSVI(vae.model, vae.guide, optim(), mode="traced")
+    svi.step(data())
+    svi.step(data())
+    frozen = vae.likelihood.head.weight
+    frozen.requires_grad_(False)
+    before = frozen.clone()
+    others = vae.posterior.head.weight.clone()
+    svi.step(data())
+    assert torch.equal(frozen, before)
+    assert not torch.equal(vae.posterior.head.weight, others)
+    frozen.requires_grad_(True)
+    svi.step(data())
+    assert not torch.equal(frozen, before)
+
+
+def test_noise_differs_at_each_step_and_follows_the_seed():
+    def losses(seed):
+        vae = small_vae()
+        svi = pv.FastSVI(vae.model, vae.guide, Adam({"lr": 0.0}), mode="traced")
+        torch.manual_seed(seed)
+        return [svi.step(data()) for _ in range(4)]
+
+    first = losses(0)
+    assert len(set(first)) == 4
+    assert losses(0) == first
+    assert losses(1) != first
+
+
+def test_data_dependent_model_falls_back_with_one_warning():
+    net = nn.Linear(1, 1)
+
+    def model(x):
+        pyro.module("net", net)
+        z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+        scale = 1.0 if z > 0 else 2.0
+        pyro.sample("x", dist.Normal(net(z.reshape(1)), scale), obs=x)
+
+    def guide(x):
+        loc = pyro.param("loc", torch.zeros(()))
+        pyro.sample("z", dist.Normal(loc, 1.0))
+
+    svi = pv.FastSVI(model, guide, optim(), mode="traced")
+    x = torch.ones(1)
+    svi.step(x)
+    with pytest.warns(UserWarning, match="goes on in eager mode"):
+        svi.step(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        svi.step(x)
+
+
+def test_discrete_guide_falls_back_with_one_warning():
+    def model():
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(0.8))
+
+    def guide():
+        logit = pyro.param("logit", torch.zeros(()))
+        pyro.sample("z", dist.Bernoulli(logits=logit))
+
+    def run(kind, **options):
+        pyro.clear_param_store()
+        svi = kind(model, guide, optim(), Trace_ELBO(), **options)
+        torch.manual_seed(0)
+        losses = [svi.step() for _ in range(5)]
+        return losses, pyro.param("logit").item()
+
+    with pytest.warns(UserWarning, match="reparameterised"):
+        ours = run(pv.FastSVI, mode="traced")
+    assert ours == run(SVI)
+
+
+@pytest.mark.parametrize("loss", [lambda: RenyiELBO(num_particles=3), TraceMeanField_ELBO])
+def test_other_losses_run_their_own_way(loss):
+    _, w = train(lambda v: SVI(v.model, v.guide, optim(), loss()))
+    _, ours = train(lambda v: pv.FastSVI(v.model, v.guide, optim(), loss()))
+    torch.testing.assert_close(ours, w, rtol=0, atol=1e-6)
+
+
+def test_particles():
+    def make(v):
+        return Trace_ELBO(num_particles=4, vectorize_particles=True, max_plate_nesting=1)
+
+    _, w = train(lambda v: SVI(v.model, v.guide, optim(), make(v)))
+    _, ours = train(lambda v: pv.FastSVI(v.model, v.guide, optim(), make(v), mode="traced"))
+    torch.testing.assert_close(ours, w, rtol=0, atol=1e-6)
+
+
+def test_parameters_that_appear_later_are_trained():
+    def model(n):
+        for i in range(n):
+            loc = pyro.param(f"loc{i}", torch.zeros(()))
+            pyro.sample(f"x{i}", dist.Normal(loc, 1.0), obs=torch.tensor(1.0))
+
+    svi = pv.FastSVI(model, lambda n: None, optim(), mode="eager")
+    svi.step(1)
+    svi.step(3)
+    assert pyro.param("loc2").item() > 0
+
+
+def test_no_compiler_falls_back(monkeypatch):
+    monkeypatch.setattr("pyro_vaes.inference.shutil.which", lambda name: None)
+    vae = small_vae()
+    svi = pv.FastSVI(vae.model, vae.guide, optim(), mode="compiled")
+    svi.step(data())
+    with pytest.warns(UserWarning, match="no C"):
+        svi.step(data())
+    svi.step(data())
+
+
+@pytest.mark.slow
+def test_compiled_is_the_same_estimator():
+    """Other noise at the same seed, but the same distribution, and the gradient of what it reports."""
+    losses = {}
+    for mode in ("traced", "compiled"):
+        vae = small_vae()
+        svi = pv.FastSVI(vae.model, vae.guide, Adam({"lr": 0.0}), mode=mode)
+        torch.manual_seed(0)
+        losses[mode] = torch.tensor([svi.step(data()) for _ in range(1000)])
+    traced, compiled = losses["traced"], losses["compiled"]
+    error = (traced.var() / 1000 + compiled.var() / 1000).sqrt()
+    assert abs(traced.mean() - compiled.mean()) < 5 * error
+    assert compiled.std().item() == pytest.approx(traced.std().item(), rel=0.15)
+    assert len(set(compiled.tolist())) > 990
+
+    (program,) = svi._programs.values()
+
+    def at_fixed_noise():
+        torch.manual_seed(7)
+        return program((data(),), {})
+
+    _, *grads = at_fixed_noise()
+    for param, grad in zip(program.params, grads, strict=True):
+        direction = 1e-5 * torch.randn_like(param)
+        with torch.no_grad():
+            param.add_(direction)
+            up = at_fixed_noise()[0]
+            param.sub_(2 * direction)
+            down = at_fixed_noise()[0]
+            param.add_(direction)
+        torch.testing.assert_close((up - down) / 2, (grad * direction).sum(), rtol=1e-5, atol=1e-9)
+
+
+def test_evaluate_loss_takes_no_step():
+    vae = small_vae()
+    svi = pv.FastSVI(vae.model, vae.guide, optim())
+    before = weights(vae)
+    torch.manual_seed(0)
+    ours = svi.evaluate_loss(data())
+    torch.manual_seed(0)
+    theirs = SVI(vae.model, vae.guide, optim(), Trace_ELBO()).evaluate_loss(data())
+    assert ours == pytest.approx(theirs, abs=1e-6)
+    assert torch.equal(weights(vae), before)
+
+
+def test_bad_mode_is_refused():
+    vae = small_vae()
+    with pytest.raises(ValueError, match="Expected mode"):
+        pv.FastSVI(vae.model, vae.guide, optim(), mode="fast")

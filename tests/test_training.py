@@ -1,0 +1,261 @@
+"""Training: what is kept, when it stops, and that a resumed run is the same run."""
+
+import json
+import math
+
+import pyro
+import pytest
+import torch
+from pyro.infer import RenyiELBO, Trace_ELBO
+
+import pyro_vaes as pv
+from pyro_vaes.checkpoints import RunFolderError, named_tensors
+from pyro_vaes.monitoring import NonFiniteError, validate
+from pyro_vaes.training import CHECKPOINT, METRICS
+
+
+def make_vae(prior="standard", seed=0):
+    torch.manual_seed(seed)
+    posterior = pv.NormalPosterior(pv.MLP(6, [16]), 2)
+    priors = {
+        "standard": lambda: pv.NormalPrior(2),
+        "vamp": lambda: pv.VampPrior(posterior, torch.rand(3, 6)),
+        "mixture": lambda: pv.MixturePrior(2, 3),
+    }
+    likelihood = pv.CategoricalLikelihood(pv.MLP(2, [16]), (6,), 4)
+    return pv.VAE(priors[prior](), posterior, likelihood)
+
+
+def rows(n=50, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    center = torch.randint(0, 3, (n, 1), generator=generator)
+    return (center + torch.randint(0, 2, (n, 6), generator=generator)).float()
+
+
+TRAIN, VAL = rows(50, 1), rows(30, 2)
+
+
+def fit(vae, **options):
+    return pv.fit(vae, TRAIN, VAL, **{"epochs": 6, "batch_size": 16, "progress": False, **options})
+
+
+def tensors_equal(a, b):
+    a, b = named_tensors(a), named_tensors(b)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_training_improves_and_keeps_the_best():
+    vae = make_vae()
+    history = fit(vae, epochs=40, learning_rate=1e-2)
+    losses = [record["val_loss"] for record in history.records]
+    assert history.best_val_loss == min(losses) < losses[0] - 1
+    assert losses[history.best_epoch - 1] == min(losses)
+    # The weights in the VAE are the best ones: they validate to the same figure.
+    again = validate(vae, pv.ELBO(), pv.Split(VAL), seed=0)
+    assert again["val_loss"] == pytest.approx(history.best_val_loss, abs=1e-5)
+    assert again["val_elbo"] == pytest.approx(
+        again["val_reconstruction"] - again["val_kl"], abs=1e-6
+    )
+
+
+def test_fit_is_deterministic_and_leaves_the_generators():
+    first, second = make_vae(), make_vae()
+    pyro.clear_param_store()
+    pyro.param("mine", torch.ones(()))
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    fit(first)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert list(pyro.get_param_store().keys()) == ["mine"]
+    torch.manual_seed(6)
+    fit(second)
+    assert tensors_equal(first, second)
+    third = make_vae()
+    fit(third, seed=1)
+    assert not tensors_equal(first, third)
+
+
+def test_early_stopping():
+    history = fit(make_vae(), epochs=500, patience=3, learning_rate=0.05)
+    assert history.stopped == "patience"
+    assert history.epochs - history.best_epoch == 3
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"optimizer": "adamax", "schedule": "cosine", "clip_norm": 1.0},
+        {"ema_decay": 0.9, "optimizer": "adamw", "weight_decay": 0.01},
+        {"warmup_epochs": 4, "patience": 3},
+        {"mode": "eager"},
+    ],
+)
+@pytest.mark.parametrize("prior", ["standard", "vamp"])
+def test_resume_is_exact(tmp_path, options, prior, monkeypatch):
+    whole = make_vae(prior)
+    # The horizon of a schedule is the number of epochs asked for, so both runs ask for eight.
+    expected = fit(whole, epochs=8, **options)
+    killed, writes = make_vae(prior), 0
+    write = pv.training._Trainer._write
+
+    class Killed(BaseException):
+        pass
+
+    def write_and_die(self):
+        nonlocal writes
+        write(self)
+        writes += 1
+        if writes == 3:
+            raise Killed
+
+    monkeypatch.setattr(pv.training._Trainer, "_write", write_and_die)
+    with pytest.raises(Killed):
+        fit(killed, epochs=8, out=tmp_path, **options)
+    monkeypatch.setattr(pv.training._Trainer, "_write", write)
+    with (tmp_path / METRICS).open("a") as file:
+        file.write('{"epoch": 4, "half a li')  # killed while writing the next line
+    resumed = make_vae(prior, seed=9)  # its weights come from the checkpoint
+    history = fit(resumed, epochs=8, out=tmp_path, resume=True, **options)
+    assert tensors_equal(whole, resumed)
+    assert [r["val_loss"] for r in history.records] == [r["val_loss"] for r in expected.records]
+    lines = (tmp_path / METRICS).read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == list(range(1, history.epochs + 1))
+
+
+def test_resume_of_absent_finished_and_longer_runs(tmp_path):
+    out = tmp_path / "run"
+    first = make_vae()
+    fit(first, epochs=3, out=out, resume=True)
+    files = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    again = make_vae()
+    history = fit(again, epochs=3, out=out, resume=True)
+    assert history.epochs == 3
+    assert tensors_equal(first, again)
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == files
+    longer, whole = make_vae(), make_vae()
+    fit(longer, epochs=5, out=out, resume=True)
+    fit(whole, epochs=5)
+    assert tensors_equal(longer, whole)
+
+
+def test_other_runs_are_refused(tmp_path):
+    fit(make_vae(), epochs=2, out=tmp_path)
+    with pytest.raises(RunFolderError, match="which holds files"):
+        fit(make_vae(), epochs=2, out=tmp_path)
+    with pytest.raises(RunFolderError, match="learning_rate"):
+        fit(make_vae(), epochs=4, out=tmp_path, resume=True, learning_rate=0.5)
+    with pytest.raises(RunFolderError, match="data"):
+        pv.fit(make_vae(), VAL, TRAIN, epochs=4, batch_size=16, out=tmp_path, resume=True,
+               progress=False)
+    with pytest.raises(RunFolderError, match="architecture"):
+        fit(make_vae("vamp"), epochs=4, out=tmp_path, resume=True)
+
+
+def test_interrupt_saves_and_resumes(tmp_path, monkeypatch):
+    whole = make_vae()
+    fit(whole, epochs=5)
+    vae, steps = make_vae(), 0
+    update = pv.FastSVI.update
+
+    def interrupted(self, *args):
+        nonlocal steps
+        steps += 1
+        if steps == 10:
+            raise KeyboardInterrupt
+        return update(self, *args)
+
+    monkeypatch.setattr(pv.FastSVI, "update", interrupted)
+    assert fit(vae, epochs=5, out=tmp_path).stopped == "interrupted"
+    monkeypatch.setattr(pv.FastSVI, "update", update)
+    resumed = make_vae()
+    assert fit(resumed, epochs=5, out=tmp_path, resume=True).stopped == "epochs"
+    assert tensors_equal(whole, resumed)
+
+
+def test_warmup_is_followed_and_choice_begins_after_it():
+    history = fit(make_vae(), epochs=6, warmup_epochs=3)
+    weights = [record["kl_weight"] for record in history.records]
+    assert weights[0] < weights[1] < weights[2] < weights[3] == 1.0
+    assert history.best_epoch >= 3
+    with pytest.raises(ValueError, match="shorter than the training"):
+        fit(make_vae(), epochs=3, warmup_epochs=3)
+    steps = fit(make_vae(), epochs=6, warmup_steps=12)
+    assert [r["kl_weight"] for r in steps.records] == weights
+
+
+def test_validation_is_at_full_weight():
+    vae = make_vae()
+    objective = pv.BetaELBO(4.0)
+    objective.warmup.fill_(0.0)
+    figures = validate(vae, objective, pv.Split(VAL), seed=0)
+    expected = 4 * figures["val_kl"] - figures["val_reconstruction"]
+    assert figures["val_loss"] == pytest.approx(expected, abs=1e-4)
+    assert float(objective.warmup) == 0.0
+
+
+def test_nan_names_the_site_and_keeps_the_last_good_weights(tmp_path):
+    vae = make_vae()
+    with pytest.raises(NonFiniteError, match=r"site 'z' in the guide"):
+        fit(vae, learning_rate=1e30, epochs=50, out=tmp_path)
+    assert all(torch.isfinite(p).all() for p in vae.parameters())
+
+
+def test_moving_average_is_what_is_kept():
+    plain, averaged = make_vae(), make_vae()
+    pv.fit(plain, TRAIN, epochs=3, batch_size=16, progress=False)
+    pv.fit(averaged, TRAIN, epochs=3, batch_size=16, progress=False, ema_decay=0.99)
+    start = make_vae()
+
+    def distance(vae):
+        pairs = zip(vae.parameters(), start.parameters(), strict=True)
+        return sum((a - b).square().sum().item() for a, b in pairs)
+
+    assert 0 < distance(averaged) < distance(plain)
+
+
+def test_pyro_losses_and_all_sources_of_data():
+    for objective in (Trace_ELBO(), RenyiELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1)):
+        history = fit(make_vae(), epochs=2, objective=objective)
+        assert math.isfinite(history.records[-1]["val_loss"])
+    dataset = torch.utils.data.TensorDataset(TRAIN)
+    loader = torch.utils.data.DataLoader(dataset, batch_size=7)
+    for source in (TRAIN.numpy(), dataset, loader, (TRAIN, torch.zeros(50, dtype=torch.long))):
+        assert pv.fit(make_vae(), source, epochs=1, progress=False).epochs == 1
+
+
+def test_labels_reach_conditional_vaes_only():
+    labels = torch.arange(50) % 3
+    posterior = pv.NormalPosterior(pv.MLP(9, [8]), 2, num_labels=3)
+    likelihood = pv.CategoricalLikelihood(pv.MLP(5, [8]), (6,), 4, num_labels=3)
+    vae = pv.VAE(pv.NormalPrior(2), posterior, likelihood)
+    pv.fit(vae, (TRAIN, labels), epochs=2, progress=False)
+    with pytest.raises(ValueError, match="Expected labels"):
+        pv.fit(vae, TRAIN, epochs=1, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "epochs"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"patience": 0}, "patience"),
+        ({"learning_rate": 0.0}, "learning_rate"),
+        ({"optimizer": "sgd"}, "optimizer"),
+        ({"schedule": "steps"}, "schedule"),
+        ({"ema_decay": 1.0}, "ema_decay"),
+        ({"clip_norm": 0.0}, "clip_norm"),
+        ({"device": "tpu"}, "device"),
+        ({"warmup_epochs": 1, "warmup_steps": 1}, "both"),
+    ],
+)
+def test_bad_options_are_refused(options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        fit(make_vae(), out=tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_checkpoint_follows_each_epoch(tmp_path):
+    fit(make_vae(), epochs=2, out=tmp_path)
+    assert (tmp_path / CHECKPOINT).exists()
+    assert len((tmp_path / METRICS).read_text().splitlines()) == 2

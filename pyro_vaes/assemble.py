@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
 from pyro_vaes import flows
 from pyro_vaes.config import ConfigError, RunConfig
 from pyro_vaes.data import DataSet
-from pyro_vaes.splits import labelled_pseudo_inputs, pseudo_inputs
 from pyro_vaes.likelihoods import BernoulliLikelihood, CategoricalLikelihood, NormalLikelihood
 from pyro_vaes.networks import MLP
 from pyro_vaes.objectives import ELBO, BetaELBO
 from pyro_vaes.posteriors import FlowPosterior, NormalPosterior
 from pyro_vaes.priors import FlowPrior, MixturePrior, NormalPrior, VampPrior
+from pyro_vaes.splits import Init, labelled_pseudo_inputs, pseudo_inputs
 from pyro_vaes.vae import VAE
 
 __all__ = ["build", "build_objective"]
@@ -64,9 +64,7 @@ def _network(config: RunConfig, in_features: int, hidden_dims: tuple[int, ...]) 
 
 def _posterior(config: RunConfig, data: DataSet, labels: int) -> nn.Module:
     latent_dim = config.network.latent_dim
-    network = _network(
-        config, math.prod(data.event_shape) + labels, config.network.hidden_dims
-    )
+    network = _network(config, math.prod(data.event_shape) + labels, config.network.hidden_dims)
     x_range = None
     if config.network.input_scaling == "none":
         x_range = [-1.0, 1.0]
@@ -106,17 +104,16 @@ def _prior(
 def _vamp(config: RunConfig, data: DataSet, labels: int, posterior: Any) -> VampPrior:
     parts, count = config.parts, config.parts.prior_components
     learned = parts.prior_weights == "learned"
-    x, y = data.train.x, data.train.y
+    init = cast(Init, parts.pseudo_inputs)
     if not labels:
-        u = pseudo_inputs(x, count, parts.pseudo_inputs)
+        u = pseudo_inputs(data.train.x, count, init)
         return VampPrior(posterior, u, learn_weights=learned)
     if count < labels:
         raise ConfigError(
             f"Invalid value for '--prior-components': expected at least {labels}, a pseudo-input for "
             f"each label; got {count}."
         )
-    assert y is not None
-    u, of_label = labelled_pseudo_inputs(x, y, count, parts.pseudo_inputs)
+    u, of_label = labelled_pseudo_inputs(data.train, count, init)
     return VampPrior(posterior, u, labels=of_label, learn_weights=learned)
 
 
@@ -129,9 +126,7 @@ def _likelihood(config: RunConfig, data: DataSet, labels: int, remarks: list[str
         raise ConfigError(
             f"Invalid value for '--likelihood': expected one for {_values(data)}; got {name!r}."
         )
-    network = _network(
-        config, config.network.latent_dim + labels, config.network.hidden_dims[::-1]
-    )
+    network = _network(config, config.network.latent_dim + labels, config.network.hidden_dims[::-1])
     shape = list(data.event_shape)
     if name in _LEVELS:
         return _LEVELS[name](network, shape, data.num_levels, labels)  # type: ignore[no-any-return]

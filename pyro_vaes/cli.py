@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,17 +22,17 @@ from pyro_vaes.config import (
     ConfigError,
     RunConfig,
     check,
-    differences,
-    from_values,
+    check_resume,
     from_yaml,
     options,
-    recipe_values,
+    resolve,
     to_yaml,
     unflatten,
 )
 from pyro_vaes.data import DataError, DataSet, load_data
 from pyro_vaes.evaluation import evaluate
 from pyro_vaes.monitoring import History, NonFiniteError
+from pyro_vaes.options import ConfigCommand, given
 from pyro_vaes.training import fit
 from pyro_vaes.vae import VAE
 
@@ -50,16 +51,66 @@ def cli() -> None:
 # --- train -----------------------------------------------------------------------------------------
 
 
-def _defaults(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
-    """Puts a recipe, and over it a file, in the place of the options' own defaults."""
-    values = ctx.meta.setdefault("file", {})
-    if param.name == "config" and value is not None:
-        values |= from_yaml(_read(value), str(value))
-    if param.name == "recipe":
-        ctx.meta["recipe"] = value or values.pop("recipe", DEFAULT_RECIPE)
-        ctx.default_map = {**recipe_values(ctx.meta["recipe"]), **values}
-        values.pop("recipe", None)
-    return value
+_train_options: list[click.Parameter] = [
+    click.Option(
+        ["--config", "file"],
+        type=click.Path(path_type=Path),
+        help="A YAML file of options; flags override it.",
+    ),
+    click.Option(
+        ["--recipe"],
+        help=f"A named set of defaults: {', '.join(RECIPES)}.  [default: {DEFAULT_RECIPE}]",
+    ),
+    click.Option(
+        ["--out"],
+        type=click.Path(path_type=Path),
+        help="The run folder.  [default: runs/, and in it a folder named by the time]",
+    ),
+    click.Option(["--resume"], is_flag=True, help="Go on with the run in --out."),
+    *options(),
+]
+
+
+def _train(
+    file: Path | None, recipe: str | None, out: Path | None, resume: bool, **_flags: Any
+) -> None:
+    """Trains a VAE and writes a run folder.
+
+    With no option at all, trains on the embedded digits and prints test figures.
+    """
+    if out is None:
+        if resume:
+            raise ConfigError("Invalid value for '--resume': expected --out with the run's folder.")
+        out = Path("runs") / datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
+    started = _started(out, resume)
+    file_values = None if file is None else from_yaml(_read(file), str(file))
+    flags = given(click.get_current_context())
+    config, explicit = resolve(recipe, file_values, flags, started)
+    config, remarks = check(config, explicit)
+    if started is not None:
+        check_resume(config, started)
+    data = _data(config)
+    steps = math.ceil(len(data.train) / config.training.batch_size)
+    config, more = check(config, explicit, steps)
+    torch.manual_seed(config.training.seed)
+    vae, choices = build(config, data)
+    for remark in dict.fromkeys((data.describe(), *remarks, *more, *choices)):
+        click.echo(remark)
+    # All that can be refused has been: from here on the folder is written.
+    if started is None or started != config:
+        write_text(out / _CONFIG, to_yaml(config))
+    history = _fit(vae, data, config, out)
+    if history.stopped == "interrupted":
+        click.echo(f"Stopped by the user after {history.epochs} epochs.")
+        click.echo(f"To go on: pyro-vaes train --resume --out {out}")
+        return
+    summary = _finished(out, history)
+    if summary is None:
+        summary = _summarise(vae, data, config, history, out)
+    _report(summary, out)
+
+
+cli.add_command(ConfigCommand("train", callback=_train, params=_train_options, help=_train.__doc__))
 
 
 def _read(path: Path) -> str:
@@ -71,77 +122,18 @@ def _read(path: Path) -> str:
         ) from error
 
 
-_train_options: list[click.Parameter] = [
-    click.Option(
-        ["--config"],
-        type=click.Path(path_type=Path),
-        is_eager=True,
-        callback=_defaults,
-        help="A YAML file of options; flags override it.",
-    ),
-    click.Option(
-        ["--recipe"],
-        is_eager=True,
-        callback=_defaults,
-        help=f"A named set of defaults: {', '.join(RECIPES)}.  [default: {DEFAULT_RECIPE}]",
-    ),
-    click.Option(["--out"], type=click.Path(path_type=Path), help="The run folder."),
-    click.Option(["--resume"], is_flag=True, help="Go on with the run in --out."),
-    *options(),
-]
-
-
-def _train(**values: Any) -> None:
-    """Trains a VAE and writes a run folder."""
-    ctx = click.get_current_context()
-    out, resume = values.pop("out"), values.pop("resume")
-    values.pop("config"), values.pop("recipe")
-    commandline = click.core.ParameterSource.COMMANDLINE
-    explicit = {name for name in values if ctx.get_parameter_source(name) is commandline}
-    config, remarks = check(unflatten(values), explicit | set(ctx.meta["file"]))
-    if out is None:
-        if resume:
-            raise ConfigError("Invalid value for '--resume': expected --out with the run's folder.")
-        out = Path("runs") / datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
-    _check_folder(out, config, resume)
-    data = _data(config)
-    torch.manual_seed(config.training.seed)
-    vae, more = build(config, data)
-    for remark in (f"Data: {data.describe()}.", *remarks, *more):
-        click.echo(remark)
-    # All that can be refused has been: from here on the folder is written.
-    write_text(out / _CONFIG, to_yaml(config))
-    history = _fit(vae, data, config, out)
-    if history.stopped == "interrupted":
-        click.echo(f"Stopped by the user; go on with --resume --out {out}")
-        return
-    summary = _finished(out, history)
-    if summary is None:
-        summary = _summarise(vae, data, config, history, out)
-    _report(summary, out)
-
-
-cli.add_command(click.Command("train", callback=_train, params=_train_options, help=_train.__doc__))
-
-
-def _check_folder(out: Path, config: RunConfig, resume: bool) -> None:
+def _started(out: Path, resume: bool) -> RunConfig | None:
+    """The options of the run in a folder that is to be gone on with; None for a new run."""
     if out.exists() and not out.is_dir():
         raise ConfigError(f"Invalid value for '--out': expected a folder; got the file {out}.")
     if not out.exists() or not any(out.iterdir()):
-        return
+        return None
     if not resume:
         raise ConfigError(
             f"Invalid value for '--out': expected a new or empty folder; got {out}, which holds "
             "another run (--resume goes on with it)."
         )
-    earlier = _config_of(out)
-    changed = differences(config, earlier)
-    if changed:
-        name = changed[0].replace("_", "-")
-        raise ConfigError(
-            f"Invalid value for '--{name}': expected the options that the run in {out} was started "
-            "with; only --epochs may change."
-        )
+    return _config_of(out)
 
 
 def _config_of(run: Path) -> RunConfig:
@@ -149,8 +141,10 @@ def _config_of(run: Path) -> RunConfig:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise RunFolderError(f"Expected a run folder with {_CONFIG}; found none in {run}.") from error
-    return from_values(from_yaml(text, str(path)))
+        raise RunFolderError(
+            f"Expected a run folder with {_CONFIG}; found none in {run}."
+        ) from error
+    return unflatten(from_yaml(text, str(path)), str(path))
 
 
 def _data(config: RunConfig) -> DataSet:
@@ -183,6 +177,7 @@ def _fit(vae: VAE, data: DataSet, config: RunConfig, out: Path) -> History:
         schedule=training.schedule,
         clip_norm=training.clip_norm or None,
         warmup_epochs=config.objective.warmup_epochs,
+        warmup_steps=config.objective.warmup_steps,
         patience=training.patience,
         ema_decay=training.ema_decay,
         seed=training.seed,
@@ -243,7 +238,11 @@ def _summarise(
 def _versions() -> dict[str, str]:
     import pyro
 
-    return {"pyro_vaes": pyro_vaes.__version__, "torch": torch.__version__, "pyro": pyro.__version__}
+    return {
+        "pyro_vaes": pyro_vaes.__version__,
+        "torch": torch.__version__,
+        "pyro": pyro.__version__,
+    }
 
 
 def _report(summary: dict[str, Any], out: Path) -> None:
@@ -269,14 +268,30 @@ def _report(summary: dict[str, Any], out: Path) -> None:
 
 @cli.command("evaluate")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--samples", type=click.IntRange(min=1), default=5000, show_default=True,
-              help="Posterior draws for each datum.")
-@click.option("--split", type=click.Choice(["train", "val", "test"]), default="test",
-              show_default=True, help="Which rows.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
-              help="Seed of the draws.")
-@click.option("--chunk-size", type=click.IntRange(min=1), default=8192, show_default=True,
-              help="Decoder evaluations at once: bounds the memory, changes no figure.")
+@click.option(
+    "--samples",
+    type=click.IntRange(min=1),
+    default=5000,
+    show_default=True,
+    help="Posterior draws for each datum.",
+)
+@click.option(
+    "--split",
+    type=click.Choice(["train", "val", "test"]),
+    default="test",
+    show_default=True,
+    help="Which rows.",
+)
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the draws."
+)
+@click.option(
+    "--chunk-size",
+    type=click.IntRange(min=1),
+    default=8192,
+    show_default=True,
+    help="Decoder evaluations at once: bounds the memory, changes no figure.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one flat JSON object.")
 def _evaluate(
     run: Path, samples: int, split: str, seed: int, chunk_size: int, as_json: bool
@@ -301,8 +316,11 @@ def _evaluate(
 @click.option("--label", type=int, help="The label of all samples of a conditional model.")
 @click.option("--mean", is_flag=True, help="Means of p(x given z) instead of draws from it.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed.")
-@click.option("--out", type=click.Path(path_type=Path),
-              help="Where to; .npy for an array.  [default: samples.png or samples.npy in RUN]")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Where to; .npy for an array.  [default: samples.png or samples.npy in RUN]",
+)
 def _sample(
     run: Path, num: int, label: int | None, mean: bool, seed: int, out: Path | None
 ) -> None:
@@ -312,7 +330,9 @@ def _sample(
     out = out or run / ("samples.png" if image_shape else "samples.npy")
     if out.suffix not in ((".npy", ".png", ".svg", ".pdf") if image_shape else (".npy",)):
         what = ".png, .svg, .pdf or .npy" if image_shape else ".npy (the data are no images)"
-        raise ConfigError(f"Invalid value for '--out': expected a file ending in {what}; got {out}.")
+        raise ConfigError(
+            f"Invalid value for '--out': expected a file ending in {what}; got {out}."
+        )
     labels: Any = label
     if num_labels:
         if label is None:
@@ -352,7 +372,7 @@ def _open(run: Path) -> tuple[VAE, dict[str, Any]]:
     record = load_record(run)
     if "config" not in record or "data" not in record:
         raise RunFolderError(f"Expected weights that a training run wrote in {run}; got others.")
-    if differences(config, from_values(from_yaml(record["config"]))):
+    if record["config"] != to_yaml(config):
         raise RunFolderError(
             f"Expected the {_CONFIG} that {run} was trained with; it was altered since."
         )

@@ -209,6 +209,7 @@ RECIPES: dict[str, Recipe] = {
             network="mlp",
             hidden_dims=(256, 256),
             activation="leaky_relu",
+            input_scaling="none",  # the notebook feeds raw levels
             epochs=1000,
             patience=20,
             batch_size=64,

@@ -256,7 +256,8 @@ def log_marginal(
 
 
 def _on_device(vae: VAE, data: Any) -> tuple[Tensor, Tensor | None]:
-    split = as_split(data)
+    # A split that is drawn anew for each training batch is judged at one fixed draw.
+    split = as_split(data).frozen()
     x = split.x.to(vae.device)
     if x.is_floating_point():
         x = x.to(vae.dtype)

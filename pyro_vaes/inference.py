@@ -209,7 +209,9 @@ class FastSVI(SVI):
         """Gives every parameter seen so far to the optimiser, grouped by its options."""
         self._known = set(pyro.get_param_store().keys())
         known = {
-            id(p) for g in (self.optimizer.param_groups if self.optimizer else []) for p in g["params"]
+            id(p)
+            for g in (self.optimizer.param_groups if self.optimizer else [])
+            for p in g["params"]
         }
         # One tensor may be announced under two names (a VampPrior holds its posterior's).
         fresh: dict[str, Tensor] = {}
@@ -280,7 +282,10 @@ class _Recorded:
             objective = cast(ELBO, svi._objective)
             loss = objective.tensor_loss(svi.model, svi.guide, *new_args, **new_kwargs)
             grads = torch.autograd.grad(loss, self.params, allow_unused=True)
-            zero = (torch.zeros_like(p) if g is None else g for g, p in zip(grads, self.params, strict=True))
+            zero = (
+                torch.zeros_like(p) if g is None else g
+                for g, p in zip(grads, self.params, strict=True)
+            )
             return (loss, *zero)
 
         # Validation looks at values, which a recording cannot; the first, eager step did it. And
@@ -310,7 +315,9 @@ class _Recorded:
 
     def __call__(self, args: Any, kwargs: Any) -> tuple[Tensor, ...]:
         with torch.no_grad():
-            return cast("tuple[Tensor, ...]", self._run(*self._tensors_of(args, kwargs), *self._constants))
+            return cast(
+                "tuple[Tensor, ...]", self._run(*self._tensors_of(args, kwargs), *self._constants)
+            )
 
 
 def _as_objective(loss: Any) -> ELBO | None:
@@ -389,7 +396,11 @@ def _lift(graph: torch.fx.GraphModule) -> list[Tensor]:
             continue
         name = cast(str, node.target)
         if name not in lifted:
-            where = graph.graph.inserting_after(last) if last else graph.graph.inserting_before(nodes[0])
+            where = (
+                graph.graph.inserting_after(last)
+                if last
+                else graph.graph.inserting_before(nodes[0])
+            )
             with where:
                 lifted[name] = last = graph.graph.placeholder(f"constant_{len(lifted)}")
             constants[name] = getattr(graph, name)

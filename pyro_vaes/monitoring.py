@@ -124,7 +124,7 @@ def first_not_finite(vae: VAE, batch: tuple[Tensor, ...]) -> str:
 
 def metrics_line(record: Mapping[str, Any]) -> str:
     """One line of ``metrics.jsonl``."""
-    return json.dumps(record) + "\n"
+    return json.dumps(record, sort_keys=True) + "\n"
 
 
 def tensorboard(out: Path | None) -> Any:

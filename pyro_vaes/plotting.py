@@ -23,7 +23,14 @@ from pyro_vaes.data import Split
 from pyro_vaes.evaluation import untouched
 from pyro_vaes.vae import VAE
 
-__all__ = ["image_grid", "latent_space", "learning_curves", "reconstructions", "save_figure", "style"]
+__all__ = [
+    "image_grid",
+    "latent_space",
+    "learning_curves",
+    "reconstructions",
+    "save_figure",
+    "style",
+]
 
 # A colour-blind safe palette (Okabe and Ito); ten labels need three further greys and browns.
 _PALETTE = sns.color_palette("colorblind", 10)
@@ -100,9 +107,7 @@ def image_grid(
     return figure
 
 
-def reconstructions(
-    vae: VAE, split: Split, image_shape: Sequence[int], *, num: int = 12
-) -> Figure:
+def reconstructions(vae: VAE, split: Split, image_shape: Sequence[int], *, num: int = 12) -> Figure:
     """Data in the upper row of each pair, their reconstructions (means) in the lower."""
     with untouched(vae):
         x = split.x[:num].to(vae.device, vae.dtype)
@@ -136,8 +141,16 @@ def learning_curves(records: Sequence[Mapping[str, Any]], best_epoch: int | None
                 shown += values
         if best_epoch is not None:
             axes.axvline(best_epoch, color="0.6", linewidth=0.8, linestyle=":")
-            axes.text(best_epoch, 1.0, "kept ", color="0.4", ha="right", va="top",
-                      transform=axes.get_xaxis_transform(), fontsize=9)
+            axes.text(
+                best_epoch,
+                1.0,
+                "kept ",
+                color="0.4",
+                ha="right",
+                va="top",
+                transform=axes.get_xaxis_transform(),
+                fontsize=9,
+            )
         if shown:
             # The first epochs tower over all that matters.
             low, high = min(shown), float(np.quantile(shown, 0.9))
@@ -175,8 +188,16 @@ def latent_space(vae: VAE, split: Split, *, num: int = 1000) -> Figure:
         figure = Figure(figsize=(_WIDTH, 0.85 * _WIDTH))
         axes = figure.add_subplot()
         if ground[:, 1].std() > 0:
-            sns.kdeplot(x=ground[:, 0], y=ground[:, 1], fill=True, cmap="Greys", alpha=0.6,
-                        levels=8, thresh=0.02, ax=axes)
+            sns.kdeplot(
+                x=ground[:, 0],
+                y=ground[:, 1],
+                fill=True,
+                cmap="Greys",
+                alpha=0.6,
+                levels=8,
+                thresh=0.02,
+                ax=axes,
+            )
         if y is None:
             axes.scatter(*points.T, s=6, color=_PALETTE[0], linewidths=0)
         else:
@@ -185,10 +206,21 @@ def latent_space(vae: VAE, split: Split, *, num: int = 1000) -> Figure:
                 here = points[classes == label]
                 color = _PALETTE[int(label) % len(_PALETTE)]
                 axes.scatter(*here.T, s=8, color=color, linewidths=0, alpha=0.8)
-                axes.text(*np.median(here, axis=0), str(label), color="black", weight="bold",
-                          ha="center", va="center", fontsize=11,
-                          bbox={"boxstyle": "circle,pad=0.15", "facecolor": "white",
-                                "edgecolor": color, "alpha": 0.85})
+                axes.text(
+                    *np.median(here, axis=0),
+                    str(label),
+                    color="black",
+                    weight="bold",
+                    ha="center",
+                    va="center",
+                    fontsize=11,
+                    bbox={
+                        "boxstyle": "circle,pad=0.15",
+                        "facecolor": "white",
+                        "edgecolor": color,
+                        "alpha": 0.85,
+                    },
+                )
         what = "principal component" if means.shape[1] > 2 else "dimension"
         axes.set_xlabel(f"first {what} of z")
         axes.set_ylabel(f"second {what} of z")

@@ -87,7 +87,8 @@ def _describe(value: Any, seen: dict[int, int]) -> Any:
         )
     if id(value) in seen:
         return {"ref": seen[id(value)]}
-    arguments = {key: _describe(item, seen) for key, item in value._arguments.items()}
+    # By name, in both directions: a file may keep the arguments in another order.
+    arguments = {key: _describe(item, seen) for key, item in sorted(value._arguments.items())}
     # Numbered after its arguments, the order in which rebuild() finishes them.
     seen[id(value)] = len(seen)
     return {"class": name, "arguments": arguments}
@@ -104,7 +105,9 @@ def rebuild(description: Any) -> Any:
     except SpecError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
-        raise SpecError(f"Expected a description of a model; got a damaged one ({error}).") from error
+        raise SpecError(
+            f"Expected a description of a model; got a damaged one ({error})."
+        ) from error
 
 
 def _rebuild(description: Any, built: list[Any]) -> Any:
@@ -123,7 +126,8 @@ def _rebuild(description: Any, built: list[Any]) -> Any:
         return built[description["ref"]]
     if description["class"] not in _CLASSES:
         raise SpecError(f"Expected a class of pyro_vaes; got {description['class']!r}.")
-    arguments = {key: _rebuild(item, built) for key, item in description["arguments"].items()}
+    given = sorted(description["arguments"].items())
+    arguments = {key: _rebuild(item, built) for key, item in given}
     value = _CLASSES[description["class"]](**arguments)
     built.append(value)
     return value

@@ -34,6 +34,7 @@ from pyro_vaes.checkpoints import (
     write_text,
 )
 from pyro_vaes.data import Split, as_split, batches
+from pyro_vaes.fit_options import OPTIMIZERS, SCHEDULES, FitOptions, device_of
 from pyro_vaes.inference import FastSVI, Mode
 from pyro_vaes.monitoring import (
     History,
@@ -44,29 +45,19 @@ from pyro_vaes.monitoring import (
     tensorboard,
     validate,
 )
-from pyro_vaes.networks import positive
 from pyro_vaes.objectives import ELBO
 from pyro_vaes.spec import SpecError, describe
 from pyro_vaes.vae import VAE
 
-__all__ = ["OPTIMIZERS", "SCHEDULES", "History", "NonFiniteError", "fit"]
+__all__ = ["History", "NonFiniteError", "fit"]
 
-OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
-    "adam": torch.optim.Adam,
-    "adamax": torch.optim.Adamax,
-    "adamw": torch.optim.AdamW,
-}
-# Factor on the learning rate at a fraction in [0, 1) of the training asked for.
-SCHEDULES = {
-    "constant": lambda fraction: 1.0,
-    "cosine": lambda fraction: 0.5 * (1 + math.cos(math.pi * fraction)),
-    "linear": lambda fraction: 1.0 - fraction,
-}
+Groups = dict[str, dict[str, Tensor]]
 CHECKPOINT = Path("checkpoint") / "state.safetensors"
 METRICS = "metrics.jsonl"
 
 # From this many steps on, compiling (some 20 s) pays for itself.
 _COMPILE_FROM_STEPS = 30_000
+
 
 def fit(
     vae: VAE,
@@ -136,9 +127,9 @@ def fit(
     trainer = _Trainer(
         vae,
         as_split(train),
-        None if val is None else as_split(val),
+        None if val is None else as_split(val).frozen(),
         ELBO() if objective is None else objective,
-        _Options(
+        FitOptions(
             epochs=epochs,
             batch_size=batch_size,
             learning_rate=learning_rate,
@@ -163,54 +154,6 @@ def fit(
         return trainer.run(progress)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Options:
-    """The options that decide what is computed: two runs with the same ones are the same."""
-
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    optimizer: str
-    weight_decay: float
-    schedule: str
-    clip_norm: float | None
-    warmup_epochs: float
-    warmup_steps: int
-    patience: int | None
-    ema_decay: float
-    seed: int
-    device: str
-    mode: str
-
-    def check(self, has_val: bool) -> None:
-        positive(epochs=self.epochs, batch_size=self.batch_size)
-        if self.patience is not None:
-            positive(patience=self.patience)
-            if not has_val:
-                raise ValueError("Expected validation data for patience; got val=None.")
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"Expected learning_rate above 0; got {self.learning_rate}.")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"Expected ema_decay in [0, 1); got {self.ema_decay}.")
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise ValueError(f"Expected clip_norm above 0; got {self.clip_norm}.")
-        for name, value, choices in (
-            ("optimizer", self.optimizer, OPTIMIZERS),
-            ("schedule", self.schedule, SCHEDULES),
-        ):
-            if value not in choices:
-                raise ValueError(f"Expected {name} among {', '.join(choices)}; got {value!r}.")
-        if self.warmup_epochs and self.warmup_steps:
-            raise ValueError("Expected warmup_epochs or warmup_steps; got both.")
-        if self.warmup_epochs < 0 or self.warmup_steps < 0:
-            raise ValueError("Expected a warm-up of at least 0; got a negative one.")
-
-    def changed_since(self, earlier: Mapping[str, Any]) -> list[str]:
-        """Names of options that differ from a run's, the number of epochs aside: it may grow."""
-        now = dataclasses.asdict(self)
-        return [name for name in now if name != "epochs" and now[name] != earlier.get(name)]
-
-
 class _Trainer:
     """The state of one training run and the loop over it."""
 
@@ -220,16 +163,18 @@ class _Trainer:
         train: Split,
         val: Split | None,
         objective: Any,
-        options: _Options,
+        options: FitOptions,
         out: Path | None,
         record: Mapping[str, Any] | None,
     ) -> None:
         options.check(val is not None)
         self.vae, self.objective, self.options = vae, objective, options
         self.out, self.record = out, record
-        self.device = _device(options.device)
+        self.device = device_of(options.device)
         self.steps_per_epoch = math.ceil(len(train) / options.batch_size)
-        self.warmup_steps = options.warmup_steps or round(options.warmup_epochs * self.steps_per_epoch)
+        self.warmup_steps = options.warmup_steps or round(
+            options.warmup_epochs * self.steps_per_epoch
+        )
         if self.warmup_steps and not isinstance(objective, ELBO):
             raise ValueError(
                 f"Expected an objective of pyro_vaes for a KL warm-up; got {type(objective).__name__}."
@@ -255,11 +200,8 @@ class _Trainer:
         self.order.manual_seed(options.seed)
         if isinstance(self.objective, ELBO):
             self.objective.to(self.device)
-        mode = options.mode
-        if mode == "auto":
-            long = options.epochs * self.steps_per_epoch >= _COMPILE_FROM_STEPS
-            mode = "compiled" if long else "traced"
-        self.history.mode = mode
+        saved = self._saved(resume)
+        self.history.mode = mode = self._mode(saved)
         kind = OPTIMIZERS[options.optimizer]
         self.svi = FastSVI(
             self.vae.model,
@@ -271,21 +213,38 @@ class _Trainer:
             mode=cast(Mode, mode),
             clip_norm=options.clip_norm,
         )
-        first = next(batches(self.train, min(2, len(self.train))))
+        # A generator of its own: the rows are drawn as in training, the run's order is untouched.
+        first = next(batches(self.train, min(2, len(self.train)), torch.Generator()))
         self.optimizer = self.svi.prepare(*arguments(self.vae, *first))
         if options.ema_decay:
             self.average = _copy(named_tensors(self.vae))
+        if saved is not None:
+            self._restore(*saved)
+
+    def _saved(self, resume: bool) -> tuple[Groups, dict[str, Any]] | None:
+        """The checkpoint to go on with, None to begin; refuses a folder that holds another run."""
         if self.out is None:
-            return
+            return None
         self.identity = self._identity()
-        occupied = self.out.exists() and any(self.out.iterdir())
         if resume and (self.out / CHECKPOINT).exists():
-            self._restore()
-        elif occupied and not resume and not self._only_ours():
+            groups, record = read_groups(self.out / CHECKPOINT)
+            self._check_same(record)
+            return groups, record
+        if self.out.exists() and any(self.out.iterdir()) and not resume and not self._only_ours():
             raise RunFolderError(
                 f"Expected an empty or new folder for out; got {self.out}, which holds files "
                 "(resume to go on with the run in it)."
             )
+        return None
+
+    def _mode(self, saved: tuple[Groups, dict[str, Any]] | None) -> str:
+        """How steps are run: as asked, as before a resumption, or by their number."""
+        if self.options.mode != "auto":
+            return self.options.mode
+        if saved is not None:
+            return cast(str, saved[1]["history"]["mode"])
+        long = self.options.epochs * self.steps_per_epoch >= _COMPILE_FROM_STEPS
+        return "compiled" if long else "traced"
 
     def _only_ours(self) -> bool:
         """Whether the folder holds nothing but what a caller put there for this very run."""
@@ -330,10 +289,8 @@ class _Trainer:
             with self._weights(self.best or self.average):
                 save(self.vae, self.out, self.record)
 
-    def _restore(self) -> None:
-        assert self.out is not None
-        path = self.out / CHECKPOINT
-        groups, record = read_groups(path)
+    def _check_same(self, record: Mapping[str, Any]) -> None:
+        """Refuses to go on with a run of other options, data or architecture."""
         changed = self.options.changed_since(record["options"])
         if changed:
             raise RunFolderError(
@@ -345,7 +302,10 @@ class _Trainer:
                 raise RunFolderError(
                     f"Expected the {name} that the run in {self.out} was started with; got another."
                 )
-        fill(self.vae, groups["model"], path)
+
+    def _restore(self, groups: Groups, record: Mapping[str, Any]) -> None:
+        assert self.out is not None
+        fill(self.vae, groups["model"], self.out / CHECKPOINT)
         self.best, self.average = (
             {name: tensor.to(self.device) for name, tensor in groups[key].items()} or None
             if key in groups
@@ -367,7 +327,7 @@ class _Trainer:
         """Trains until the epochs or the patience run out, or the user stops it."""
         options, history = self.options, self.history
         if history.stopped == "patience" or history.epochs >= options.epochs:
-            self._finish()
+            self._keep_best()
             return history
         history.stopped = "epochs"
         bar = tqdm(
@@ -399,14 +359,14 @@ class _Trainer:
         except KeyboardInterrupt:
             # The checkpoint of the last whole epoch is on disk; the broken-off one is repeated.
             history.stopped = "interrupted"
-        self._finish()
+        self._keep_best()
+        if self.out is not None and history.epochs:
+            save(self.vae, self.out, self.record)
         return history
 
-    def _finish(self) -> None:
+    def _keep_best(self) -> None:
         if self.best is not None or self.average is not None:
             fill(self.vae, cast("dict[str, Tensor]", self.best or self.average))
-        if self.out is not None and self.history.epochs:
-            save(self.vae, self.out, self.record)
 
     def _epoch(self, epoch: int) -> dict[str, Any]:
         started = time.perf_counter()
@@ -442,7 +402,9 @@ class _Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         if isinstance(self.objective, ELBO):
-            self.objective.warmup.fill_(min(1.0, step / self.warmup_steps) if self.warmup_steps else 1.0)
+            self.objective.warmup.fill_(
+                min(1.0, step / self.warmup_steps) if self.warmup_steps else 1.0
+            )
         return rate
 
     def _update_average(self) -> None:
@@ -501,17 +463,6 @@ class _Trainer:
         if writer is not None:
             for name, value in record.items():
                 writer.add_scalar(name, value, record["epoch"])
-
-
-def _device(name: str) -> torch.device:
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        return torch.device("cuda" if available["cuda"] else "cpu")
-    if name not in available:
-        raise ValueError(f"Expected device among auto, {', '.join(available)}; got {name!r}.")
-    if not available[name]:
-        raise ValueError(f"Expected a device that this machine has; got {name!r}.")
-    return torch.device(name)
 
 
 def _on_device(split: Any, vae: VAE) -> Any:

@@ -47,7 +47,11 @@ class VAE(Described):
         for size in ("latent_dim", "event_shape"):
             told = {
                 role: getattr(part, size)
-                for role, part in (("prior", prior), ("posterior", posterior), ("likelihood", likelihood))
+                for role, part in (
+                    ("prior", prior),
+                    ("posterior", posterior),
+                    ("likelihood", likelihood),
+                )
                 if getattr(part, size, None) is not None
             }
             if len(set(told.values())) > 1:

@@ -224,6 +224,21 @@ def test_pyro_losses_and_all_sources_of_data():
         assert pv.fit(make_vae(), source, epochs=1, progress=False).epochs == 1
 
 
+def test_splits_drawn_anew_at_each_batch():
+    def binarize(x, generator):
+        return (torch.rand(x.shape, generator=generator) < x).to(x.dtype)
+
+    def run():
+        torch.manual_seed(0)
+        posterior = pv.NormalPosterior(pv.MLP(6, [8]), 2)
+        vae = pv.VAE(pv.NormalPrior(2), posterior, pv.BernoulliLikelihood(pv.MLP(2, [8]), (6,)))
+        grey = pv.Split(torch.rand(40, 6, generator=torch.Generator().manual_seed(1)), None, binarize)
+        history = pv.fit(vae, grey, grey, epochs=3, progress=False)
+        return history.records[-1]["val_loss"], pv.evaluate(vae, grey, num_samples=5).nll
+
+    assert run() == run()
+
+
 def test_labels_reach_conditional_vaes_only():
     labels = torch.arange(50) % 3
     posterior = pv.NormalPosterior(pv.MLP(9, [8]), 2, num_labels=3)

@@ -1,0 +1,91 @@
+"""The options of :func:`pyro_vaes.fit`, checked, and what their names stand for."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from pyro_vaes.networks import positive
+
+__all__ = ["OPTIMIZERS", "SCHEDULES", "FitOptions", "device_of"]
+
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamax": torch.optim.Adamax,
+    "adamw": torch.optim.AdamW,
+}
+# Factor on the learning rate at a fraction in [0, 1) of the training asked for.
+SCHEDULES = {
+    "constant": lambda fraction: 1.0,
+    "cosine": lambda fraction: 0.5 * (1 + math.cos(math.pi * fraction)),
+    "linear": lambda fraction: 1.0 - fraction,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class FitOptions:
+    """The options that decide what is computed: two runs with the same ones are the same."""
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    optimizer: str
+    weight_decay: float
+    schedule: str
+    clip_norm: float | None
+    warmup_epochs: float
+    warmup_steps: int
+    patience: int | None
+    ema_decay: float
+    seed: int
+    device: str
+    mode: str
+
+    def check(self, has_val: bool) -> None:
+        """Refuses options that make no sense."""
+        positive(epochs=self.epochs, batch_size=self.batch_size)
+        if self.patience is not None:
+            positive(patience=self.patience)
+            if not has_val:
+                raise ValueError("Expected validation data for patience; got val=None.")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"Expected learning_rate above 0; got {self.learning_rate}.")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"Expected ema_decay in [0, 1); got {self.ema_decay}.")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f"Expected clip_norm above 0; got {self.clip_norm}.")
+        for name, value, choices in (
+            ("optimizer", self.optimizer, OPTIMIZERS),
+            ("schedule", self.schedule, SCHEDULES),
+        ):
+            if value not in choices:
+                raise ValueError(f"Expected {name} among {', '.join(choices)}; got {value!r}.")
+        if self.warmup_epochs and self.warmup_steps:
+            raise ValueError("Expected warmup_epochs or warmup_steps; got both.")
+        if self.warmup_epochs < 0 or self.warmup_steps < 0:
+            raise ValueError("Expected a warm-up of at least 0; got a negative one.")
+
+    def changed_since(self, earlier: Mapping[str, Any]) -> list[str]:
+        """Names of options that differ from a run's, the number of epochs aside: it may grow."""
+        now = dataclasses.asdict(self)
+        return [name for name in now if name != "epochs" and now[name] != earlier.get(name)]
+
+
+def device_of(name: str) -> torch.device:
+    """The device of that name; ``auto`` is CUDA if there is one, else the CPU."""
+    available = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if name == "auto":
+        return torch.device("cuda" if available["cuda"] else "cpu")
+    if name not in available:
+        raise ValueError(f"Expected device among auto, {', '.join(available)}; got {name!r}.")
+    if not available[name]:
+        raise ValueError(f"Expected a device that this machine has; got {name!r}.")
+    return torch.device(name)

@@ -1,6 +1,7 @@
 """Variational autoencoders as plain Pyro models and guides."""
 
 from pyro_vaes import flows
+from pyro_vaes._version import __version__
 from pyro_vaes.checkpoints import load, save
 from pyro_vaes.data import DataSet, Split, load_data, pseudo_inputs
 from pyro_vaes.evaluation import Evaluation, evaluate, log_marginal
@@ -12,8 +13,6 @@ from pyro_vaes.posteriors import FlowPosterior, NormalPosterior
 from pyro_vaes.priors import FlowPrior, MixturePrior, NormalPrior, VampPrior
 from pyro_vaes.training import History, fit
 from pyro_vaes.vae import VAE
-
-__version__ = "0.1.0"
 
 __all__ = [
     "ELBO",

@@ -96,7 +96,7 @@ class FastSVI(SVI):
     def step(self, *args: Any, **kwargs: Any) -> float:
         """Takes one gradient step; returns the loss before it, in nats summed over the batch."""
         loss = float(self.update(*args, **kwargs))
-        if loss != loss:  # noqa: PLR0124 - NaN
+        if loss != loss:
             warnings.warn("Encountered NaN: loss", stacklevel=2)
         return loss
 

@@ -167,7 +167,7 @@ def text(value: Any) -> str:
 
 def option(
     default: Any,
-    help: str,  # noqa: A002 - click's own word
+    help: str,
     *,
     name: str = "",
     choices: Collection[str] | None = None,
@@ -237,7 +237,7 @@ def load_yaml(source: str, where: str) -> dict[Any, Any]:
         ConfigError: for anything else, naming the line where it can.
     """
     try:
-        values = yaml.load(source, Loader=_UniqueKeys)  # noqa: S506 - a SafeLoader
+        values = yaml.load(source, Loader=_UniqueKeys)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
         line = f" in line {mark.line + 1}" if mark else ""

@@ -318,8 +318,6 @@ class _Trainer:
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(groups["generator"]["cuda"], self.device)
         self.history = History(**record["history"])
-        # A kill may have come after the metrics of an epoch and before its checkpoint.
-        write_text(self.out / METRICS, "".join(map(metrics_line, self.history.records)))
 
     # --- the loop ------------------------------------------------------------------------------
 
@@ -329,6 +327,9 @@ class _Trainer:
         if history.stopped == "patience" or history.epochs >= options.epochs:
             self._keep_best()
             return history
+        if self.out is not None and history.epochs:
+            # A kill may have come after the metrics of an epoch and before its checkpoint.
+            write_text(self.out / METRICS, "".join(map(metrics_line, history.records)))
         history.stopped = "epochs"
         bar = tqdm(
             total=options.epochs,

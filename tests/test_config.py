@@ -210,7 +210,7 @@ def test_sections_are_frozen_hashable_and_normalise_what_they_take() -> None:
     network = cfg.NetworkConfig(hidden_dims=[32, 16])  # type: ignore[arg-type]
     assert network.hidden_dims == (32, 16)
     assert hash(RunConfig()) == hash(RunConfig())
-    assert pickle.loads(pickle.dumps(RunConfig())) == RunConfig()  # noqa: S301 - our own
+    assert pickle.loads(pickle.dumps(RunConfig())) == RunConfig()
     with pytest.raises(dataclasses.FrozenInstanceError):
         RunConfig().training.epochs = 3  # type: ignore[misc]
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -204,6 +205,52 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
         state.setdefault(int(index), {})[key] = tensor
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of tensors, by name."""
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+class BackgroundWriter:
+    """Runs one write at a time in a thread; leaving the context waits for the last.
+
+    Hashing and writing release the interpreter, so that training goes on meanwhile. A failed write
+    is raised at the next one, or on leaving.
+    """
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def submit(self, write: Callable[[], None]) -> None:
+        """Starts a write, once the one before has ended."""
+        self.wait()
+
+        def run() -> None:
+            try:
+                write()
+            except BaseException as error:
+                self._error = error
+
+        # Not a daemon: an interpreter that exits waits for the file to be whole.
+        self._thread = threading.Thread(target=run)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Waits for the write under way, and raises what it raised."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def __enter__(self) -> BackgroundWriter:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self.wait()
 
 
 def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:

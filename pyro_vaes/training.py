@@ -23,7 +23,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_vaes.checkpoints import (
+    WEIGHTS,
+    BackgroundWriter,
     RunFolderError,
+    copied,
     fill,
     named_tensors,
     optimizer_tensors,
@@ -31,6 +34,7 @@ from pyro_vaes.checkpoints import (
     restore_optimizer,
     save,
     write_groups,
+    write_tensors,
     write_text,
 )
 from pyro_vaes.data import Split, as_split, batches
@@ -190,6 +194,7 @@ class _Trainer:
         self.best: dict[str, Tensor] | None = None
         self.average: dict[str, Tensor] | None = None
         self.order = torch.Generator()
+        self.writer = BackgroundWriter()
 
     # --- state ---------------------------------------------------------------------------------
 
@@ -217,7 +222,7 @@ class _Trainer:
         first = next(batches(self.train, min(2, len(self.train)), torch.Generator()))
         self.optimizer = self.svi.prepare(*arguments(self.vae, *first))
         if options.ema_decay:
-            self.average = _copy(named_tensors(self.vae))
+            self.average = copied(named_tensors(self.vae))
         if saved is not None:
             self._restore(*saved)
 
@@ -263,18 +268,22 @@ class _Trainer:
             architecture = None
         return {"data": digest.hexdigest(), "architecture": architecture}
 
-    def _write(self) -> None:
-        """Writes the checkpoint, then the weights: a kill in between costs nothing."""
+    def _write(self, improved: bool) -> None:
+        """Writes the checkpoint, then better weights, while training goes on.
+
+        A kill in between costs nothing: the weights are also in the checkpoint.
+        """
         if self.out is None:
             return
         generators = {"order": self.order.get_state(), "cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             generators["cuda"] = torch.cuda.get_rng_state(self.device)
         groups = {
-            "model": named_tensors(self.vae),
+            "model": copied(named_tensors(self.vae)),
+            # Never changed in place, only replaced: no copy needed.
             "best": self.best or {},
-            "average": self.average or {},
-            "optimizer": optimizer_tensors(self.optimizer),
+            "average": copied(self.average or {}),
+            "optimizer": copied(optimizer_tensors(self.optimizer)),
             "generator": generators,
         }
         record = {
@@ -282,12 +291,15 @@ class _Trainer:
             "identity": self.identity,
             "history": dataclasses.asdict(self.history),
         }
-        write_groups(self.out / CHECKPOINT, groups, record)
+        weights = {**(self.record or {}), "architecture": self.identity["architecture"]}
+        out, best = self.out, self.best
 
-    def _write_weights(self) -> None:
-        if self.out is not None:
-            with self._weights(self.best or self.average):
-                save(self.vae, self.out, self.record)
+        def write() -> None:
+            write_groups(out / CHECKPOINT, groups, record)
+            if improved and best is not None:
+                write_tensors(out / WEIGHTS, best, weights)
+
+        self.writer.submit(write)
 
     def _check_same(self, record: Mapping[str, Any]) -> None:
         """Refuses to go on with a run of other options, data or architecture."""
@@ -341,7 +353,7 @@ class _Trainer:
         )
         writer = tensorboard(self.out)
         try:
-            with bar:
+            with bar, self.writer:
                 while history.epochs < options.epochs:
                     record = self._epoch(history.epochs)
                     history.records.append(record)
@@ -349,9 +361,7 @@ class _Trainer:
                     if self._out_of_patience():
                         history.stopped = "patience"
                     self._log(record, writer)
-                    self._write()
-                    if improved:
-                        self._write_weights()
+                    self._write(improved)
                     bar.update()
                     shown = {"loss": record["train_loss"], "val": record.get("val_loss")}
                     bar.set_postfix({k: f"{v:.2f}" for k, v in shown.items() if v is not None})
@@ -373,7 +383,7 @@ class _Trainer:
         started = time.perf_counter()
         options = self.options
         # Kept until the epoch has ended well: what a NaN must not take with it.
-        good = _copy(named_tensors(self.vae))
+        good = copied(named_tensors(self.vae))
         total = torch.zeros((), device=self.device)
         step = epoch * self.steps_per_epoch
         for x, y in batches(self.train, options.batch_size, self.order):
@@ -424,7 +434,7 @@ class _Trainer:
         if not record["val_loss"] < self.history.best_val_loss:
             return False
         self.history.best_epoch, self.history.best_val_loss = record["epoch"], record["val_loss"]
-        self.best = _copy(self.average or named_tensors(self.vae))
+        self.best = copied(self.average or named_tensors(self.vae))
         return True
 
     def _out_of_patience(self) -> bool:
@@ -440,7 +450,7 @@ class _Trainer:
         if tensors is None:
             yield
             return
-        own = _copy(named_tensors(self.vae))
+        own = copied(named_tensors(self.vae))
         fill(self.vae, tensors)
         try:
             yield
@@ -474,5 +484,5 @@ def _on_device(split: Any, vae: VAE) -> Any:
     return dataclasses.replace(split, x=x, y=None if split.y is None else split.y.to(vae.device))
 
 
-def _copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}

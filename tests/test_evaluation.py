@@ -102,13 +102,9 @@ def digits_like(n=150, labels=False):
 def test_chunks_change_nothing(posterior, conditional):
     vae = make_vae(posterior, "mixture", conditional)
     split = digits_like(labels=conditional)
-    reports = [
-        pv.evaluate(vae, split, num_samples=300, chunk_size=size) for size in (1, 100, 8192)
-    ]
+    reports = [pv.evaluate(vae, split, num_samples=300, chunk_size=size) for size in (1, 100, 8192)]
     for other in reports[1:]:
-        torch.testing.assert_close(
-            other.log_marginal, reports[0].log_marginal, rtol=0, atol=1e-10
-        )
+        torch.testing.assert_close(other.log_marginal, reports[0].log_marginal, rtol=0, atol=1e-10)
         for key, value in other.to_dict().items():
             assert value == pytest.approx(reports[0].to_dict()[key], abs=1e-10)
 

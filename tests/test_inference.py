@@ -80,7 +80,9 @@ def test_per_parameter_options_and_clipping_are_honoured():
         )
         torch.testing.assert_close(ours, w, rtol=0, atol=1e-6)
     clipped = Adam({"lr": 1e-2}, {"clip_norm": 1e-3})
-    _, w = train(lambda v: SVI(v.model, v.guide, Adam({"lr": 1e-2}, {"clip_norm": 1e-3}), Trace_ELBO()))
+    _, w = train(
+        lambda v: SVI(v.model, v.guide, Adam({"lr": 1e-2}, {"clip_norm": 1e-3}), Trace_ELBO())
+    )
     _, ours = train(lambda v: pv.FastSVI(v.model, v.guide, clipped))
     torch.testing.assert_close(ours, w, rtol=0, atol=1e-6)
 

@@ -102,9 +102,9 @@ def test_resume_is_exact(tmp_path, options, prior, monkeypatch):
     class Killed(BaseException):
         pass
 
-    def write_and_die(self):
+    def write_and_die(self, improved):
         nonlocal writes
-        write(self)
+        write(self, improved)
         writes += 1
         if writes == 3:
             raise Killed
@@ -146,8 +146,16 @@ def test_other_runs_are_refused(tmp_path):
     with pytest.raises(RunFolderError, match="learning_rate"):
         fit(make_vae(), epochs=4, out=tmp_path, resume=True, learning_rate=0.5)
     with pytest.raises(RunFolderError, match="data"):
-        pv.fit(make_vae(), VAL, TRAIN, epochs=4, batch_size=16, out=tmp_path, resume=True,
-               progress=False)
+        pv.fit(
+            make_vae(),
+            VAL,
+            TRAIN,
+            epochs=4,
+            batch_size=16,
+            out=tmp_path,
+            resume=True,
+            progress=False,
+        )
     with pytest.raises(RunFolderError, match="architecture"):
         fit(make_vae("vamp"), epochs=4, out=tmp_path, resume=True)
 
@@ -215,7 +223,10 @@ def test_moving_average_is_what_is_kept():
 
 
 def test_pyro_losses_and_all_sources_of_data():
-    for objective in (Trace_ELBO(), RenyiELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1)):
+    for objective in (
+        Trace_ELBO(),
+        RenyiELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1),
+    ):
         history = fit(make_vae(), epochs=2, objective=objective)
         assert math.isfinite(history.records[-1]["val_loss"])
     dataset = torch.utils.data.TensorDataset(TRAIN)
@@ -232,7 +243,9 @@ def test_splits_drawn_anew_at_each_batch():
         torch.manual_seed(0)
         posterior = pv.NormalPosterior(pv.MLP(6, [8]), 2)
         vae = pv.VAE(pv.NormalPrior(2), posterior, pv.BernoulliLikelihood(pv.MLP(2, [8]), (6,)))
-        grey = pv.Split(torch.rand(40, 6, generator=torch.Generator().manual_seed(1)), None, binarize)
+        grey = pv.Split(
+            torch.rand(40, 6, generator=torch.Generator().manual_seed(1)), None, binarize
+        )
         history = pv.fit(vae, grey, grey, epochs=3, progress=False)
         return history.records[-1]["val_loss"], pv.evaluate(vae, grey, num_samples=5).nll
 
@@ -268,6 +281,28 @@ def test_bad_options_are_refused(options, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         fit(make_vae(), out=tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_stops_training_and_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
+    from pyro_vaes import checkpoints
+
+    writes, fsync = 0, checkpoints.os.fsync
+
+    def full(descriptor):
+        nonlocal writes
+        writes += 1
+        if writes > 6:
+            raise OSError(28, "No space left on device")
+        fsync(descriptor)
+
+    monkeypatch.setattr(checkpoints.os, "fsync", full)
+    with pytest.raises(RunFolderError, match="No space left"):
+        fit(make_vae(), epochs=20, out=tmp_path)
+    monkeypatch.undo()
+    resumed, whole = make_vae(), make_vae()
+    fit(resumed, epochs=20, out=tmp_path, resume=True)
+    fit(whole, epochs=20)
+    assert tensors_equal(whole, resumed)
 
 
 def test_checkpoint_follows_each_epoch(tmp_path):

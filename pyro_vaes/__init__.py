@@ -33,6 +33,7 @@ __all__ = [
     "NormalPrior",
     "Split",
     "VampPrior",
+    "__version__",
     "evaluate",
     "fit",
     "flows",

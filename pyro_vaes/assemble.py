@@ -110,8 +110,8 @@ def _vamp(config: RunConfig, data: DataSet, labels: int, posterior: Any) -> Vamp
         return VampPrior(posterior, u, learn_weights=learned)
     if count < labels:
         raise ConfigError(
-            f"Invalid value for '--prior-components': expected at least {labels}, a pseudo-input for "
-            f"each label; got {count}."
+            f"Invalid value for '--prior-components': expected at least {labels}, a pseudo-input "
+            f"for each label; got {count}."
         )
     u, of_label = labelled_pseudo_inputs(data.train, count, init)
     return VampPrior(posterior, u, labels=of_label, learn_weights=learned)

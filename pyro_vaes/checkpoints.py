@@ -1,8 +1,8 @@
 """Weights and checkpoints on disk: whole or not at all, and never executable.
 
-Everything is a safetensors file with one metadata entry, a JSON record that says what the tensors are
-and carries a digest over them and itself. Equal weights give equal bytes; a truncated, altered or
-foreign file is refused in one line. Files are written beside their place and moved into it.
+Everything is a safetensors file with one metadata entry, a JSON record that says what the tensors
+are and carries a digest over them and itself. Equal weights give equal bytes; a truncated, altered
+or foreign file is refused in one line. Files are written beside their place and moved into it.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from typing import Any
 import click
 import torch
 
-import pyro_vaes
+from pyro_vaes._version import __version__
 from pyro_vaes.assemble import build, build_objective
 from pyro_vaes.checkpoints import RunFolderError, load, load_record, write_bytes, write_text
 from pyro_vaes.config import (
@@ -43,12 +43,12 @@ _SUMMARY = "summary.json"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(pyro_vaes.__version__, prog_name="pyro-vaes")
+@click.version_option(__version__, prog_name="pyro-vaes")
 def cli() -> None:
     """Trains, evaluates and samples variational autoencoders on Pyro."""
 
 
-# --- train -----------------------------------------------------------------------------------------
+# --- train ----------------------------------------------------------------------------------------
 
 
 _train_options: list[click.Parameter] = [
@@ -239,7 +239,7 @@ def _versions() -> dict[str, str]:
     import pyro
 
     return {
-        "pyro_vaes": pyro_vaes.__version__,
+        "pyro_vaes": __version__,
         "torch": torch.__version__,
         "pyro": pyro.__version__,
     }
@@ -263,7 +263,7 @@ def _report(summary: dict[str, Any], out: Path) -> None:
     click.echo(f"\nRun folder: {out}")
 
 
-# --- evaluate and sample ---------------------------------------------------------------------------
+# --- evaluate and sample --------------------------------------------------------------------------
 
 
 @cli.command("evaluate")
@@ -343,8 +343,8 @@ def _sample(
             )
     elif label is not None:
         raise ConfigError(
-            f"Invalid value for '--label': expected a conditional model; got {label} for one without "
-            "labels."
+            f"Invalid value for '--label': expected a conditional model; got {label} for one "
+            "without labels."
         )
     torch.manual_seed(seed)
     samples = vae.sample(num, labels, mean=mean)

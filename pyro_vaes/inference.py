@@ -1,9 +1,9 @@
 """A drop-in for ``pyro.infer.SVI`` that does the same work in fewer, larger pieces.
 
-Textbook Pyro pays at every step for its effect handlers, for validation, for reading the loss site by
-site and for one optimiser for each tensor. :class:`FastSVI` runs one fused optimiser over all
-parameters, validates the first step only, and can record a step's tensor operations once (with their
-gradients) and replay them without Pyro, or compile them.
+Textbook Pyro pays at every step for its effect handlers, for validation, for reading the loss site
+by site and for one optimiser for each tensor. :class:`FastSVI` runs one fused optimiser over all
+parameters, validates the first step only, and can record a step's tensor operations once (with
+their gradients) and replay them without Pyro, or compile them.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ class FastSVI(SVI):
     - ``cuda_graph``: the recorded step, optimiser included, captured as one CUDA graph.
     - ``auto``: ``traced``.
 
-    A recorded step sees parameters, buffers and weights of the objective by reference, so a schedule
-    may change their values. Python-side state is frozen into it: after switching a module between
-    training and evaluation behaviour, or changing a plain number, call :meth:`retrace`. A
+    A recorded step sees parameters, buffers and weights of the objective by reference, so a
+    schedule may change their values. Python-side state is frozen into it: after switching a module
+    between training and evaluation behaviour, or changing a plain number, call :meth:`retrace`. A
     parameter that is frozen or thawed is noticed.
 
     Args:
@@ -121,8 +121,8 @@ class FastSVI(SVI):
     def prepare(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Finds the parameters and makes the optimiser, without a step and without randomness.
 
-        Runs the model and guide once, with Pyro's validation. Not needed before :meth:`step`; useful
-        where the optimiser's state is to be restored first.
+        Runs the model and guide once, with Pyro's validation. Not needed before :meth:`step`;
+        useful where the optimiser's state is to be restored first.
         """
         with torch.random.fork_rng(), torch.no_grad(), self._validation(), _capture(self._params):
             self.loss_object.loss(self.model, self.guide, *args, **kwargs)
@@ -146,7 +146,7 @@ class FastSVI(SVI):
         store = pyro.get_param_store()
         if self._known is None or len(store) != len(self._known):
             for name in store.keys() - (self._known or store.keys()):
-                self._params[name] = store[name].unconstrained()
+                self._params[name] = cast(Any, store[name]).unconstrained()
             self._adopt()
         self._apply_gradients()
         return loss
@@ -344,7 +344,7 @@ def _capture(params: dict[str, Tensor] | None) -> Iterator[None]:
         yield
     for name, site in trace.trace.nodes.items():
         if site["type"] == "param":
-            params.setdefault(name, site["value"].unconstrained())
+            params.setdefault(name, cast(Any, site["value"]).unconstrained())
 
 
 def _fused(constructor: Any, params: Any) -> dict[str, bool]:

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import torch
@@ -117,7 +117,7 @@ def first_not_finite(vae: VAE, batch: tuple[Tensor, ...]) -> str:
                 if site["type"] != "sample" or type(site["fn"]).__name__ == "_Subsample":
                     continue
                 for what in ("value", "log_prob"):
-                    if not torch.isfinite(site[what]).all():
+                    if not torch.isfinite(cast(Tensor, site[what])).all():
                         return f"the {what} of site {name!r} in the {side} is not finite"
     return "the loss is not finite"
 

@@ -1,6 +1,7 @@
 """Pictures: each answers one question, in one shared style.
 
-Functions return a ``matplotlib`` figure that belongs to no window: save it, or let a notebook show it.
+Functions return a ``matplotlib`` figure that belongs to no window: save it, or let a notebook show
+it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import matplotlib as mpl
 import numpy as np
@@ -49,7 +50,7 @@ def style() -> Iterator[None]:
         "legend.frameon": False,
         "savefig.bbox": "tight",
     }
-    with mpl.rc_context({**sns.axes_style("ticks"), **settings}):
+    with mpl.rc_context(cast(Any, {**sns.axes_style("ticks"), **settings})):
         yield
 
 
@@ -199,15 +200,17 @@ def latent_space(vae: VAE, split: Split, *, num: int = 1000) -> Figure:
                 ax=axes,
             )
         if y is None:
-            axes.scatter(*points.T, s=6, color=_PALETTE[0], linewidths=0)
+            axes.scatter(points[:, 0], points[:, 1], s=6, color=_PALETTE[0], linewidths=0)
         else:
             classes = y.cpu().numpy()
             for label in np.unique(classes):
                 here = points[classes == label]
                 color = _PALETTE[int(label) % len(_PALETTE)]
-                axes.scatter(*here.T, s=8, color=color, linewidths=0, alpha=0.8)
+                axes.scatter(here[:, 0], here[:, 1], s=8, color=color, linewidths=0, alpha=0.8)
+                x0, y0 = np.median(here, axis=0)
                 axes.text(
-                    *np.median(here, axis=0),
+                    x0,
+                    y0,
                     str(label),
                     color="black",
                     weight="bold",

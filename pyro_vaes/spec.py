@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -88,7 +88,9 @@ def _describe(value: Any, seen: dict[int, int]) -> Any:
     if id(value) in seen:
         return {"ref": seen[id(value)]}
     # By name, in both directions: a file may keep the arguments in another order.
-    arguments = {key: _describe(item, seen) for key, item in sorted(value._arguments.items())}
+    arguments = {
+        key: _describe(item, seen) for key, item in sorted(cast(Any, value)._arguments.items())
+    }
     # Numbered after its arguments, the order in which rebuild() finishes them.
     seen[id(value)] = len(seen)
     return {"class": name, "arguments": arguments}

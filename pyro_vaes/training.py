@@ -1,9 +1,9 @@
 """Training: ``fit`` takes a VAE and data, and gives back the weights that validate best.
 
-One loop for every combination of parts and every objective, over :class:`~pyro_vaes.inference.FastSVI`.
-All state of the loop (weights, their average, optimiser, generators, best weights, history) is kept
-in one checkpoint, written whole after each epoch, so that a run that was killed goes on exactly
-where its last epoch ended.
+One loop for every combination of parts and every objective, over
+:class:`~pyro_vaes.inference.FastSVI`. All state of the loop (weights, their average, optimiser,
+generators, best weights, history) is kept in one checkpoint, written whole after each epoch, so
+that a run that was killed goes on exactly where its last epoch ended.
 """
 
 from __future__ import annotations
@@ -181,7 +181,8 @@ class _Trainer:
         )
         if self.warmup_steps and not isinstance(objective, ELBO):
             raise ValueError(
-                f"Expected an objective of pyro_vaes for a KL warm-up; got {type(objective).__name__}."
+                "Expected an objective of pyro_vaes for a KL warm-up; "
+                f"got {type(objective).__name__}."
             )
         if self.warmup_steps >= options.epochs * self.steps_per_epoch:
             raise ValueError(
@@ -482,7 +483,3 @@ def _on_device(split: Any, vae: VAE) -> Any:
     x = split.x.to(vae.device)
     x = x.to(vae.dtype) if x.is_floating_point() else x
     return dataclasses.replace(split, x=x, y=None if split.y is None else split.y.to(vae.device))
-
-
-def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in tensors.items()}

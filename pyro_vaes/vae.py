@@ -118,13 +118,13 @@ class VAE(Described):
         with pyro.plate("data", x.shape[0], dim=-1):
             z = pyro.sample("z", self.p_z(y))
             pyro.sample("x", self.p_x(z, y), obs=x)
-        return cast(Tensor, z)
+        return z
 
     def guide(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """The variational guide q(z | x)."""
         self._announce("posterior")
         with pyro.plate("data", x.shape[0], dim=-1):
-            return cast(Tensor, pyro.sample("z", self.q_z(x, y)))
+            return pyro.sample("z", self.q_z(x, y))
 
     def _announce(self, *roles: str) -> None:
         for role in roles:

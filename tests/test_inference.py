@@ -249,7 +249,7 @@ def test_no_compiler_falls_back(monkeypatch):
 
 @pytest.mark.slow
 def test_compiled_is_the_same_estimator():
-    """Other noise at the same seed, but the same distribution, and the gradient of what it reports."""
+    """Other noise at one seed, but the same distribution, and the gradient of what it reports."""
     losses = {}
     for mode in ("traced", "compiled"):
         vae = small_vae()

@@ -1,0 +1,280 @@
+"""Every part by name: the table over which the laws run. To add a part, add one row.
+
+A row builds a small part for a latent size, the shape of a datum and a number of labels (0: none).
+Flows need a row in :data:`FLOWS` only: flow priors and posteriors follow from it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import RenyiELBO, Trace_ELBO
+from torch import Tensor, nn
+
+from pyro_vaes import flows
+from pyro_vaes.likelihoods import BernoulliLikelihood, CategoricalLikelihood, NormalLikelihood
+from pyro_vaes.networks import MLP
+from pyro_vaes.objectives import ELBO, BetaELBO
+from pyro_vaes.posteriors import FlowPosterior, NormalPosterior
+from pyro_vaes.priors import FlowPrior, MixturePrior, NormalPrior, VampPrior
+from pyro_vaes.vae import VAE
+
+NUM_LEVELS = 4
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of a table.
+
+    Attributes:
+        build: makes the part from ``(latent_dim, event_shape, num_labels)``; a flow's recipe from
+            ``(dim, depth)``; a prior that mixes posteriors also takes ``posterior=``.
+        conditional: whether the part can take labels; one that cannot is built without.
+        scores: whether its distribution scores any value, not only its own draws.
+        min_latent_dim: the smallest latent size that makes sense.
+        own: whether the part is made of the library's modules alone, and so can be rebuilt.
+        mixes: for priors: whether it is given a posterior.
+        support: for likelihoods: "binary", "levels" (0..NUM_LEVELS - 1) or "real".
+    """
+
+    build: Callable[..., Any]
+    conditional: bool = True
+    scores: bool = True
+    min_latent_dim: int = 1
+    own: bool = True
+    mixes: bool = False
+    support: str = "real"
+
+    def make(
+        self,
+        latent_dim: int = 2,
+        event_shape: Shape = (4,),
+        num_labels: int = 0,
+        scale: float | None = 1.0,
+        **options: Any,
+    ) -> Any:
+        """Builds the part, with parameters of size ``scale`` (None: as they are initialised)."""
+        labels = num_labels if self.conditional else 0
+        part = self.build(latent_dim, event_shape, labels, **options)
+        return part if scale is None else scramble(part, scale)
+
+
+def scramble(module: nn.Module, scale: float = 1.0) -> nn.Module:
+    """Redraws every parameter from N(0, scale^2), weights over the root of their fan-in.
+
+    Outputs of networks are then of size ``scale`` too: no law is tested near initialisation only.
+    """
+    with torch.no_grad():
+        for parameter in module.parameters():
+            fan_in = parameter.shape[-1] if parameter.dim() > 1 else 1
+            parameter.normal_(0.0, scale / math.sqrt(fan_in))
+    return module
+
+
+def cases(
+    table: dict[str, Case], *, labels: tuple[int, ...] = (0, 3), **flags: Any
+) -> list[Any]:
+    """Parameters ``(name, num_labels)`` for pytest, of the rows whose attributes equal ``flags``."""
+    return [
+        pytest.param(name, count, id=f"{name}-y" if count else name)
+        for name, case in table.items()
+        if all(getattr(case, flag) == value for flag, value in flags.items())
+        for count in labels
+        if case.conditional or not count
+    ]
+
+
+# --- parts of a user's own: the call of a part, and not one attribute of ours -------------------
+
+
+class OwnPrior(nn.Module):
+    """A correlated normal."""
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__()
+        self.loc = nn.Parameter(torch.zeros(latent_dim))
+        self.factor = nn.Parameter(torch.zeros(latent_dim, latent_dim))
+
+    def forward(self) -> Any:
+        scale_tril = self.factor.tril(-1) + torch.eye(len(self.loc)).to(self.factor)
+        return dist.MultivariateNormal(self.loc, scale_tril=scale_tril)
+
+
+class OwnPosterior(nn.Module):
+    """A Student's t, which has heavy tails and its mean."""
+
+    def __init__(self, latent_dim: int, event_shape: Shape) -> None:
+        super().__init__()
+        self.dims = len(event_shape)
+        self.linear = nn.Linear(math.prod(event_shape), 2 * latent_dim)
+
+    def forward(self, x: Tensor) -> Any:
+        rows = x.reshape(*x.shape[: x.dim() - self.dims], -1)
+        loc, log_scale = self.linear(rows).chunk(2, -1)
+        return dist.StudentT(8.0, loc, log_scale.exp()).to_event(1)
+
+
+class OwnLikelihood(nn.Module):
+    """A Laplace with unit scale that takes labels under the name ``y``."""
+
+    def __init__(self, latent_dim: int, event_shape: Shape, num_labels: int) -> None:
+        super().__init__()
+        self.event_shape_of_mine = event_shape
+        self.linear = nn.Linear(latent_dim, math.prod(event_shape))
+        self.offsets = nn.Parameter(torch.zeros(max(num_labels, 1)))
+
+    def forward(self, z: Tensor, y: Tensor | None = None) -> Any:
+        rows = self.linear(z) + (0.0 if y is None else self.offsets[y].unsqueeze(-1))
+        loc = rows.reshape(*rows.shape[:-1], *self.event_shape_of_mine)
+        return dist.Laplace(loc, 1.0).to_event(len(self.event_shape_of_mine))
+
+
+# --- the tables ---------------------------------------------------------------------------------
+
+
+def _encoder(event_shape: Shape, labels: int) -> MLP:
+    return MLP(math.prod(event_shape) + labels, [8])
+
+
+def _decoder(latent_dim: int, labels: int) -> MLP:
+    return MLP(latent_dim + labels, [8])
+
+
+def _normal(latent_dim: int, event_shape: Shape, labels: int) -> NormalPosterior:
+    return NormalPosterior(_encoder(event_shape, labels), latent_dim, event_shape, labels)
+
+
+def _vamp(
+    latent_dim: int,
+    event_shape: Shape,
+    labels: int,
+    posterior: nn.Module | None = None,
+    **options: Any,
+) -> VampPrior:
+    posterior = _normal(latent_dim, event_shape, labels) if posterior is None else posterior
+    u = torch.randint(0, NUM_LEVELS, (5, *event_shape)).to(torch.get_default_dtype())
+    of_label = torch.arange(5) % labels if labels and getattr(posterior, "num_labels", 0) else None
+    return VampPrior(posterior, u, labels=of_label, **options)
+
+
+def _vamp_of_flow(latent_dim: int, event_shape: Shape, labels: int) -> VampPrior:
+    base = _normal(latent_dim, event_shape, labels)
+    return _vamp(latent_dim, event_shape, labels, FlowPosterior(base, flows.iaf(latent_dim, 1, [8])))
+
+
+FLOWS: dict[str, Case] = {
+    "iaf": Case(lambda d, depth: flows.iaf(d, depth, [8])),
+    "maf": Case(lambda d, depth: flows.maf(d, depth, [8])),
+    "planar": Case(lambda d, depth: flows.planar(d, depth), scores=False),
+    "realnvp": Case(lambda d, depth: flows.realnvp(d, depth, [8]), min_latent_dim=2),
+}
+
+PRIORS: dict[str, Case] = {
+    "normal": Case(lambda d, shape, labels: NormalPrior(d, labels)),
+    "mixture": Case(lambda d, shape, labels: MixturePrior(d, 3, labels)),
+    "vamp": Case(_vamp, mixes=True),
+    "vamp_weighted": Case(
+        lambda *args, **kwargs: _vamp(*args, **kwargs, learn_weights=True), mixes=True
+    ),
+    "vamp_of_flow": Case(_vamp_of_flow),
+    "own": Case(lambda d, shape, labels: OwnPrior(d), conditional=False, own=False),
+}
+
+POSTERIORS: dict[str, Case] = {
+    "normal": Case(_normal),
+    "own": Case(lambda d, shape, labels: OwnPosterior(d, shape), conditional=False, own=False),
+    "flow_of_own": Case(
+        lambda d, shape, labels: FlowPosterior(OwnPosterior(d, shape), flows.iaf(d, 1, [8]), shape),
+        conditional=False,
+        own=False,
+    ),
+    "flow_of_flow": Case(
+        lambda d, shape, labels: FlowPosterior(
+            FlowPosterior(_normal(d, shape, labels), flows.iaf(d, 1, [8])), flows.planar(d, 1)
+        ),
+        scores=False,
+    ),
+}
+
+LIKELIHOODS: dict[str, Case] = {
+    "bernoulli": Case(
+        lambda d, shape, labels: BernoulliLikelihood(_decoder(d, labels), shape, labels),
+        support="binary",
+    ),
+    "categorical": Case(
+        lambda d, shape, labels: CategoricalLikelihood(
+            _decoder(d, labels), shape, NUM_LEVELS, labels
+        ),
+        support="levels",
+    ),
+    "normal": Case(lambda d, shape, labels: NormalLikelihood(_decoder(d, labels), shape, labels)),
+    "own": Case(OwnLikelihood, own=False),
+}
+
+OBJECTIVES: dict[str, Callable[[], Trace_ELBO]] = {
+    "trace_elbo": Trace_ELBO,
+    "elbo": ELBO,
+    "beta_0": lambda: BetaELBO(0.0),
+    "beta_4": lambda: BetaELBO(4.0),
+    "free_bits": lambda: ELBO(free_bits=0.5),
+    "particles": lambda: ELBO(num_particles=3, vectorize_particles=True),
+    "renyi": lambda: RenyiELBO(num_particles=2, vectorize_particles=True, max_plate_nesting=1),
+}
+
+
+def _flow_prior(flow: Case) -> Case:
+    return Case(
+        lambda d, shape, labels: FlowPrior(d, flow.build(d, 2), labels),
+        min_latent_dim=flow.min_latent_dim,
+    )
+
+
+def _flow_posterior(flow: Case) -> Case:
+    return Case(
+        lambda d, shape, labels: FlowPosterior(_normal(d, shape, labels), flow.build(d, 2)),
+        scores=flow.scores,
+        min_latent_dim=flow.min_latent_dim,
+    )
+
+
+PRIORS |= {name: _flow_prior(flow) for name, flow in FLOWS.items() if flow.scores}
+POSTERIORS |= {name: _flow_posterior(flow) for name, flow in FLOWS.items()}
+
+
+def make_vae(
+    prior: str = "normal",
+    posterior: str = "normal",
+    likelihood: str = "categorical",
+    *,
+    latent_dim: int = 2,
+    event_shape: Shape = (4,),
+    num_labels: int = 0,
+    scale: float | None = None,
+) -> VAE:
+    """A VAE of three rows; a prior that mixes posteriors shares the VAE's own (or its base)."""
+    q = POSTERIORS[posterior].make(latent_dim, event_shape, num_labels, scale=None)
+    options = {}
+    if PRIORS[prior].mixes:
+        options["posterior"] = q
+        while not getattr(options["posterior"], "scores", True):
+            options["posterior"] = options["posterior"].base
+    p = PRIORS[prior].make(latent_dim, event_shape, num_labels, scale=None, **options)
+    x = LIKELIHOODS[likelihood].make(latent_dim, event_shape, num_labels, scale=None)
+    vae = VAE(p, q, x)
+    return vae if scale is None else scramble(vae, scale)  # type: ignore[return-value]
+
+
+def data(likelihood: str, *shape: int) -> Tensor:
+    """Data that a likelihood supports, in the default dtype."""
+    support = LIKELIHOODS[likelihood].support
+    if support == "real":
+        return torch.randn(*shape)
+    levels = 2 if support == "binary" else NUM_LEVELS
+    return torch.randint(0, levels, shape).to(torch.get_default_dtype())

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
 from torch import nn
 
 from pyro_vaes import flows
-from pyro_vaes.config import ConfigError, RunConfig
+from pyro_vaes.config import ConfigError, RunConfig, to_yaml
 from pyro_vaes.data import DataSet
+from pyro_vaes.inference import Mode
 from pyro_vaes.likelihoods import BernoulliLikelihood, CategoricalLikelihood, NormalLikelihood
+from pyro_vaes.monitoring import History
 from pyro_vaes.networks import MLP
 from pyro_vaes.objectives import ELBO, BetaELBO
 from pyro_vaes.posteriors import FlowPosterior, NormalPosterior
 from pyro_vaes.priors import FlowPrior, MixturePrior, NormalPrior, VampPrior
 from pyro_vaes.splits import Init, labelled_pseudo_inputs, pseudo_inputs
+from pyro_vaes.training import fit
 from pyro_vaes.vae import VAE
 
-__all__ = ["build", "build_objective"]
+__all__ = ["build", "build_objective", "train"]
 
 # Likelihoods over levels take their number beside the shape.
 _LEVELS: dict[str, Any] = {"categorical": CategoricalLikelihood}
@@ -56,6 +60,61 @@ def build_objective(config: RunConfig) -> ELBO:
     """The objective of a configuration."""
     objective = config.objective
     return BetaELBO(objective.beta, free_bits=objective.free_bits)
+
+
+def train(
+    vae: VAE,
+    data: DataSet,
+    config: RunConfig,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> History:
+    """Trains a VAE as a configuration says.
+
+    Args:
+        vae: what :func:`build` built.
+        data: the data set.
+        config: the options.
+        out: the run folder, if one is wanted.
+        resume: see :func:`pyro_vaes.fit`.
+        progress: show a progress bar.
+
+    Returns:
+        The history.
+    """
+    training, objective = config.training, config.objective
+    facts = {
+        "event_shape": list(data.event_shape),
+        "image_shape": data.image_shape and list(data.image_shape),
+        "num_labels": data.num_labels if config.data.conditional else None,
+        "digest": data.digest,
+    }
+    return fit(
+        vae,
+        data.train,
+        data.val,
+        epochs=training.epochs,
+        objective=build_objective(config),
+        batch_size=training.batch_size,
+        learning_rate=training.learning_rate,
+        optimizer=training.optimizer,
+        weight_decay=training.weight_decay,
+        schedule=training.schedule,
+        clip_norm=training.clip_norm or None,
+        warmup_epochs=objective.warmup_epochs,
+        warmup_steps=objective.warmup_steps,
+        patience=training.patience,
+        ema_decay=training.ema_decay,
+        seed=training.seed,
+        device=training.device,
+        mode=cast(Mode, training.mode),
+        out=out,
+        resume=resume,
+        record={"config": to_yaml(config), "data": facts},
+        progress=progress,
+    )
 
 
 def _network(config: RunConfig, in_features: int, hidden_dims: tuple[int, ...]) -> Any:

@@ -14,7 +14,7 @@ import click
 import torch
 
 from pyro_vaes._version import __version__
-from pyro_vaes.assemble import build, build_objective
+from pyro_vaes.assemble import build, train
 from pyro_vaes.checkpoints import RunFolderError, load, load_record, write_bytes, write_text
 from pyro_vaes.config import (
     DEFAULT_RECIPE,
@@ -33,7 +33,6 @@ from pyro_vaes.data import DataError, DataSet, load_data
 from pyro_vaes.evaluation import evaluate
 from pyro_vaes.monitoring import History, NonFiniteError
 from pyro_vaes.options import ConfigCommand, given
-from pyro_vaes.training import fit
 from pyro_vaes.vae import VAE
 
 __all__ = ["main"]
@@ -99,7 +98,7 @@ def _train(
     # All that can be refused has been: from here on the folder is written.
     if started is None or started != config:
         write_text(out / _CONFIG, to_yaml(config))
-    history = _fit(vae, data, config, out)
+    history = train(vae, data, config, out=out, resume=True)
     if history.stopped == "interrupted":
         click.echo(f"Stopped by the user after {history.epochs} epochs.")
         click.echo(f"To go on: pyro-vaes train --resume --out {out}")
@@ -153,39 +152,6 @@ def _data(config: RunConfig) -> DataSet:
         config.data.source,
         root=config.data.root,
         binarization=None if binarization == "auto" else binarization,
-    )
-
-
-def _fit(vae: VAE, data: DataSet, config: RunConfig, out: Path) -> History:
-    training = config.training
-    facts = {
-        "event_shape": list(data.event_shape),
-        "image_shape": data.image_shape and list(data.image_shape),
-        "num_labels": data.num_labels if config.data.conditional else None,
-        "digest": data.digest,
-    }
-    return fit(
-        vae,
-        data.train,
-        data.val,
-        epochs=training.epochs,
-        objective=build_objective(config),
-        batch_size=training.batch_size,
-        learning_rate=training.learning_rate,
-        optimizer=training.optimizer,
-        weight_decay=training.weight_decay,
-        schedule=training.schedule,
-        clip_norm=training.clip_norm or None,
-        warmup_epochs=config.objective.warmup_epochs,
-        warmup_steps=config.objective.warmup_steps,
-        patience=training.patience,
-        ema_decay=training.ema_decay,
-        seed=training.seed,
-        device=training.device,
-        mode=training.mode,  # type: ignore[arg-type]
-        out=out,
-        resume=True,
-        record={"config": to_yaml(config), "data": facts},
     )
 
 

@@ -1,0 +1,138 @@
+"""Figures on the digits: every row trained from scratch with several seeds, judged on the test rows.
+
+    python benchmarks/digits.py course       # the course's four priors
+    python benchmarks/digits.py recipes      # the recipes, and what each ingredient is worth
+
+Choices were made on the validation rows; this script is where the test rows are looked at. A row's
+``+-`` is the standard error over the seeds; a difference is paired over the same test images and
+seeds. Writes a CSV (one line a run) and a Markdown table to ``benchmarks/results/``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+
+import pyro_vaes as pv
+from pyro_vaes.assemble import build, train
+from pyro_vaes.config import check, resolve
+
+RESULTS = Path(__file__).parent / "results"
+
+# A row: its title, a recipe, and the flags that differ from it.
+COURSE: list[tuple[str, str, dict[str, Any]]] = [
+    ("standard", "course", {}),
+    ("mixture, K = 50", "course", {"prior": "mixture", "prior_components": 50}),
+    (
+        "VampPrior, K = 200, learned weights, warm-up 20",
+        "course",
+        {
+            "prior": "vamp",
+            "prior_components": 200,
+            "prior_weights": "learned",
+            "warmup_epochs": 20,
+        },
+    ),
+    ("RealNVP, 4 layers", "course", {"prior": "realnvp", "prior_flows": 4}),
+    ("MAF, 4 layers", "course", {"prior": "maf", "prior_flows": 4}),
+]
+TABLES: dict[str, list[tuple[str, str, dict[str, Any]]]] = {"course": COURSE}
+
+
+def run(recipe: str, flags: dict[str, Any], seed: int, samples: int) -> dict[str, Any]:
+    """Trains and evaluates one model; returns its figures and log p(x) of each test image."""
+    config, explicit = resolve(recipe, None, {**flags, "seed": seed})
+    config, _ = check(config, explicit)
+    data = pv.load_data("digits")
+    torch.manual_seed(seed)
+    vae, _ = build(config, data)
+    started = time.perf_counter()
+    history = train(vae, data, config, progress=False)
+    seconds = time.perf_counter() - started
+    val = pv.evaluate(vae, data.val, num_samples=min(500, samples))
+    test = pv.evaluate(vae, data.test, num_samples=samples)
+    return {
+        "seed": seed,
+        "epochs": history.epochs,
+        "seconds": seconds,
+        "val_nll": val.nll,
+        "nll": test.nll,
+        "nll_se": test.nll_se,
+        "neg_elbo": -test.elbo,
+        "kl": test.kl,
+        "log_marginal": test.log_marginal,
+    }
+
+
+def error(values: list[float]) -> float:
+    """Standard error of a mean over seeds."""
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+
+
+def main() -> None:
+    """Trains all rows of a table and writes it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("table", choices=TABLES)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--samples", type=int, default=2000)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--rows", help="only rows whose title holds this text")
+    options = parser.parse_args()
+    rows = [row for row in TABLES[options.table] if not options.rows or options.rows in row[0]]
+    options.out.mkdir(parents=True, exist_ok=True)
+    lines = [
+        "| model | NLL | against the first row | -ELBO | KL | validation NLL | epochs | seconds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    records, reference = [], None
+    for title, recipe, flags in rows:
+        runs = []
+        for seed in range(options.seeds):
+            runs.append(run(recipe, flags, seed, options.samples))
+            shown = {k: round(v, 2) for k, v in runs[-1].items() if k != "log_marginal"}
+            print(title, shown, flush=True)
+        per_datum = torch.stack([r.pop("log_marginal") for r in runs]).mean(0)
+        mean = {key: statistics.mean(r[key] for r in runs) for key in runs[0]}
+        against = ""
+        if reference is None:
+            reference = per_datum
+        else:
+            difference = reference - per_datum
+            se = difference.std().item() / math.sqrt(len(difference))
+            against = f"{difference.mean().item():+.2f} ± {se:.2f}"
+        lines.append(
+            f"| {title} | {mean['nll']:.2f} ± {error([r['nll'] for r in runs]):.2f} | {against} | "
+            f"{mean['neg_elbo']:.2f} | {mean['kl']:.2f} | {mean['val_nll']:.2f} | "
+            f"{mean['epochs']:.0f} | {mean['seconds']:.1f} |"
+        )
+        records += [{"model": title, "recipe": recipe, **flags, **r} for r in runs]
+    command = "python benchmarks/digits.py " + " ".join(sys.argv[1:])
+    lines += [
+        "",
+        f"Digits, {options.seeds} seeds, {options.samples} importance samples, nats per image; "
+        "± over seeds, in the third column over the test images, paired. "
+        f"torch {torch.__version__}, pyro {pyro.__version__}, {platform.machine()}, "
+        f"{torch.get_num_threads()} threads. `{command}`",
+    ]
+    text = "\n".join(lines) + "\n"
+    (options.out / f"digits_{options.table}.md").write_text(text)
+    names = list(dict.fromkeys(key for record in records for key in record))
+    with (options.out / f"digits_{options.table}.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(records)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

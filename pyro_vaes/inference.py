@@ -12,7 +12,7 @@ import inspect
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, cast
 
@@ -25,12 +25,12 @@ from torch import Tensor
 
 from pyro_vaes.objectives import ELBO, NotReparameterizedError
 
-__all__ = ["MODES", "FastSVI", "Mode"]
+__all__ = ["MODES", "FastSVI", "Mode", "Program"]
 
 Mode = Literal["auto", "eager", "traced", "compiled", "cuda_graph"]
 MODES: tuple[Mode, ...] = ("auto", "eager", "traced", "compiled", "cuda_graph")
 
-_Program = Callable[..., "tuple[Tensor, ...]"]
+_COMPILERS = ("g++", "clang++", "c++")
 
 
 class FastSVI(SVI):
@@ -266,47 +266,65 @@ class FastSVI(SVI):
         self.optimizer.zero_grad(set_to_none=True)
 
 
-class _Recorded:
-    """The tensor operations of one step with its gradients, recorded for one set of shapes."""
+class Program:
+    """A function of tensors, its operations recorded once and replayed, perhaps compiled.
 
-    def __init__(self, svi: FastSVI, args: Any, kwargs: Any) -> None:
+    Tensors that the function refers to (parameters, weights of an objective) are read anew at each
+    call. Recording and compiling draw no randomness from the caller's generators.
+
+    Args:
+        function: takes the tensors, returns a tuple of tensors; may differentiate inside.
+        tensors: an example of its arguments; others must have their shapes.
+        compiled: compile the recording with Inductor.
+
+    Raises:
+        RuntimeError: if the function looks at values, or there is no compiler.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], tensors: Sequence[Tensor], compiled: bool = False
+    ) -> None:
         from torch.fx.experimental.proxy_tensor import make_fx  # Slow to import, seldom needed.
 
+        # Validation looks at values, which a recording cannot.
+        with torch.random.fork_rng(), pyro.validation_enabled(False):
+            graph = make_fx(function)(*tensors)
+            self.constants = _lift(graph)
+            self._run: Any = graph
+            if compiled:
+                if sys.platform != "win32" and not any(map(shutil.which, _COMPILERS)):
+                    raise RuntimeError("no C++ compiler was found")
+                self._run = torch.compile(graph, fullgraph=True, dynamic=False)
+                # Compiled here, so that a failure is met by whoever can fall back.
+                with torch.no_grad():
+                    self._run(*tensors, *self.constants)
+
+    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            return cast("tuple[Tensor, ...]", self._run(*tensors, *self.constants))
+
+
+class _Recorded:
+    """One step, loss and gradients, recorded for one set of shapes."""
+
+    def __init__(self, svi: FastSVI, args: Any, kwargs: Any) -> None:
         groups = cast(torch.optim.Optimizer, svi.optimizer).param_groups
         self.params = [p for group in groups for p in group["params"] if p.requires_grad]
         tensors, fill = _split_tensors(args, kwargs)
-        self._tensors_of = lambda a, k: _split_tensors(a, k)[0]
 
-        def program(*inputs: Tensor) -> tuple[Tensor, ...]:
+        def step(*inputs: Tensor) -> tuple[Tensor, ...]:
             new_args, new_kwargs = fill(inputs)
             objective = cast(ELBO, svi._objective)
             loss = objective.tensor_loss(svi.model, svi.guide, *new_args, **new_kwargs)
             grads = torch.autograd.grad(loss, self.params, allow_unused=True)
-            zero = (
-                torch.zeros_like(p) if g is None else g
-                for g, p in zip(grads, self.params, strict=True)
-            )
-            return (loss, *zero)
+            pairs = zip(grads, self.params, strict=True)
+            return (loss, *(torch.zeros_like(p) if g is None else g for g, p in pairs))
 
-        # Validation looks at values, which a recording cannot; the first, eager step did it. And
-        # recording draws noise: the generator is set back, so that it costs no randomness.
-        with torch.random.fork_rng(), pyro.validation_enabled(False):
-            graph = make_fx(program)(*tensors)
-        self._constants = _lift(graph)
+        self._program = Program(step, tensors, compiled=svi.mode == "compiled")
         self._flags = self._requires_grad()
-        run: Any = graph
-        if svi.mode == "compiled":
-            if sys.platform != "win32" and not any(map(shutil.which, ("g++", "clang++", "c++"))):
-                raise RuntimeError("no C++ compiler was found")
-            run = torch.compile(graph, fullgraph=True, dynamic=False)
-        self._run = run
-        if svi.mode == "compiled":
-            # Compiled here, so that a failure is met by the fallback to eager.
-            with torch.random.fork_rng(), torch.no_grad():
-                run(*tensors, *self._constants)
 
     def _requires_grad(self) -> list[bool]:
-        return [t.requires_grad for t in self._constants]
+        return [t.requires_grad for t in self._program.constants]
 
     @property
     def stale(self) -> bool:
@@ -314,10 +332,7 @@ class _Recorded:
         return self._requires_grad() != self._flags
 
     def __call__(self, args: Any, kwargs: Any) -> tuple[Tensor, ...]:
-        with torch.no_grad():
-            return cast(
-                "tuple[Tensor, ...]", self._run(*self._tensors_of(args, kwargs), *self._constants)
-            )
+        return self._program(*_split_tensors(args, kwargs)[0])
 
 
 def _as_objective(loss: Any) -> ELBO | None:

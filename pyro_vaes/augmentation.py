@@ -49,9 +49,10 @@ def augment_images(
     max_rotate: float = 10.0,
     max_scale: float = 0.1,
     max_shear: float = 0.1,
+    probability: float = 0.5,
     num_levels: int | None = None,
 ) -> Transform:
-    """A transform that moves each image of a batch by its own small affine map.
+    """A transform that moves some images of a batch, each by its own small affine map.
 
     Every strength is drawn uniformly and independently for each image; zero switches a move off.
     See :func:`move_images` for the geometry. What moves in from outside is 0.
@@ -62,6 +63,7 @@ def augment_images(
         max_rotate: largest angle either way, in degrees.
         max_scale: largest growth; 0.1 scales by a factor from 1/1.1 to 1.1, on a log scale.
         max_shear: largest horizontal move for each row that lies further down, in pixels.
+        probability: part of the images that is moved; the others stay as sharp as they are.
         num_levels: for data that are levels (2 for binary ones): results are rounded to whole
             numbers in ``0..num_levels - 1``. None leaves them between the levels.
 
@@ -85,6 +87,8 @@ def augment_images(
     for name, strength in strengths.items():
         if not 0 <= strength < math.inf:
             raise ValueError(f"Expected {name} of at least 0; got {strength}.")
+    if not 0 <= probability <= 1:
+        raise ValueError(f"Expected probability in [0, 1]; got {probability}.")
     limits = (max_shift, max_shift, math.radians(max_rotate), math.log1p(max_scale), max_shear)
 
     def transform(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -95,6 +99,8 @@ def augment_images(
         moved = move_images(
             x.reshape(len(x), *shape), right, down, angle, log_scale.exp(), shear
         ).reshape(x.shape)
+        chosen = _uniform((len(x),), x, generator) < probability
+        moved = torch.where(chosen.reshape(-1, *[1] * (x.dim() - 1)), moved, x)
         return moved if num_levels is None else moved.round().clamp(0, num_levels - 1)
 
     return transform
@@ -103,7 +109,9 @@ def augment_images(
 def move_images(
     images: Tensor, right: Tensor, down: Tensor, angle: Tensor, scale: Tensor, shear: Tensor
 ) -> Tensor:
-    """Shears, rotates, scales and then shifts each image about its centre, bilinearly.
+    """Shears, rotates, scales and then shifts each image about its centre, bicubically.
+
+    Small images bear no blur: bilinear interpolation would leave no pixel black or white.
 
     Args:
         images: ``(n, C, H, W)``.
@@ -128,7 +136,7 @@ def move_images(
     maps = torch.stack([torch.stack(from_x, -1), torch.stack(from_y, -1)], dim=-2)
     grid = functional.affine_grid(maps, list(images.shape), align_corners=False)
     return functional.grid_sample(
-        images, grid, mode="bilinear", padding_mode="zeros", align_corners=False
+        images, grid, mode="bicubic", padding_mode="zeros", align_corners=False
     )
 
 

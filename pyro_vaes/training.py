@@ -194,6 +194,7 @@ class _Trainer:
         self.history = History(device=self.device.type)
         self.best: dict[str, Tensor] | None = None
         self.average: dict[str, Tensor] | None = None
+        self._averaged: tuple[list[Tensor], list[Tensor]] | None = None
         self.order = torch.Generator()
         self.writer = BackgroundWriter()
 
@@ -420,13 +421,14 @@ class _Trainer:
         return rate
 
     def _update_average(self) -> None:
-        if self.average is not None:
+        if self.average is None:
+            return
+        if self._averaged is None:
             now = named_tensors(self.vae)
-            for name, tensor in self.average.items():
-                if tensor.is_floating_point():
-                    tensor.lerp_(now[name], 1 - self.options.ema_decay)
-                else:
-                    tensor.copy_(now[name])
+            # Looked up once: these views follow the weights, and one call updates them all.
+            names = [name for name, tensor in self.average.items() if tensor.is_floating_point()]
+            self._averaged = [self.average[n] for n in names], [now[n] for n in names]
+        torch._foreach_lerp_(*self._averaged, 1 - self.options.ema_decay)
 
     def _judge(self, record: dict[str, Any]) -> bool:
         """Keeps the weights if they are the best so far; the warm-up does not count."""

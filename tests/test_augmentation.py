@@ -37,10 +37,11 @@ def test_whole_shifts_are_slices_with_zeros_moving_in():
     torch.testing.assert_close(result, expected)
 
 
-def test_half_a_pixel_is_the_mean_of_two():
+def test_half_a_pixel_is_the_cubic_between_four():
     x = images()
-    expected = (x[..., 1:] + x[..., :-1]) / 2
-    torch.testing.assert_close(moved(x, right=0.5)[..., 1:], expected)
+    inner, outer = 0.59375, -0.09375  # Keys' kernel at a = -3/4, half way
+    expected = inner * (x[..., 1:-2] + x[..., 2:-1]) + outer * (x[..., :-3] + x[..., 3:])
+    torch.testing.assert_close(moved(x, right=0.5)[..., 2:-1], expected)
 
 
 def test_angles_turn_counter_clockwise():
@@ -98,24 +99,35 @@ def test_all_randomness_comes_from_the_generator():
 
 def test_each_image_of_a_batch_has_its_own_move():
     x = images(n=1).expand(5, 1, 7, 7)
-    result = augment_images((1, 7, 7))(x, generator())
+    result = augment_images((1, 7, 7), probability=1.0)(x, generator())
     assert len(torch.unique(result, dim=0)) == 5
 
 
-def test_moves_fill_their_range_evenly_and_no_more():
-    # The centre of mass of a single dot tells the shift.
+def test_only_some_images_are_moved():
+    x = images(n=1).expand(4000, 1, 7, 7)
+    result = augment_images((1, 7, 7), probability=0.3)(x, generator())
+    moved_part = (result != x).flatten(1).any(1).double().mean()
+    assert abs(moved_part - 0.3) < 5 * math.sqrt(0.3 * 0.7 / 4000)
+    assert torch.equal(augment_images((1, 7, 7), probability=0.0)(x, generator()), x)
+
+
+def test_moves_fill_their_range_evenly_and_no_more(monkeypatch):
+    seen = []
+
+    def watched(images, *moves):
+        seen.append(moves)
+        return images
+
+    monkeypatch.setattr("pyro_vaes.augmentation.move_images", watched)
     x = torch.zeros(4000, 1, 9, 9, dtype=torch.float64)
-    x[:, :, 4, 4] = 1
-    transform = augment_images((1, 9, 9), max_shift=1.5, max_rotate=0, max_scale=0, max_shear=0)
-    result = transform(x, generator()).squeeze(1)
-    place = torch.arange(9, dtype=x.dtype) - 4
-    for shifts in ((result.sum(1) @ place), (result.sum(2) @ place)):
-        assert shifts.abs().max() <= 1.5 + 1e-9
+    augment_images((1, 9, 9), max_shift=1.5, max_rotate=0, max_scale=0, max_shear=0)(x, generator())
+    right, down, angle, scale, shear = seen[0]
+    for shifts in (right, down):
+        assert shifts.abs().max() <= 1.5
         assert abs(shifts.mean()) < 5 * 1.5 / math.sqrt(3 * 4000)
         assert abs(shifts.var() - 1.5**2 / 3) < 0.05
-    assert (
-        abs(torch.corrcoef(torch.stack([result.sum(1) @ place, result.sum(2) @ place]))[0, 1]) < 0.1
-    )
+    assert abs(torch.corrcoef(torch.stack([right, down]))[0, 1]) < 0.1
+    assert not angle.any() and not shear.any() and bool((scale == 1).all())
 
 
 def test_strengths_of_zero_leave_the_images():

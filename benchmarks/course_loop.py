@@ -71,7 +71,7 @@ def _log_normal(z: Tensor, mean: Tensor | float, log_var: Tensor) -> Tensor:
 
 
 class CourseVAE(nn.Module):
-    """Standard normal prior, diagonal normal posterior, a categorical over levels for each pixel."""
+    """Standard normal prior, diagonal normal posterior, a categorical over levels per pixel."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,12 +85,13 @@ class CourseVAE(nn.Module):
 
     def logits(self, z: Tensor) -> Tensor:
         """Unnormalised log-probabilities of the levels, ``(..., 64, 17)``."""
-        return cast(Tensor, self.decoder(z)).unflatten(-1, (PIXELS, LEVELS))
+        rows = cast(Tensor, self.decoder(z))
+        return rows.view(*z.shape[:-1], PIXELS, LEVELS)
 
     def sample(self, n: int) -> Tensor:
         """Draws of x, levels of shape ``(n, 64)``."""
-        logits = self.logits(torch.randn(n, LATENT))
-        return torch.distributions.Categorical(logits=logits).sample()
+        probabilities = torch.softmax(self.logits(torch.randn(n, LATENT)), dim=-1)
+        return torch.multinomial(probabilities.flatten(0, 1), 1).view(n, PIXELS)
 
     def forward(self, x: Tensor) -> Tensor:
         """The one-sample negative ELBO of each row, in nats, ``(batch,)``."""
@@ -205,10 +206,9 @@ def importance_weighted_nll(
         draws = min(chunk, num_samples - done)
         noise = torch.randn(draws, *mean.shape, generator=generator)
         z = mean + torch.exp(0.5 * log_var) * noise
-        # cross_entropy wants the levels in the second place: (draws * batch, 17, 64).
-        logits = model.logits(z).flatten(0, 1).transpose(1, 2)
-        levels = x.long().expand(draws, *x.shape).flatten(0, 1)
-        log_x = -F.cross_entropy(logits, levels, reduction="none").sum(-1).view(draws, -1)
+        logits = model.logits(z).view(-1, LEVELS)
+        levels = x.long().expand(draws, *x.shape).reshape(-1)
+        log_x = -F.cross_entropy(logits, levels, reduction="none").view(draws, *x.shape).sum(-1)
         log_prior = _log_normal(z, 0.0, torch.zeros_like(z))
         log_weights = log_x + log_prior - _log_normal(z, mean, log_var)
         log_sum = torch.logaddexp(log_sum, log_weights.double().logsumexp(0))

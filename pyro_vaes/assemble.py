@@ -7,16 +7,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+from pyro.infer import RenyiELBO, Trace_ELBO
 from torch import nn
 
 from pyro_vaes import flows
 from pyro_vaes.config import ConfigError, RunConfig, to_yaml
+from pyro_vaes.convolutions import ConvDecoder, ConvEncoder
 from pyro_vaes.data import DataSet
+from pyro_vaes.divergences import MMD, Adversarial, Divergence
 from pyro_vaes.inference import Mode
-from pyro_vaes.likelihoods import BernoulliLikelihood, CategoricalLikelihood, NormalLikelihood
-from pyro_vaes.monitoring import History
-from pyro_vaes.networks import MLP
-from pyro_vaes.objectives import ELBO, BetaELBO
+from pyro_vaes.likelihoods import (
+    BernoulliLikelihood,
+    BetaBinomialLikelihood,
+    CategoricalLikelihood,
+    DiscretizedLogisticLikelihood,
+    NormalLikelihood,
+    OrdinalLikelihood,
+)
+from pyro_vaes.monitoring import History, check_batches
+from pyro_vaes.networks import MLP, GatedMLP
+from pyro_vaes.objectives import BetaELBO, InfoELBO
 from pyro_vaes.posteriors import FlowPosterior, NormalPosterior
 from pyro_vaes.priors import FlowPrior, MixturePrior, NormalPrior, VampPrior
 from pyro_vaes.splits import Init, labelled_pseudo_inputs, pseudo_inputs
@@ -26,8 +36,15 @@ from pyro_vaes.vae import VAE
 __all__ = ["build", "build_objective", "train"]
 
 # Likelihoods over levels take their number beside the shape.
-_LEVELS: dict[str, Any] = {"categorical": CategoricalLikelihood}
+_LEVELS: dict[str, Any] = {
+    "beta_binomial": BetaBinomialLikelihood,
+    "categorical": CategoricalLikelihood,
+    "discretized_logistic": DiscretizedLogisticLikelihood,
+    "ordinal": OrdinalLikelihood,
+}
 _NEEDS = {"bernoulli": ("binary",), "normal": ("binary", "levels", "real")}
+# What --augment 1 means, for images from 8x8 up.
+_MOVES = {"max_shift": 0.5, "max_rotate": 8.0, "max_scale": 0.05, "max_shear": 0.05}
 
 
 def build(config: RunConfig, data: DataSet) -> tuple[VAE, list[str]]:
@@ -49,6 +66,13 @@ def build(config: RunConfig, data: DataSet) -> tuple[VAE, list[str]]:
             "Invalid value for '--conditional': expected data with labels; "
             f"got {data.name} without any."
         )
+    if config.objective.divergence == "mmd":
+        objective = build_objective(config)
+        try:
+            check_batches(objective, data.train, config.training.batch_size)
+            check_batches(objective, data.val)
+        except ValueError as error:
+            raise ConfigError(f"Invalid value for '--divergence': {error}") from error
     labels = (data.num_labels or 0) if config.data.conditional else 0
     posterior = _posterior(config, data, labels)
     prior = _prior(config, data, labels, posterior, remarks)
@@ -56,10 +80,30 @@ def build(config: RunConfig, data: DataSet) -> tuple[VAE, list[str]]:
     return VAE(prior, posterior, likelihood), remarks
 
 
-def build_objective(config: RunConfig) -> ELBO:
-    """The objective of a configuration."""
+def build_objective(config: RunConfig) -> Trace_ELBO:
+    """The objective of a configuration; a discriminator's weights come from torch's generator."""
     objective = config.objective
-    return BetaELBO(objective.beta, free_bits=objective.free_bits)
+    if objective.train_samples > 1:
+        # The bound of importance-weighted autoencoders is Renyi's at order 0.
+        return RenyiELBO(
+            alpha=0,
+            num_particles=objective.train_samples,
+            vectorize_particles=True,
+            max_plate_nesting=1,
+        )
+    if (objective.alpha, objective.lambda_) == (0, 1):
+        return BetaELBO(objective.beta, free_bits=objective.free_bits)
+    divergences: dict[str, Callable[[], Divergence | None]] = {
+        "none": lambda: None,
+        "mmd": lambda: MMD(objective.divergence_kernel),
+        "adversarial": lambda: Adversarial(config.network.latent_dim),
+    }
+    return InfoELBO(
+        objective.alpha,
+        objective.lambda_,
+        divergences[objective.divergence](),
+        free_bits=objective.free_bits,
+    )
 
 
 def train(
@@ -91,6 +135,10 @@ def train(
         "num_labels": data.num_labels if config.data.conditional else None,
         "digest": data.digest,
     }
+    strength = config.data.augment
+    if strength:
+        _images(data, "--augment", strength)
+        data = data.augmented(**{name: strength * move for name, move in _MOVES.items()})
     return fit(
         vae,
         data.train,
@@ -117,13 +165,45 @@ def train(
     )
 
 
-def _network(config: RunConfig, in_features: int, hidden_dims: tuple[int, ...]) -> Any:
+def _encoder(config: RunConfig, data: DataSet, labels: int) -> Any:
+    network = config.network
+    in_features = math.prod(data.event_shape) + labels
+    if network.kind == "conv":
+        shape = _images(data, "--network", "conv")
+        out = network.hidden_dims[-1]
+        return ConvEncoder(shape, list(network.channels), out, network.activation, labels)
+    return _dense(config, in_features, network.hidden_dims)
+
+
+def _decoder(config: RunConfig, data: DataSet, labels: int) -> Any:
+    network = config.network
+    in_features = network.latent_dim + labels
+    if network.kind == "conv":
+        shape = _images(data, "--network", "conv")
+        channels = list(network.channels[::-1])
+        return ConvDecoder(in_features, shape, channels, network.activation)
+    return _dense(config, in_features, network.hidden_dims[::-1])
+
+
+def _dense(config: RunConfig, in_features: int, hidden_dims: tuple[int, ...]) -> Any:
+    if config.network.kind == "gated":
+        return GatedMLP(in_features, list(hidden_dims))
     return MLP(in_features, list(hidden_dims), config.network.activation)
+
+
+def _images(data: DataSet, flag: str, value: object) -> list[int]:
+    """The shape of the data as images from 8x8 up, which an option needs."""
+    if data.image_shape is None or min(data.image_shape[1:]) < 8:
+        raise ConfigError(
+            f"Invalid value for '{flag}': expected images from 8x8 up beside it; "
+            f"got {value} for data of shape {data.event_shape}."
+        )
+    return list(data.image_shape)
 
 
 def _posterior(config: RunConfig, data: DataSet, labels: int) -> nn.Module:
     latent_dim = config.network.latent_dim
-    network = _network(config, math.prod(data.event_shape) + labels, config.network.hidden_dims)
+    network = _encoder(config, data, labels)
     x_range = None
     if config.network.input_scaling == "none":
         x_range = [-1.0, 1.0]
@@ -185,8 +265,14 @@ def _likelihood(config: RunConfig, data: DataSet, labels: int, remarks: list[str
         raise ConfigError(
             f"Invalid value for '--likelihood': expected one for {_values(data)}; got {name!r}."
         )
-    network = _network(config, config.network.latent_dim + labels, config.network.hidden_dims[::-1])
+    network = _decoder(config, data, labels)
     shape = list(data.event_shape)
+    if name == "ordinal":
+        ordinal = OrdinalLikelihood(
+            network, shape, data.num_levels or 2, labels, config.parts.sharpness
+        )
+        ordinal.initialize_from(data.train.x)
+        return ordinal
     if name in _LEVELS:
         return _LEVELS[name](network, shape, data.num_levels, labels)  # type: ignore[no-any-return]
     if name == "bernoulli":

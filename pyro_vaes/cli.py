@@ -225,7 +225,9 @@ def _report(summary: dict[str, Any], out: Path) -> None:
         ("  reconstruction -E[log p(x|z)]", "reconstruction", -1),
         ("  KL(q(z|x) || p(z))", "kl", 1),
     ):
-        click.echo(f"  {title:<34}{sign * summary[key]:>9.2f} +- {summary[key + '_se']:.2f}")
+        value, error = summary[key], summary[f"{key}_se"]
+        text = "n/a" if value is None else f"{sign * value:.2f}"
+        click.echo(f"  {title:<34}{text:>9}" + ("" if error is None else f" +- {error:.2f}"))
     click.echo(f"\nRun folder: {out}")
 
 
@@ -258,9 +260,21 @@ def _report(summary: dict[str, Any], out: Path) -> None:
     show_default=True,
     help="Decoder evaluations at once: bounds the memory, changes no figure.",
 )
+@click.option(
+    "--diagnostics/--no-diagnostics",
+    default=True,
+    show_default=True,
+    help="Whether to look beyond the bounds: is the latent code alive, are they to be trusted?",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one flat JSON object.")
 def _evaluate(
-    run: Path, samples: int, split: str, seed: int, chunk_size: int, as_json: bool
+    run: Path,
+    samples: int,
+    split: str,
+    seed: int,
+    chunk_size: int,
+    diagnostics: bool,
+    as_json: bool,
 ) -> None:
     """Evaluates the VAE in a run folder."""
     vae, record = _open(run)
@@ -268,10 +282,17 @@ def _evaluate(
     if data.digest != record["data"]["digest"]:
         raise RunFolderError(f"Expected the data that {run} was trained on; got others.")
     result = evaluate(
-        vae, getattr(data, split), num_samples=samples, seed=seed, chunk_size=chunk_size
+        vae,
+        getattr(data, split),
+        num_samples=samples,
+        seed=seed,
+        chunk_size=chunk_size,
+        diagnostics=diagnostics,
+        train=data.train,
     )
     if as_json:
-        click.echo(json.dumps({**result.to_dict(), "split": split, "seed": seed}))
+        figures = {**result.to_dict(), "split": split, "seed": seed}
+        click.echo(json.dumps(figures, allow_nan=False))
     else:
         click.echo(f"{run}, {split} split: {result}")
 

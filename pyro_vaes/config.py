@@ -51,18 +51,21 @@ __all__ = [
 ]
 
 # The names that flags know: a part is entered here, or a registry's keys put in a tuple's place.
-LIKELIHOODS = ("auto", "bernoulli", "categorical", "normal")
+LEVEL_LIKELIHOODS = ("categorical", "ordinal", "beta_binomial", "discretized_logistic")
+LIKELIHOODS = ("auto", "bernoulli", *LEVEL_LIKELIHOODS, "normal")
 COMPONENT_PRIORS = ("mixture", "vamp")
 FLOW_PRIORS = ("realnvp", "maf")
 PRIORS = ("standard", *COMPONENT_PRIORS, *FLOW_PRIORS)
 FLOW_POSTERIORS = ("planar", "iaf")
 POSTERIORS = ("normal", *FLOW_POSTERIORS)
-NETWORKS = ("mlp",)
+NETWORKS = ("mlp", "gated", "conv")
 ACTIVATIONS = ("elu", "gelu", "leaky_relu", "relu", "silu", "softplus", "tanh")
 OPTIMIZERS = ("adam", "adamw", "adamax")
 SCHEDULES = ("constant", "cosine", "linear")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 MODES = ("auto", "eager", "traced", "compiled", "cuda_graph")
+DIVERGENCES = ("none", "mmd", "adversarial")
+KERNELS = ("imq", "rbf")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +84,11 @@ class DataConfig(Section):
     conditional: bool = option(
         False, "Model p(x given label): posterior and likelihood see labels."
     )
+    augment: float = option(
+        0.0,
+        "Moves of training images: 0 for none, 1 for about half a pixel and 8 degrees.",
+        least=0,
+    )
     conditional_prior: bool = option(False, "Give each label a prior of its own, p(z given label).")
 
 
@@ -89,6 +97,11 @@ class PartsConfig(Section):
     """Likelihood, prior and posterior."""
 
     likelihood: str = option("auto", "p(x given z); auto follows the values.", choices=LIKELIHOODS)
+    sharpness: bool = option(
+        False,
+        "Let the network set each element's sharpness.",
+        only_with=("likelihood", ("ordinal",)),
+    )
     prior: str = option("standard", "p(z).", choices=PRIORS)
     prior_components: int = option(
         50,
@@ -126,6 +139,11 @@ class NetworkConfig(Section):
     hidden_dims: tuple[int, ...] = option(
         (256, 256), "Hidden layers of the encoder; reversed in the decoder."
     )
+    channels: tuple[int, ...] = option(
+        (32, 64),
+        "Of the encoder's convolutions; reversed in the decoder.",
+        only_with=("network", ("conv",)),
+    )
     activation: str = option("leaky_relu", "Between the layers.", choices=ACTIVATIONS)
     input_scaling: str = option(
         "auto",
@@ -142,6 +160,19 @@ class ObjectiveConfig(Section):
     free_bits: float = option(0.0, "Nats of KL per datum that cost nothing.", least=0)
     warmup_epochs: float = option(0.0, "Epochs over which the KL weight rises from 0.", least=0)
     warmup_steps: int = option(0, "The same in steps; give one of the two.", least=0)
+    alpha: float = option(0.0, "InfoVAE: weight of the information of z on x, at most 1.")
+    lambda_: float = option(
+        1.0, "InfoVAE: weight of the divergence of q(z) from p(z).", name="lambda", least=0
+    )
+    divergence: str = option(
+        "none", "InfoVAE: with weight alpha + lambda - 1.", choices=DIVERGENCES
+    )
+    divergence_kernel: str = option(
+        "imq", "Kernel of the MMD.", choices=KERNELS, only_with=("divergence", ("mmd",))
+    )
+    train_samples: int = option(
+        1, "Draws of z per datum in the bound to train on: 1 the ELBO, more IWAE's.", least=1
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -385,11 +416,52 @@ def check(
             "Invalid value for '--conditional-prior': "
             "expected --conditional true beside it; got true without."
         )
+    _check_objective(flat)
+    if "divergence" in explicit and flat["divergence"] != "none" and not _info_weight(flat):
+        remarks.append(
+            "--divergence has no effect with --alpha + --lambda = 1, its weight being 0."
+        )
     for name, one in OPTIONS.items():
         other, values = one.only_with or (name, (flat[name],))
         if name in explicit and flat[other] not in values and flat[name] != one.default:
             remarks.append(f"{one.flag} has no effect with {OPTIONS[other].flag} {flat[other]}.")
     return unflatten(flat), remarks
+
+
+def _info_weight(flat: Mapping[str, Any]) -> float:
+    return round(flat["alpha"] + flat["lambda"] - 1, 12)
+
+
+def _check_objective(flat: Mapping[str, Any]) -> None:
+    """Refuses objectives that are none."""
+
+    def require(holds: bool, name: str, expected: str) -> None:
+        if not holds:
+            raise ConfigError(
+                f"Invalid value for '{OPTIONS[name].flag}': expected {expected}; "
+                f"got {text(flat[name])}."
+            )
+
+    weight, samples = _info_weight(flat), flat["train_samples"]
+    require(flat["alpha"] <= 1, "alpha", "at most 1 (the KL's weight is 1 - alpha)")
+    require(
+        weight >= 0, "lambda", "at least 1 - alpha (the divergence's weight is alpha + lambda - 1)"
+    )
+    require(
+        not weight or flat["divergence"] != "none",
+        "divergence",
+        f"mmd or adversarial beside --alpha + --lambda above 1 (its weight is {weight:g})",
+    )
+    info = flat["alpha"] != 0 or flat["lambda"] != 1
+    require(not info or flat["beta"] == 1, "beta", "1 beside --alpha and --lambda")
+    if samples > 1:
+        neutral = {"beta": 1, "free_bits": 0, "alpha": 0, "lambda": 1, "divergence": "none"}
+        for name, value in {**neutral, **dict.fromkeys(_WARMUPS, 0)}.items():
+            require(
+                flat[name] == value,
+                name,
+                f"{value} beside --train-samples {samples}, a bound that has no KL to weigh",
+            )
 
 
 def differences(config: RunConfig, earlier: RunConfig) -> list[str]:

@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Size, Tensor
 
-__all__ = ["CategoricalLevels", "Mixture", "VampDistribution"]
+__all__ = ["CategoricalLevels", "FlowDistribution", "Mixture", "VampDistribution"]
 
 
 class CategoricalLevels(dist.Categorical):
@@ -31,6 +31,19 @@ class CategoricalLevels(dist.Categorical):
     @property
     def _levels(self) -> Tensor:
         return torch.arange(self._num_events, device=self.logits.device, dtype=self.logits.dtype)
+
+
+class FlowDistribution(dist.TransformedDistribution):
+    """A base pushed through transforms that may depend on a context of the base's batch shape.
+
+    Pyro's conditional networks cannot broadcast a value against their context, so a value of fewer
+    dimensions is spelled out before it is scored. One of full shape stays the object it is: a flow
+    without an inverse knows its own draws by that.
+    """
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        shape = torch.broadcast_shapes(value.shape, self.batch_shape + self.event_shape)
+        return super().log_prob(value if value.shape == shape else value.expand(shape))
 
 
 def diagonal_normal(distribution: Any) -> tuple[Tensor, Tensor] | None:
@@ -97,6 +110,11 @@ class Mixture(dist.MixtureSameFamily):
         self._batch_shape = torch.broadcast_shapes(
             mixture_distribution.batch_shape, component_distribution.batch_shape[:-1]
         )
+
+    @property
+    def support(self) -> Any:
+        """That of the components: PyTorch's own is one that no autoguide can transform."""
+        return self.component_distribution.support
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Mixture:
         new = type(self).__new__(type(self))

@@ -1,192 +1,39 @@
-"""How good a VAE is on data it has not seen: bounds and likelihoods, each with its standard error.
+"""How good a VAE is on data it has not seen: bounds, likelihoods, and whether its code is alive.
 
-One pass of S posterior draws for each datum gives everything: with log w = log p(x | z) + log p(z)
-- log q(z | x), the mean of log w is the ELBO and the log of the mean of w is the importance-weighted
-estimate of log p(x) (Burda et al. 2016), which lies above the ELBO and below log p(x) on average.
+One pass of S posterior draws for each datum gives everything: with the log weight
+log w = log p(x | z) + log p(z) - log q(z | x), the mean of log w is the ELBO, and the log of the
+mean of w is the importance-weighted estimate of log p(x) (Burda et al. 2016), on average above the
+ELBO and below log p(x).
 
-Draws come in blocks of fixed size, each with a seed of its own: no figure depends on how the work is
-cut into chunks. Evaluation changes nothing: not the parameters, not the state of any generator.
+Evaluation changes nothing: not the parameters, not the state of any generator.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor
 
+from pyro_vaes import diagnostics as diag
 from pyro_vaes.data import as_split
+from pyro_vaes.diagnostics import Unavailable
+from pyro_vaes.importance import Tally, draws, row_blocks, untouched
 from pyro_vaes.networks import positive
+from pyro_vaes.pareto import MIN_SAMPLES
+from pyro_vaes.results import RELIABLE_K, Evaluation
 from pyro_vaes.vae import VAE
 
-__all__ = ["Evaluation", "evaluate", "log_marginal"]
+__all__ = ["Evaluation", "evaluate", "log_marginal", "untouched"]
 
-# A block is the unit in which noise is drawn: (samples, data). It never changes with chunk_size.
-_BLOCK_SAMPLES = 128
-_BLOCK_DATA = 64
+# Burda et al. (2016), section 5.2.
+_ACTIVE = 0.01
 
-
-@dataclasses.dataclass(frozen=True)
-class LogWeights:
-    """The terms of log w for one block of draws, each ``(samples, data)`` in nats, float64."""
-
-    rows: slice
-    log_likelihood: Tensor
-    log_prior: Tensor
-    log_posterior: Tensor
-
-    @property
-    def log_weight(self) -> Tensor:
-        return self.log_likelihood + self.log_prior - self.log_posterior
-
-
-@contextmanager
-def untouched(vae: VAE) -> Iterator[None]:
-    """Evaluation mode, no gradients, no validation; afterwards all is as it was, generators too."""
-    modes = [(module, module.training) for module in vae.modules()]
-    with torch.no_grad(), torch.random.fork_rng(), pyro.validation_enabled(False):
-        vae.eval()
-        try:
-            yield
-        finally:
-            for module, training in modes:
-                module.training = training
-
-
-def importance_draws(
-    vae: VAE, x: Tensor, y: Tensor | None, num_samples: int, seed: int, chunk_size: int
-) -> Iterator[LogWeights]:
-    """Draws S posterior samples for each datum and scores them, block by block.
-
-    The encoder runs once for each datum and an unconditional prior is made once. Call inside
-    :func:`untouched`.
-
-    Args:
-        vae: the model.
-        x: ``(n, *event_shape)``.
-        y: labels ``(n,)`` or None.
-        num_samples: S.
-        seed: seed of the draws.
-        chunk_size: decoder evaluations at once (rounded to whole rows of a block).
-
-    Yields:
-        The blocks, all samples of one set of rows before the next.
-    """
-    prior = None if vae.prior_is_conditional else vae.p_z()
-    for row in range(0, len(x), _BLOCK_DATA):
-        rows = slice(row, min(row + _BLOCK_DATA, len(x)))
-        x_rows, y_rows = x[rows], None if y is None else y[rows]
-        posterior = vae.q_z(x_rows, y_rows)
-        prior_rows = vae.p_z(y_rows) if prior is None else prior
-        step = max(1, chunk_size // len(x_rows))
-        for first in range(0, num_samples, _BLOCK_SAMPLES):
-            torch.manual_seed(_block_seed(seed, row, first))
-            # A block is always drawn whole, so that S = 200 begins with the draws of S = 100.
-            z = posterior.rsample((_BLOCK_SAMPLES,))
-            log_q = posterior.log_prob(z)
-            count = min(_BLOCK_SAMPLES, num_samples - first)
-            z, log_q = z[:count], log_q[:count]
-            log_x, log_z = [], []
-            for start in range(0, count, step):
-                part = z[start : start + step]
-                log_x.append(vae.p_x(part, y_rows).log_prob(x_rows).double())
-                log_z.append(prior_rows.log_prob(part).double())
-            yield LogWeights(rows, torch.cat(log_x), torch.cat(log_z), log_q.double())
-
-
-def _block_seed(seed: int, row: int, first: int) -> int:
-    # Blocks of one evaluation, and evaluations with neighbouring seeds, must not share draws.
-    place = f"{int(seed)}/{row}/{first}".encode()
-    return int.from_bytes(hashlib.blake2b(place, digest_size=7).digest(), "big")
-
-
-@dataclasses.dataclass
-class Bounds:
-    """Sums over the draws of each datum, from which ELBO, its terms and log p(x) follow."""
-
-    log_mean_weight: Tensor
-    log_likelihood: Tensor
-    log_prior: Tensor
-    log_posterior: Tensor
-
-    @property
-    def elbo(self) -> Tensor:
-        """The ELBO of each datum, the mean of log w, in nats."""
-        return self.log_likelihood + self.kl.neg()
-
-    @property
-    def kl(self) -> Tensor:
-        """The KL of each datum, the mean of log q(z | x) - log p(z), in nats."""
-        return self.log_posterior - self.log_prior
-
-
-def bounds(
-    vae: VAE, x: Tensor, y: Tensor | None, num_samples: int, seed: int, chunk_size: int
-) -> Bounds:
-    """Averages the draws of :func:`importance_draws` for each datum, in memory that ignores S."""
-    total = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
-    sums = [torch.zeros_like(total) for _ in range(3)]
-    for block in importance_draws(vae, x, y, num_samples, seed, chunk_size):
-        rows = block.rows
-        total[rows] = torch.logaddexp(total[rows], block.log_weight.logsumexp(0))
-        for sum_, term in zip(
-            sums, (block.log_likelihood, block.log_prior, block.log_posterior), strict=True
-        ):
-            sum_[rows] += term.sum(0)
-    return Bounds(total - math.log(num_samples), *(sum_ / num_samples for sum_ in sums))
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """Figures of a VAE on a data set, in nats for each datum, with standard errors over the data.
-
-    Attributes:
-        num_data: number of data.
-        num_samples: posterior draws for each datum.
-        nll: minus the importance-weighted estimate of log p(x).
-        nll_se: its standard error.
-        elbo: the evidence lower bound.
-        elbo_se: its standard error.
-        reconstruction: E_q[log p(x | z)].
-        reconstruction_se: its standard error.
-        kl: E_q[log q(z | x) - log p(z)].
-        kl_se: its standard error.
-        log_marginal: the estimate of log p(x) for each datum, ``(num_data,)``.
-    """
-
-    num_data: int
-    num_samples: int
-    nll: float
-    nll_se: float
-    elbo: float
-    elbo_se: float
-    reconstruction: float
-    reconstruction_se: float
-    kl: float
-    kl_se: float
-    log_marginal: Tensor = dataclasses.field(repr=False, compare=False)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The scalar figures, ready for JSON."""
-        fields = dataclasses.fields(self)
-        return {f.name: getattr(self, f.name) for f in fields if f.name != "log_marginal"}
-
-    def __str__(self) -> str:
-        rows = [
-            ("-log p(x), importance weighted", self.nll, self.nll_se),
-            ("-ELBO", -self.elbo, self.elbo_se),
-            ("  reconstruction, -E[log p(x|z)]", -self.reconstruction, self.reconstruction_se),
-            ("  KL(q(z|x) || p(z))", self.kl, self.kl_se),
-        ]
-        lines = [f"{self.num_data} data, {self.num_samples} samples each; nats per datum"]
-        lines += [f"{name:<34}{value:>9.2f} +- {error:.2f}" for name, value, error in rows]
-        return "\n".join(lines)
+# How far log p(x | z) may vary over the draws, relative to its size, for rounding alone.
+_ROUNDING = 1e-5
 
 
 def evaluate(
@@ -196,6 +43,8 @@ def evaluate(
     num_samples: int = 1000,
     seed: int = 0,
     chunk_size: int = 8192,
+    diagnostics: bool = True,
+    train: Any = None,
 ) -> Evaluation:
     """Evaluates a VAE.
 
@@ -204,7 +53,11 @@ def evaluate(
         data: a split, tensor, array, ``Dataset`` or ``DataLoader``.
         num_samples: posterior draws S for each datum; exactly as many decoder evaluations.
         seed: seed of the draws.
-        chunk_size: decoder evaluations at once; bounds the memory and changes no figure.
+        chunk_size: decoder evaluations at once; bounds the memory, whatever S, and changes no
+            figure.
+        diagnostics: False leaves all but the bounds and their terms.
+        train: labelled training data, from which a classifier learns to judge what a conditional
+            VAE generates.
 
     Returns:
         The figures, in nats.
@@ -212,15 +65,25 @@ def evaluate(
     positive(num_samples=num_samples, chunk_size=chunk_size)
     x, y = _on_device(vae, data)
     with untouched(vae):
-        result = bounds(vae, x, y, num_samples, seed, chunk_size)
+        labels = y if vae.conditional else None
+        values, posteriors = _pass(vae, x, y, num_samples, seed, chunk_size, diagnostics)
+        figures = _Figures(values)
+        figures.bounds(math.prod(x.shape[1:]))
+        if diagnostics:
+            figures.reliability(num_samples)
+            figures.activity(labels, num_samples)
+            figures.aggregate(vae, posteriors, labels, num_samples, seed, chunk_size)
+            figures.generated(vae, x, labels, train, seed)
     return Evaluation(
         num_data=len(x),
         num_samples=num_samples,
-        **_mean_and_error("nll", -result.log_mean_weight),
-        **_mean_and_error("elbo", result.elbo),
-        **_mean_and_error("reconstruction", result.log_likelihood),
-        **_mean_and_error("kl", result.kl),
-        log_marginal=result.log_mean_weight,
+        num_dimensions=math.prod(x.shape[1:]),
+        warnings=figures.warnings,
+        reasons=figures.reasons,
+        log_marginal=values["log_marginal"],
+        pareto_k=values.get("pareto_k"),
+        effective_sample_size=values.get("effective_sample_size"),
+        **figures.found,
     )
 
 
@@ -252,7 +115,8 @@ def log_marginal(
     x, labels = _on_device(vae, x)
     with untouched(vae):
         labels = labels if y is None else y.to(x.device)
-        return bounds(vae, x, labels, num_samples, seed, chunk_size).log_mean_weight
+        values, _ = _pass(vae, x, labels, num_samples, seed, chunk_size, diagnostics=False)
+    return values["log_marginal"]
 
 
 def _on_device(vae: VAE, data: Any) -> tuple[Tensor, Tensor | None]:
@@ -264,7 +128,214 @@ def _on_device(vae: VAE, data: Any) -> tuple[Tensor, Tensor | None]:
     return x, None if split.y is None else split.y.to(vae.device)
 
 
-def _mean_and_error(name: str, values: Tensor) -> dict[str, float]:
-    """Mean over the data and its standard error; one datum has none."""
-    error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return {name: values.mean().item(), f"{name}_se": error}
+def _pass(
+    vae: VAE,
+    x: Tensor,
+    y: Tensor | None,
+    num_samples: int,
+    seed: int,
+    chunk_size: int,
+    diagnostics: bool,
+) -> tuple[dict[str, Tensor], list[Any]]:
+    """Figures of each datum, data along the first dimension, and the posteriors of the blocks."""
+    parts: list[dict[str, Tensor]] = []
+    posteriors: list[Any] = []
+    keep = 0
+    for block in row_blocks(vae, x, y):
+        if diagnostics and not posteriors:
+            keep, _ = diag.aggregate_plan(block.posterior, len(x), num_samples, seed)
+        tally = Tally(block, num_samples, keep, diagnostics)
+        for some in draws(vae, block, num_samples, seed, chunk_size):
+            tally.add(some)
+        part = tally.result()
+        if diagnostics:
+            posteriors.append(block.posterior)
+            part |= diag.closed_forms(block.posterior, block.prior, len(block.x))
+        parts.append(part)
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, posteriors
+
+
+class _Figures:
+    """Gathers the figures of an :class:`Evaluation` from those of each datum."""
+
+    def __init__(self, values: dict[str, Tensor]) -> None:
+        self.values = values
+        self.found: dict[str, Any] = {}
+        self.reasons: dict[str, str] = {}
+        self.warnings: list[str] = []
+
+    def put(self, name: str, values: Tensor) -> None:
+        """The mean over the data and its standard error, which one datum has not."""
+        self.found[name] = values.mean().item()
+        error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else None
+        self.found[f"{name}_se"] = error
+
+    @contextmanager
+    def unless_unavailable(self, *names: str) -> Iterator[None]:
+        """Notes why figures cannot be had."""
+        try:
+            yield
+        except Unavailable as reason:
+            self.reasons.update(dict.fromkeys(names, str(reason)))
+
+    def bounds(self, num_dimensions: int) -> None:
+        """The bounds and their terms; the three forms of the ELBO where they are known."""
+        v = self.values
+        kl = v["log_posterior"] - v["log_prior"]
+        elbo = v["log_likelihood"] - kl
+        self.put("nll", -v["log_marginal"])
+        self.put("elbo", elbo)
+        for name, value in (("nll_bpd", -v["log_marginal"]), ("elbo_bpd", elbo)):
+            self.put(name, value / (num_dimensions * math.log(2)))
+        self.put("reconstruction", v["log_likelihood"])
+        self.put("kl", kl)
+        if "bound" not in v:
+            return
+        self.put("log_prior", v["log_prior"])
+        self.put("entropy", v.get("closed_entropy", -v["log_posterior"]))
+        if "closed_entropy" in v:
+            self.put("elbo_2", v["log_likelihood"] + v["log_prior"] + v["closed_entropy"])
+        else:
+            self.reasons["elbo_2"] = "the entropy of this posterior has no closed form"
+        if "closed_kl" in v:
+            self.put("elbo_3", v["log_likelihood"] - v["closed_kl"])
+        else:
+            self.reasons["elbo_3"] = "the KL of this posterior to this prior has no closed form"
+
+    def reliability(self, num_samples: int) -> None:
+        """The curve of the bound, effective sample sizes, Pareto k-hat."""
+        v = self.values
+        curve = v["bound"]
+        points = [2**level for level in range(curve.shape[-1])]
+        if points[-1] != num_samples:
+            points.append(num_samples)
+            curve = torch.cat([curve, v["log_marginal"].unsqueeze(-1)], dim=-1)
+        self.found["bound_samples"] = points
+        self.found["bound"] = curve.mean(0).tolist()
+        if len(curve) > 1:
+            self.found["bound_se"] = (curve.std(0) / math.sqrt(len(curve))).tolist()
+        else:
+            self.reasons["bound_se"] = "one datum has no standard error"
+        size = v["effective_sample_size"]
+        self.found["ess_median"], self.found["ess_min"] = size.median().item(), size.min().item()
+        if "pareto_k" not in v:
+            reason = f"a Pareto k-hat needs at least {MIN_SAMPLES} samples"
+            for name in ("pareto_k_median", "pareto_k_max", "num_unreliable"):
+                self.reasons[name] = reason
+            self.warnings.append(f"{reason}; got {num_samples}.")
+            return
+        k = v["pareto_k"]
+        self.found["pareto_k_median"], self.found["pareto_k_max"] = (
+            k.median().item(),
+            k.max().item(),
+        )
+        unreliable = self.found["num_unreliable"] = int((k > RELIABLE_K).sum())
+        if unreliable:
+            self.warnings.append(
+                f"Pareto k-hat is over {RELIABLE_K} for {unreliable} of {len(k)} data: their "
+                "log p(x) is not to be trusted, and -log p(x) is likely to be lower. Take more "
+                "samples, or a posterior that fits better (a flow, a wider network)."
+            )
+
+    def activity(self, labels: Tensor | None, num_samples: int) -> None:
+        """Active units, and the verdict on posterior collapse."""
+        v = self.values
+        exact = v.get("closed_mean")
+        with self.unless_unavailable("active_units", "active", "unit_variances"):
+            variance = diag.unit_variances(
+                v["z_mean"] if exact is None else exact,
+                v["z_variance"] / num_samples if exact is None else None,
+                labels,
+            )
+            active = (variance > _ACTIVE).nonzero()[:, 0].tolist()
+            self.found |= {
+                "active_units": len(active),
+                "active": active,
+                "unit_variances": variance.tolist(),
+            }
+        size = v["log_likelihood"].abs() + 1
+        ignored = num_samples > 1 and bool((v["likelihood_range"] <= _ROUNDING * size).all())
+        self.found["verdict"] = _verdict(self.found.get("active"), v["z_mean"].shape[-1], ignored)
+
+    def aggregate(
+        self,
+        vae: VAE,
+        posteriors: list[Any],
+        labels: Tensor | None,
+        num_samples: int,
+        seed: int,
+        chunk_size: int,
+    ) -> None:
+        """The aggregated posterior: split of the KL, marginals, distance to the prior."""
+        v = self.values
+        with self.unless_unavailable("mmd2"):
+            self.found["mmd2"], self.found["mmd2_se"] = diag.latent_mmd2(
+                vae, v["z"][:, 0], labels, seed
+            )
+        names = ("mutual_information", "marginal_kl", "total_correlation", "dimension_kl")
+        with self.unless_unavailable(*names, "mutual_information_max", "dimension_kls"):
+            if not getattr(vae.posterior, "scores", True):
+                raise Unavailable(diag.OWN_DRAWS_ONLY)
+            _, rows = diag.aggregate_plan(posteriors[0], len(v["z"]), num_samples, seed)
+            rows = rows.to(v["z"].device)
+            some = v["z"][rows]
+            z = some.flatten(0, 1)
+            y = None if labels is None else labels[rows].repeat_interleave(some.shape[1])
+            aggregated = diag.AggregatedPosterior(posteriors, labels, chunk_size)
+
+            def for_each(values: Tensor) -> Tensor:
+                """Means over the draws of each datum."""
+                return values.unflatten(0, some.shape[:2]).mean(1)
+
+            joint = aggregated.log_prob(z, y)
+            information = v["log_q"][rows].mean(-1) - for_each(joint)
+            prior = vae.p_z(y)
+            kl = (v["log_posterior"] - v["log_prior"])[rows]
+            drawn_kl = v["log_q"][rows].mean(-1) - for_each(prior.log_prob(z).double())
+            information = diag.control(information, drawn_kl - kl)
+            self.put("mutual_information", information)
+            self.found["mutual_information_max"] = diag.log_sizes(labels, len(v["z"]))
+            self.put("marginal_kl", kl - information)
+            # The split is to add up, also where only a part of the data was drawn from.
+            self.found["marginal_kl"] = self.found["kl"] - self.found["mutual_information"]
+            marginals = aggregated.marginals(z, y)
+            self.put("total_correlation", for_each(joint - marginals.sum(-1)))
+            terms = for_each(marginals - diag.marginal_log_prob(prior, z, chunk_size))
+            self.put("dimension_kl", terms.sum(-1))
+            self.found["dimension_kls"] = terms.mean(0).tolist()
+        self.reasons = {name: r for name, r in self.reasons.items() if name not in self.found}
+
+    def generated(self, vae: VAE, x: Tensor, labels: Tensor | None, train: Any, seed: int) -> None:
+        """The accuracy of a classifier of real data on generated ones."""
+        with self.unless_unavailable("class_accuracy", "class_accuracy_real"):
+            if labels is None:
+                raise Unavailable("the model is not conditional: what it generates has no label")
+            if train is None:
+                raise Unavailable("a classifier needs labelled training data: pass train=")
+            split = as_split(train).frozen()
+            if split.y is None:
+                raise Unavailable("a classifier needs labelled training data; these have none")
+            judge = diag.classifier(split.x, split.y)
+            self.found["class_accuracy_real"], _ = diag.class_accuracy(judge, x, labels)
+            made = diag.generate(vae, labels, seed)
+            self.found["class_accuracy"], self.found["class_accuracy_se"] = diag.class_accuracy(
+                judge, made, labels[: len(made)]
+            )
+
+
+def _verdict(active: list[int] | None, latent_dim: int, ignored: bool) -> str:
+    """On posterior collapse, in words."""
+    if active is None:
+        count = "active units unknown"
+    else:
+        names = f" ({', '.join(map(str, active))})" if 0 < len(active) < latent_dim else ""
+        count = f"{len(active)} of {latent_dim} latent units are active{names}"
+    if ignored:
+        return f"Posterior collapse: the decoder ignores z, log p(x|z) never changes; {count}."
+    if active is None:
+        return f"Posterior collapse: cannot tell, {count}."
+    if not active:
+        return f"Posterior collapse: {count}, z tells nothing of x."
+    if len(active) < latent_dim:
+        return f"Partial posterior collapse: {count}, the others tell nothing of x."
+    return f"No posterior collapse: {count}."

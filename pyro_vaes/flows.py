@@ -5,14 +5,16 @@ A *layer* is a module whose ``forward(context)`` returns Pyro transforms, as a p
 its owner builds it: a ``FlowPrior`` without context, a ``FlowPosterior`` with the features of x as
 context. Transforms are made anew at each call, so their caches never outlive a distribution.
 
-=========== ======================================== ======= ======
-recipe      source                                   samples scores
-=========== ======================================== ======= ======
-``planar``  Rezende and Mohamed 2015                 yes     no
-``iaf``     Kingma et al. 2016                       fast    slow (D passes)
-``maf``     Papamakarios et al. 2017                 slow    fast
-``realnvp`` Dinh et al. 2017                         fast    fast
-=========== ======================================== ======= ======
+============= ======================================== ======= ===============
+recipe        source                                   samples scores
+============= ======================================== ======= ===============
+``planar``    Rezende and Mohamed 2015                 fast    no
+``sylvester`` van den Berg et al. 2018                 fast    no
+``iaf``       Kingma et al. 2016                       fast    slow (D passes)
+``maf``       Papamakarios et al. 2017                 slow    fast
+``realnvp``   Dinh et al. 2017                         fast    fast
+``spline``    Durkan et al. 2019                       fast    fast
+============= ======================================== ======= ===============
 
 A flow that does not *score* has no inverse: it can only tell the density of its own draws, which is
 enough for a posterior and not for a prior.
@@ -24,7 +26,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import pyro.distributions.transforms as T
 import torch
@@ -34,8 +36,22 @@ from torch import Tensor, nn
 
 from pyro_vaes.networks import positive
 from pyro_vaes.spec import recorded
+from pyro_vaes.transforms import Autoregressive, SplineCoupling, Sylvester, householder_columns
 
-__all__ = ["LAYERS", "Flow", "FlowLayer", "FlowRecipe", "iaf", "maf", "planar", "realnvp"]
+__all__ = [
+    "LAYERS",
+    "Flow",
+    "FlowLayer",
+    "FlowRecipe",
+    "iaf",
+    "maf",
+    "planar",
+    "realnvp",
+    "spline",
+    "sylvester",
+]
+
+SylvesterKind = Literal["orthogonal", "householder", "triangular"]
 
 Transform = torch.distributions.Transform
 
@@ -87,32 +103,6 @@ class PlanarLayer(FlowLayer):
         return [ConditionedPlanar((bias, u, w))]
 
 
-class _AffineAutoregressive(T.AffineAutoregressive):
-    """Pyro's transform with an inverse that keeps the dtype: its own fails beyond float32."""
-
-    def _inverse(self, y: Tensor) -> Tensor:
-        columns = [torch.zeros_like(y[..., 0])] * y.shape[-1]
-        # The i-th column of the permutation needs only those before it: one pass for each.
-        for column in self.arn.permutation.tolist():
-            mean, log_scale = self.arn(torch.stack(columns, dim=-1))
-            log_scale = log_scale.clamp(self.log_scale_min_clip, self.log_scale_max_clip)
-            columns[column] = (y[..., column] - mean[..., column]) * (-log_scale[..., column]).exp()
-        # The last pass saw every input that any scale depends on.
-        self._cached_log_scale = log_scale
-        return torch.stack(columns, dim=-1)
-
-
-class _Autoregressive:
-    """An autoregressive network with its context filled in, and the ordering Pyro looks for."""
-
-    def __init__(self, network: nn.Module, context: Tensor | None) -> None:
-        self.permutation = cast(Tensor, network.permutation)
-        self._call = network if context is None else partial(network, context=context)
-
-    def __call__(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        return cast(tuple[Tensor, Tensor], self._call(value))
-
-
 class IAFLayer(FlowLayer):
     """Inverse autoregressive flow: one pass draws and scores a sample (assignment 2.4).
 
@@ -139,7 +129,7 @@ class IAFLayer(FlowLayer):
             )
 
     def forward(self, context: Tensor | None) -> list[Transform]:
-        return [_AffineAutoregressive(_Autoregressive(self.network, context))]
+        return [Autoregressive(self.network, context)]
 
 
 class MAFLayer(IAFLayer):
@@ -153,32 +143,158 @@ class MAFLayer(IAFLayer):
         return [transform.inv for transform in super().forward(context)]
 
 
-class RealNVPLayer(FlowLayer):
-    """Affine coupling: one half of z is shifted and scaled given the other; the halves take turns.
+class CouplingLayer(FlowLayer):
+    """One half of z is transformed given the other; the halves take turns.
 
-    Dinh et al., "Density estimation using Real NVP" (2017), equations 4 and 5.
+    A subclass says how: :meth:`couple` is given the network, which maps the half that stays (and the
+    context) to parameters of the sizes passed to this constructor.
     """
 
     min_dim = 2
 
     def __init__(
-        self, dim: int, index: int, context_dim: int, hidden_dims: Sequence[int] | None = None
+        self,
+        dim: int,
+        context_dim: int,
+        hidden_dims: Sequence[int] | None,
+        sizes: Callable[[int], Sequence[int]],
     ) -> None:
         super().__init__()
         hidden = list(hidden_dims) if hidden_dims else [max(64, 2 * dim)]
         self.split = dim // 2
-        sizes = [dim - self.split] * 2
+        param_dims = list(sizes(dim - self.split))
         self.network: nn.Module = (
-            ConditionalDenseNN(self.split, context_dim, hidden, sizes)
+            ConditionalDenseNN(self.split, context_dim, hidden, param_dims)
             if context_dim
-            else DenseNN(self.split, hidden, sizes)
+            else DenseNN(self.split, hidden, param_dims)
         )
         self.register_buffer("reversed", torch.arange(dim).flip(0), persistent=False)
 
+    def couple(self, network: Callable[[Tensor], Any]) -> Transform:
+        """The transform, given the network with its context filled in."""
+        raise NotImplementedError
+
     def forward(self, context: Tensor | None) -> list[Transform]:
         network = self.network if context is None else partial(self.network, context=context)
-        swap = T.Permute(cast(Tensor, self.reversed), cache_size=1)
-        return [T.AffineCoupling(self.split, network), swap]
+        return [self.couple(network), T.Permute(cast(Tensor, self.reversed), cache_size=1)]
+
+
+class RealNVPLayer(CouplingLayer):
+    """Affine coupling: one half of z is shifted and scaled given the other.
+
+    Dinh et al., "Density estimation using Real NVP" (2017), equations 4 and 5.
+    """
+
+    def __init__(
+        self, dim: int, index: int, context_dim: int, hidden_dims: Sequence[int] | None = None
+    ) -> None:
+        super().__init__(dim, context_dim, hidden_dims, lambda moved: [moved] * 2)
+
+    def couple(self, network: Callable[[Tensor], Any]) -> Transform:
+        return T.AffineCoupling(self.split, network)
+
+
+class SplineLayer(CouplingLayer):
+    """Spline coupling: each component of one half of z is bent by a spline given the other half.
+
+    Durkan et al., "Neural spline flows" (2019), section 3: rational-quadratic splines within
+    [-bound, bound], the identity outside.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        index: int,
+        context_dim: int,
+        hidden_dims: Sequence[int] | None = None,
+        count_bins: int = 8,
+        bound: float = 5.0,
+    ) -> None:
+        positive(count_bins=count_bins)
+        if not 2 <= count_bins <= 100 or not 0 < bound < math.inf:
+            raise ValueError(
+                "Expected from 2 to 100 spline bins and a bound above zero; got "
+                f"count_bins={count_bins}, bound={bound}."
+            )
+        bins = (count_bins, count_bins, count_bins - 1)
+        super().__init__(dim, context_dim, hidden_dims, lambda moved: [moved * n for n in bins])
+        self.count_bins, self.bound = count_bins, float(bound)
+
+    def couple(self, network: Callable[[Tensor], Any]) -> Transform:
+        return SplineCoupling(self.split, network, self.count_bins, self.bound)
+
+
+class SylvesterLayer(FlowLayer):
+    """f(z) = z + Q R tanh(S Q'z + b) with Q of orthonormal columns, R and S upper triangular.
+
+    Van den Berg et al., "Sylvester normalizing flows for variational inference" (2018). M columns
+    are a hidden layer of M units, where a planar flow has one. The three kinds of the paper differ
+    in Q only:
+
+    - ``orthogonal``: M <= D columns, any that are orthonormal (here M reflections make them, which
+      are exactly orthonormal and reach them all, where the paper iterates);
+    - ``householder``: all D columns, a product of ``num_reflections`` reflections;
+    - ``triangular``: all D columns, the identity and the reversed order in turn.
+
+    With a context, all of Q, R, S and b are linear in it: an amortised flow. It begins near the
+    identity.
+    """
+
+    scores = False
+
+    def __init__(
+        self,
+        dim: int,
+        index: int,
+        context_dim: int,
+        kind: SylvesterKind = "householder",
+        num_columns: int | None = None,
+        num_reflections: int | None = None,
+    ) -> None:
+        super().__init__()
+        if kind not in get_args(SylvesterKind):
+            raise ValueError(
+                f"Expected kind to be one of {', '.join(get_args(SylvesterKind))}; got {kind!r}."
+            )
+        if num_columns is not None and kind != "orthogonal":
+            raise ValueError(f"Expected num_columns for kind 'orthogonal' only; got {kind!r}.")
+        if num_reflections is not None and kind != "householder":
+            raise ValueError(f"Expected num_reflections for kind 'householder' only; got {kind!r}.")
+        half = max(1, dim // 2)
+        columns = dim if kind != "orthogonal" else half if num_columns is None else num_columns
+        reflections = half if num_reflections is None else num_reflections
+        positive(num_columns=columns, num_reflections=reflections)
+        if columns > dim:
+            raise ValueError(f"Expected num_columns of at most dim={dim}; got {columns}.")
+        if kind != "householder":
+            reflections = columns if kind == "orthogonal" else 0
+        self.dim, self.columns, self.reflections = dim, columns, reflections
+        order = torch.eye(dim)
+        self.register_buffer("order", order.flip(0) if index % 2 else order, persistent=False)
+        mixing = torch.randn(columns, columns) / math.sqrt(columns)
+        # R near zero, not S: from z alone, yet every gradient but that of S is alive.
+        mixing = torch.where(torch.ones_like(mixing).triu().bool(), 0.1 * mixing, mixing)
+        start = [torch.randn(reflections, dim), mixing, torch.randn(columns), torch.zeros(columns)]
+        self.sizes = [part.numel() for part in start]
+        self.parameters_at_zero = nn.Parameter(torch.cat([part.flatten() for part in start]))
+        self.head = (
+            nn.Linear(context_dim, sum(self.sizes), bias=False) if context_dim else None
+        )
+        if self.head is not None:
+            with torch.no_grad():
+                self.head.weight.mul_(0.1)
+
+    def forward(self, context: Tensor | None) -> list[Transform]:
+        parameters: Tensor = self.parameters_at_zero
+        if self.head is not None and context is not None:
+            parameters = parameters + self.head(context)
+        vectors, mixing, diagonal, bias = parameters.split(self.sizes, dim=-1)
+        basis = cast(Tensor, self.order)
+        if self.reflections:
+            vectors = vectors.unflatten(-1, (self.reflections, self.dim))
+            basis = householder_columns(vectors, self.columns)
+        mixing = mixing.unflatten(-1, (self.columns, self.columns))
+        return [Sylvester(basis, mixing, diagonal, bias)]
 
 
 LAYERS: dict[str, type[FlowLayer]] = {
@@ -186,6 +302,8 @@ LAYERS: dict[str, type[FlowLayer]] = {
     "maf": MAFLayer,
     "planar": PlanarLayer,
     "realnvp": RealNVPLayer,
+    "spline": SplineLayer,
+    "sylvester": SylvesterLayer,
 }
 
 
@@ -267,5 +385,48 @@ def realnvp(dim: int, depth: int, hidden_dims: Sequence[int] | None = None) -> F
     return FlowRecipe("realnvp", dim, depth, _given(hidden_dims=hidden_dims))
 
 
+def spline(
+    dim: int,
+    depth: int,
+    hidden_dims: Sequence[int] | None = None,
+    count_bins: int | None = None,
+    bound: float | None = None,
+) -> FlowRecipe:
+    """A flow of spline couplings, see :class:`SplineLayer`; fast both ways.
+
+    Args:
+        dim: size of z, at least 2.
+        depth: number of couplings.
+        hidden_dims: hidden layers of each coupling's network.
+        count_bins: bins of each spline; 8 if None.
+        bound: half width of the interval that the splines bend; 5 if None.
+    """
+    options = _given(hidden_dims=hidden_dims, count_bins=count_bins, bound=bound)
+    return FlowRecipe("spline", dim, depth, options)
+
+
+def sylvester(
+    dim: int,
+    depth: int,
+    kind: SylvesterKind | None = None,
+    num_columns: int | None = None,
+    num_reflections: int | None = None,
+) -> FlowRecipe:
+    """A Sylvester flow of ``depth`` layers, see :class:`SylvesterLayer`; posteriors only.
+
+    Args:
+        dim: size of z, D.
+        depth: number of layers.
+        kind: ``orthogonal``, ``householder`` (if None) or ``triangular``.
+        num_columns: M of the kind ``orthogonal``; half of D if None.
+        num_reflections: of the kind ``householder``; half of D if None.
+    """
+    options = _given(kind=kind, num_columns=num_columns, num_reflections=num_reflections)
+    return FlowRecipe("sylvester", dim, depth, options)
+
+
 def _given(**options: Any) -> dict[str, Any]:
-    return {key: list(value) for key, value in options.items() if value is not None}
+    given = {key: value for key, value in options.items() if value is not None}
+    if "hidden_dims" in given:
+        given["hidden_dims"] = list(given["hidden_dims"])
+    return given

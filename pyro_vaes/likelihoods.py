@@ -13,12 +13,60 @@ from typing import Any, cast
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pyro_vaes.distributions import CategoricalLevels
+from pyro_vaes.levels import DiscretizedLogisticLevels, OrdinalLevels
 from pyro_vaes.networks import Network, join, positive
 from pyro_vaes.spec import Described
 
-__all__ = ["BernoulliLikelihood", "CategoricalLikelihood", "Likelihood", "NormalLikelihood"]
+__all__ = [
+    "BernoulliLikelihood",
+    "BetaBinomialLikelihood",
+    "CategoricalLikelihood",
+    "DiscretizedLogisticLikelihood",
+    "LevelLikelihood",
+    "Likelihood",
+    "NormalLikelihood",
+    "OrdinalLikelihood",
+]
+
+
+class PixelHead(nn.Module):
+    """The same linear map from a pixel's features to its parameters, and a bias for each pixel.
+
+    Args:
+        feature_shape: ``(features, height, width)`` of the network's map.
+        event_shape: shape of a datum of ``channels * height * width`` elements.
+        parameters_per_element: outputs for each element.
+    """
+
+    def __init__(
+        self,
+        feature_shape: Sequence[int],
+        event_shape: Sequence[int],
+        parameters_per_element: int,
+    ) -> None:
+        super().__init__()
+        self.feature_shape = tuple(feature_shape)
+        self.parameters_per_element = parameters_per_element
+        pixels = math.prod(self.feature_shape[1:])
+        self.channels, rest = divmod(math.prod(event_shape), pixels)
+        if rest or not self.channels:
+            raise ValueError(
+                f"Expected data of one or more channels of {pixels} pixels beside a network with "
+                f"features {self.feature_shape}; got data of shape {tuple(event_shape)}."
+            )
+        self.map = nn.Linear(
+            self.feature_shape[0], self.channels * parameters_per_element, bias=False
+        )
+        self.bias = nn.Parameter(torch.zeros(self.channels, pixels, parameters_per_element))
+
+    def forward(self, features: Tensor) -> Tensor:
+        rows = features.reshape(-1, self.feature_shape[0], self.bias.shape[1]).mT
+        shape = (-1, self.bias.shape[1], self.channels, self.parameters_per_element)
+        outputs = self.map(rows).reshape(shape).transpose(1, 2) + self.bias
+        return cast(Tensor, outputs).reshape(*features.shape[:-1], self.bias.numel())
 
 
 class Likelihood(Described):
@@ -59,8 +107,11 @@ class Likelihood(Described):
         self.num_labels = num_labels
         self.network = cast(nn.Module, network)
         self.parameters_per_element = parameters_per_element
-        self.head = nn.Linear(
-            network.out_features, math.prod(self.event_shape) * parameters_per_element
+        feature_shape = getattr(network, "feature_shape", None)
+        self.head: nn.Module = (
+            nn.Linear(network.out_features, math.prod(self.event_shape) * parameters_per_element)
+            if feature_shape is None
+            else PixelHead(feature_shape, self.event_shape, parameters_per_element)
         )
 
     def elements(self, parameters: Tensor) -> Any:
@@ -125,6 +176,98 @@ class CategoricalLikelihood(LevelLikelihood):
 
     def elements(self, parameters: Tensor) -> Any:
         return CategoricalLevels(logits=parameters)
+
+
+class OrdinalLikelihood(LevelLikelihood):
+    """Levels in order: a location for each element, and learned thresholds between its levels.
+
+    P(x <= l) = sigmoid(sharpness (threshold_l - location)), with one row of increasing thresholds
+    for each element, shared by all data; see :class:`~pyro_vaes.levels.OrdinalLevels`.
+
+    Args:
+        network: see :class:`Likelihood`.
+        event_shape: see :class:`Likelihood`.
+        num_levels: number of levels.
+        num_labels: see :class:`Likelihood`.
+        sharpness: let the network also say how sharp each element is.
+    """
+
+    # Thresholds keep this distance: at none, a level between them would have probability zero.
+    _MIN_GAP = 1e-4
+
+    def __init__(
+        self,
+        network: Network,
+        event_shape: Sequence[int],
+        num_levels: int,
+        num_labels: int = 0,
+        sharpness: bool = False,
+    ) -> None:
+        super().__init__(network, event_shape, num_levels, num_labels, 2 if sharpness else 1)
+        self.sharpness = sharpness
+        self.first = nn.Parameter(torch.empty(*self.event_shape, 1))
+        self.gaps = nn.Parameter(torch.empty(*self.event_shape, num_levels - 2))
+        self._set_thresholds(torch.linspace(-3, 3, num_levels - 1).expand(*self.event_shape, -1))
+
+    @torch.no_grad()
+    def initialize_from(self, x: Tensor) -> None:
+        """Starts the thresholds where each element's own frequencies of levels lie in ``x``."""
+        levels = torch.arange(self.num_levels - 1, device=x.device)
+        below = (x.unsqueeze(-1) <= levels).sum(0)
+        # A level that never occurs is not impossible: half a datum is added on either side.
+        self._set_thresholds(torch.logit((below + 0.5) / (len(x) + 1)))
+
+    @torch.no_grad()
+    def _set_thresholds(self, thresholds: Tensor) -> None:
+        gaps = thresholds.diff(dim=-1).clamp(min=1e-2) - self._MIN_GAP
+        self.first.copy_(thresholds[..., :1])
+        self.gaps.copy_(gaps + torch.log(-torch.expm1(-gaps)))  # the inverse of softplus
+
+    @property
+    def thresholds(self) -> Tensor:
+        """The thresholds, ``(*event_shape, num_levels - 1)``, increasing."""
+        gaps = functional.softplus(self.gaps) + self._MIN_GAP
+        return torch.cat([self.first, self.first + gaps.cumsum(-1)], dim=-1)
+
+    def elements(self, parameters: Tensor) -> Any:
+        sharpness = parameters[..., 1].exp() if self.sharpness else None
+        return OrdinalLevels(parameters[..., 0], self.thresholds, sharpness)
+
+
+class DiscretizedLogisticLikelihood(LevelLikelihood):
+    """A logistic density cut half way between the levels, with a location and scale an element.
+
+    Salimans et al., "PixelCNN++" (2017), equation 2, with one component. See
+    :class:`CategoricalLikelihood` for the arguments.
+    """
+
+    def __init__(
+        self, network: Network, event_shape: Sequence[int], num_levels: int, num_labels: int = 0
+    ) -> None:
+        super().__init__(network, event_shape, num_levels, num_labels, 2)
+
+    def elements(self, parameters: Tensor) -> Any:
+        # In units of half the range, so that a network's first outputs already make sense.
+        half = (self.num_levels - 1) / 2
+        location = half * (1 + parameters[..., 0])
+        scale = half * (parameters[..., 1] - 1).exp() + 1e-3
+        return DiscretizedLogisticLevels(location, scale, self.num_levels)
+
+
+class BetaBinomialLikelihood(LevelLikelihood):
+    """Successes in ``num_levels - 1`` trials, whose chance is itself beta distributed.
+
+    See :class:`CategoricalLikelihood` for the arguments.
+    """
+
+    def __init__(
+        self, network: Network, event_shape: Sequence[int], num_levels: int, num_labels: int = 0
+    ) -> None:
+        super().__init__(network, event_shape, num_levels, num_labels, 2)
+
+    def elements(self, parameters: Tensor) -> Any:
+        ones, zeros = (functional.softplus(parameters) + 1e-4).unbind(-1)
+        return dist.BetaBinomial(ones, zeros, total_count=self.num_levels - 1)
 
 
 class NormalLikelihood(Likelihood):

@@ -19,9 +19,16 @@ from pyro_vaes.evaluation import untouched
 from pyro_vaes.objectives import ELBO, bound_terms
 from pyro_vaes.vae import VAE
 
-__all__ = ["History", "NonFiniteError", "arguments", "first_not_finite", "validate"]
+__all__ = [
+    "History",
+    "NonFiniteError",
+    "arguments",
+    "check_batches",
+    "first_not_finite",
+    "validate",
+]
 
-# Rows scored at once in validation.
+# Rows scored at once in validation, particles counted.
 _ROWS = 4096
 
 
@@ -86,7 +93,7 @@ def validate(vae: VAE, objective: Any, val: Split, seed: int) -> dict[str, float
     log_likelihood = kl = loss = 0.0
     with untouched(vae):
         torch.manual_seed(seed)
-        for x, y in batches(val, _ROWS):
+        for x, y in batches(val, _rows(objective, len(val))):
             batch = arguments(vae, x, y)
             traces = estimator._get_trace(vae.model, vae.guide, batch, {})
             terms = bound_terms(*traces)
@@ -104,6 +111,35 @@ def validate(vae: VAE, objective: Any, val: Split, seed: int) -> dict[str, float
         "val_reconstruction": log_likelihood / n,
         "val_kl": kl / n,
     }
+
+
+def _rows(objective: Any, n: int) -> int:
+    """Rows to score at once: bounded with their particles, no row left for a batch of its own."""
+    rows = max(2, _ROWS // getattr(objective, "num_particles", 1))
+    while n % rows == 1 < n:
+        rows += 1
+    return rows
+
+
+def check_batches(objective: Any, split: Split, batch_size: int | None = None) -> None:
+    """Refuses data that would leave fewer in a batch than the objective can be estimated from.
+
+    Args:
+        objective: what is minimised.
+        split: training or validation data.
+        batch_size: of training; None for validation, which chooses its own.
+
+    Raises:
+        ValueError: naming the batch.
+    """
+    least = getattr(objective, "min_data", 1)
+    last = len(split) if batch_size is None else len(split) % batch_size or batch_size
+    if last < least:
+        of = "of validation data" if batch_size is None else f"at batch_size={batch_size}"
+        raise ValueError(
+            f"Expected at least {least} data in a batch for {type(objective.divergence).__name__}; "
+            f"got {last} in the last one of {len(split)} {of}."
+        )
 
 
 def first_not_finite(vae: VAE, batch: tuple[Tensor, ...]) -> str:

@@ -7,17 +7,18 @@ one-hot label beside its input (:func:`join`), so ``in_features`` counts the lab
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from pyro_vaes.spec import Described
 
-__all__ = ["ACTIVATIONS", "MLP", "Network", "join"]
+__all__ = ["ACTIVATIONS", "MLP", "GatedMLP", "Network", "join", "takes_labels", "with_labels"]
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "elu": nn.ELU,
@@ -41,10 +42,10 @@ class Network(Protocol):
         """Maps ``(..., in_features)`` to ``(..., out_features)``."""
 
 
-def _activation(name: str) -> nn.Module:
+def make_activation(name: str) -> nn.Module:
     """The activation called ``name``, one of :data:`ACTIVATIONS`."""
     if name not in ACTIVATIONS:
-        raise ValueError(f"Expected activation to be one of {', '.join(ACTIVATIONS)}; got {name!r}.")
+        raise ValueError(f"Expected activation among {', '.join(ACTIVATIONS)}; got {name!r}.")
     return ACTIVATIONS[name]()
 
 
@@ -71,19 +72,52 @@ class MLP(Described):
         self, in_features: int, hidden_dims: Sequence[int], activation: str = "leaky_relu"
     ) -> None:
         super().__init__()
-        if not hidden_dims:
-            raise ValueError("Expected at least one hidden layer in hidden_dims; got none.")
-        sizes = [in_features, *hidden_dims]
-        positive(in_features=in_features, **{f"hidden_dims[{i}]": h for i, h in enumerate(hidden_dims)})
+        sizes = _sizes(in_features, hidden_dims)
         layers: list[nn.Module] = []
         for size_in, size_out in itertools.pairwise(sizes):
-            layers += [nn.Linear(size_in, size_out), _activation(activation)]
+            layers += [nn.Linear(size_in, size_out), make_activation(activation)]
         self.layers = nn.Sequential(*layers)
         self.in_features = in_features
         self.out_features = sizes[-1]
 
     def forward(self, inputs: Tensor) -> Tensor:
         return cast(Tensor, self.layers(inputs))
+
+
+class GatedMLP(Described):
+    """A multilayer perceptron of gated layers, (W h + b) * sigmoid(V h + c).
+
+    Dauphin et al., "Language modeling with gated convolutional networks" (2017), equation 1; the
+    network of the VampPrior literature (Tomczak and Welling 2018, with layers of 300).
+
+    Args:
+        in_features: size of an input row (one-hot labels included).
+        hidden_dims: sizes of the hidden layers; the last is ``out_features``.
+
+    Raises:
+        ValueError: for a size below one.
+    """
+
+    def __init__(self, in_features: int, hidden_dims: Sequence[int]) -> None:
+        super().__init__()
+        sizes = _sizes(in_features, hidden_dims)
+        layers: list[nn.Module] = []
+        for size_in, size_out in itertools.pairwise(sizes):
+            layers += [nn.Linear(size_in, 2 * size_out), nn.GLU()]
+        self.layers = nn.Sequential(*layers)
+        self.in_features = in_features
+        self.out_features = sizes[-1]
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return cast(Tensor, self.layers(inputs))
+
+
+def _sizes(in_features: int, hidden_dims: Sequence[int]) -> list[int]:
+    if not hidden_dims:
+        raise ValueError("Expected at least one hidden layer in hidden_dims; got none.")
+    hidden = {f"hidden_dims[{i}]": size for i, size in enumerate(hidden_dims)}
+    positive(in_features=in_features, **hidden)
+    return [in_features, *hidden_dims]
 
 
 def join(rows: Tensor, labels: Tensor | None, num_labels: int) -> Tensor:
@@ -116,10 +150,26 @@ def join(rows: Tensor, labels: Tensor | None, num_labels: int) -> Tensor:
     )
 
 
+def takes_labels(part: nn.Module) -> bool:
+    """Whether a part is to be given labels: its ``num_labels`` says, or else an argument ``y``."""
+    num_labels = getattr(part, "num_labels", None)
+    if num_labels is not None:
+        return bool(num_labels)
+    return "y" in inspect.signature(part.forward).parameters
+
+
+def with_labels(part: nn.Module, y: Tensor | None, *inputs: Tensor) -> Any:
+    """Calls a part, with the labels if it takes them."""
+    return part(*inputs) if y is None or not takes_labels(part) else part(*inputs, y)
+
+
 def flat(x: Tensor, event_shape: Sequence[int]) -> Tensor:
     """Flattens the event dimensions: ``(..., *event_shape)`` to ``(..., prod(event_shape))``."""
     event_shape = tuple(event_shape)
     batch_dims = x.dim() - len(event_shape)
     if batch_dims < 0 or tuple(x.shape[batch_dims:]) != event_shape:
-        raise ValueError(f"Expected data of shape (..., {', '.join(map(str, event_shape))}); got {tuple(x.shape)}.")
+        raise ValueError(
+            f"Expected data of shape (..., {', '.join(map(str, event_shape))}); "
+            f"got {tuple(x.shape)}."
+        )
     return x.reshape(*x.shape[:batch_dims], math.prod(event_shape))

@@ -1,11 +1,11 @@
 """The Pareto k-hat: whether an importance-weighted estimate has draws enough to be trusted.
 
-The largest weights of an importance sampler follow a generalised Pareto distribution, whose shape k
-tells how many of their moments exist. Over 0.7 the estimate converges so slowly that its spread says
-nothing of its error (Vehtari, Simpson, Gelman, Yao and Gabry, "Pareto smoothed importance sampling",
-JMLR 2024). The fit is the one of Zhang and Stephens, "A new and efficient estimation method for the
-generalized Pareto distribution" (Technometrics 2009), for all data at once and from the largest
-weights alone.
+The largest weights of an importance sampler follow a generalised Pareto distribution, whose shape
+k tells how many of their moments exist. Over 0.7 the estimate converges so slowly that its spread
+says nothing of its error (Vehtari, Simpson, Gelman, Yao and Gabry, "Pareto smoothed importance
+sampling", JMLR 2024). The fit is the one of Zhang and Stephens, "A new and efficient estimation
+method for the generalized Pareto distribution" (Technometrics 2009), for all data at once and from
+the largest weights alone.
 """
 
 from __future__ import annotations

@@ -14,8 +14,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyro_vaes.distributions import FlowDistribution
 from pyro_vaes.flows import FlowRecipe
-from pyro_vaes.networks import Network, flat, join, positive
+from pyro_vaes.networks import Network, flat, join, positive, takes_labels, with_labels
 from pyro_vaes.spec import Described
 
 __all__ = ["FlowPosterior", "NormalPosterior", "Posterior"]
@@ -155,9 +156,11 @@ class FlowPosterior(Described):
             raise ValueError("Expected event_shape for a base that does not tell it; got none.")
         self.base = base
         self.event_shape = tuple(event_shape)
-        self.num_labels: int = getattr(base, "num_labels", 0)
+        # None: the base takes labels without telling their number.
+        unknown = None if takes_labels(base) else 0
+        self.num_labels: int | None = getattr(base, "num_labels", unknown)
         self.scores: bool = transforms.scores and getattr(base, "scores", True)
-        self._amortised = hasattr(base, "from_features")
+        self._amortised: bool = getattr(base, "_amortised", hasattr(base, "from_features"))
         self.out_features: int = (
             cast(int, base.out_features) if self._amortised else math.prod(self.event_shape)
         )
@@ -182,11 +185,10 @@ class FlowPosterior(Described):
     def from_features(self, features: Tensor) -> Any:
         """The distribution, given the base's features (of a base that has them)."""
         base = cast(Posterior, self.base).from_features(features)
-        return dist.TransformedDistribution(base, self.flow(features))
+        return FlowDistribution(base, self.flow(features))
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Any:
         features = self.features(x, y)
         if self._amortised:  # One pass of the network serves the base and the flow.
             return self.from_features(features)
-        base = self.base(x) if y is None else self.base(x, y)
-        return dist.TransformedDistribution(base, self.flow(features))
+        return FlowDistribution(with_labels(self.base, y, x), self.flow(features))

@@ -13,9 +13,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_vaes.distributions import Mixture, VampDistribution
+from pyro_vaes.distributions import FlowDistribution, Mixture, VampDistribution
 from pyro_vaes.flows import FlowRecipe
-from pyro_vaes.networks import join, positive
+from pyro_vaes.networks import join, positive, takes_labels, with_labels
 from pyro_vaes.spec import Described
 
 __all__ = ["FlowPrior", "MixturePrior", "NormalPrior", "VampPrior"]
@@ -144,7 +144,9 @@ class VampPrior(Described):
         self.posterior = posterior
         self.latent_dim: int | None = getattr(posterior, "latent_dim", None)
         self.num_components = len(pseudo_inputs)
-        self.num_labels = int(getattr(posterior, "num_labels", 0))
+        # None: the posterior takes labels without telling their number.
+        unknown = None if takes_labels(posterior) else 0
+        self.num_labels: int | None = getattr(posterior, "num_labels", unknown)
         self.bounds = None if bounds is None else (float(bounds[0]), float(bounds[1]))
         values = pseudo_inputs.detach().clone().to(torch.get_default_dtype())
         if self.bounds is not None:
@@ -163,7 +165,7 @@ class VampPrior(Described):
         self._set_labels(labels)
 
     def _set_labels(self, labels: Tensor | None) -> None:
-        if not self.num_labels:
+        if self.num_labels == 0:
             self.register_buffer("labels", None)
             return
         if labels is None or labels.shape != (self.num_components,):
@@ -177,14 +179,11 @@ class VampPrior(Described):
         u, logits = self.pseudo_inputs, cast(Tensor, self.logits)
         if self.bounds is not None:
             u = u.clamp(*self.bounds)
-        if not self.num_labels:
-            return VampDistribution(self.posterior(u), logits)
-        labels = cast(Tensor, self.labels)
-        components = self.posterior(u, labels)
-        if y is not None:
+        labels = cast("Tensor | None", self.labels)
+        if labels is not None and y is not None:
             # A pseudo-input of another label has weight zero; the components are shared by all rows.
             logits = logits.masked_fill(labels != y.unsqueeze(-1), -torch.inf)
-        return VampDistribution(components, logits)
+        return VampDistribution(with_labels(self.posterior, labels, u), logits)
 
 
 class FlowPrior(Described):
@@ -220,4 +219,4 @@ class FlowPrior(Described):
             y = _labels(y, self.num_labels)
             context = join(zero.new_empty(*y.shape, 0), y, self.num_labels)
         base = dist.Normal(zero, self.one).expand([*(y.shape if context is not None else ()), self.latent_dim])
-        return dist.TransformedDistribution(base.to_event(1), self.flow(context))
+        return FlowDistribution(base.to_event(1), self.flow(context))

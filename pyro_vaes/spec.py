@@ -97,7 +97,10 @@ def _describe(value: Any, seen: dict[int, int]) -> Any:
 
 
 def rebuild(description: Any) -> Any:
-    """Builds what :func:`describe` described; tensors come back as zeros of their shape.
+    """Builds what :func:`describe` described; tensors have their shape, their values are to come.
+
+    Until the weights are loaded they are NaN (whole numbers: zeros), which no check of values
+    refuses and no result hides.
 
     Raises:
         SpecError: if the description is not one that :func:`describe` writes.
@@ -121,7 +124,8 @@ def _rebuild(description: Any, built: list[Any]) -> Any:
         dtype = getattr(torch, description["dtype"])
         if not isinstance(dtype, torch.dtype):
             raise SpecError(f"Expected a tensor type; got {description['dtype']!r}.")
-        return torch.zeros(description["tensor"], dtype=dtype)
+        unknown = torch.nan if dtype.is_floating_point else 0
+        return torch.full(description["tensor"], unknown, dtype=dtype)
     if "dict" in description:
         return {key: _rebuild(item, built) for key, item in description["dict"].items()}
     if "ref" in description:

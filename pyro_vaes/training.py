@@ -44,6 +44,7 @@ from pyro_vaes.monitoring import (
     History,
     NonFiniteError,
     arguments,
+    check_batches,
     first_not_finite,
     metrics_line,
     tensorboard,
@@ -181,14 +182,17 @@ class _Trainer:
         )
         if self.warmup_steps and not isinstance(objective, ELBO):
             raise ValueError(
-                "Expected an objective of pyro_vaes for a KL warm-up; "
-                f"got {type(objective).__name__}."
+                "Expected an objective of pyro_vaes for a KL warm-up, for a many-sample bound has "
+                f"no KL to weigh; got {type(objective).__name__}."
             )
         if self.warmup_steps >= options.epochs * self.steps_per_epoch:
             raise ValueError(
                 f"Expected a warm-up shorter than the training; got {self.warmup_steps} steps of "
                 f"{options.epochs * self.steps_per_epoch}."
             )
+        check_batches(objective, train, options.batch_size)
+        if val is not None:
+            check_batches(objective, val)
         vae.to(self.device)
         self.train, self.val = (_on_device(split, vae) for split in (train, val))
         self.history = History(device=self.device.type)
@@ -250,6 +254,8 @@ class _Trainer:
             return self.options.mode
         if saved is not None:
             return cast(str, saved[1]["history"]["mode"])
+        if not getattr(self.objective, "recordable", True):
+            return "eager"
         long = self.options.epochs * self.steps_per_epoch >= _COMPILE_FROM_STEPS
         return "compiled" if long else "traced"
 
@@ -287,6 +293,7 @@ class _Trainer:
             "average": copied(self.average or {}),
             "optimizer": copied(optimizer_tensors(self.optimizer)),
             "generator": generators,
+            **self._objective_groups(),
         }
         record = {
             "options": dataclasses.asdict(self.options),
@@ -302,6 +309,15 @@ class _Trainer:
                 write_tensors(out / WEIGHTS, best, weights)
 
         self.writer.submit(write)
+
+    def _objective_groups(self) -> Groups:
+        """What the objective itself has learned: a divergence's weights and its optimiser's state."""
+        divergence = getattr(self.objective, "divergence", None)
+        optimizer = getattr(divergence, "optimizer", None)
+        return {
+            "divergence": {} if divergence is None else copied(named_tensors(divergence)),
+            "divergence_optimizer": {} if optimizer is None else copied(optimizer_tensors(optimizer)),
+        }
 
     def _check_same(self, record: Mapping[str, Any]) -> None:
         """Refuses to go on with a run of other options, data or architecture."""
@@ -327,6 +343,11 @@ class _Trainer:
             for key in ("best", "average")
         )
         restore_optimizer(self.optimizer, groups.get("optimizer", {}))
+        divergence = getattr(self.objective, "divergence", None)
+        if divergence is not None:
+            fill(divergence, groups.get("divergence", {}), self.out / CHECKPOINT)
+            if divergence.optimizer is not None:
+                restore_optimizer(divergence.optimizer, groups.get("divergence_optimizer", {}))
         self.order.set_state(groups["generator"]["order"])
         torch.set_rng_state(groups["generator"]["cpu"])
         if self.device.type == "cuda":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import weakref
 from typing import Any, cast
@@ -11,6 +10,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from pyro_vaes.networks import takes_labels, with_labels
 from pyro_vaes.spec import Described
 
 __all__ = ["VAE"]
@@ -78,12 +78,12 @@ class VAE(Described):
     @property
     def conditional(self) -> bool:
         """Whether any part takes labels."""
-        return any(map(_takes_labels, (self.prior, self.posterior, self.likelihood)))
+        return any(map(takes_labels, (self.prior, self.posterior, self.likelihood)))
 
     @property
     def prior_is_conditional(self) -> bool:
         """Whether the prior takes labels; otherwise one distribution serves all data."""
-        return _takes_labels(self.prior)
+        return takes_labels(self.prior)
 
     @property
     def device(self) -> torch.device:
@@ -102,15 +102,15 @@ class VAE(Described):
 
     def p_z(self, y: Tensor | None = None) -> Any:
         """The prior's distribution, with the labels if it takes them."""
-        return _call(self.prior, y)
+        return with_labels(self.prior, y)
 
     def q_z(self, x: Tensor, y: Tensor | None = None) -> Any:
         """The posterior's distribution, with the labels if it takes them."""
-        return _call(self.posterior, y, x)
+        return with_labels(self.posterior, y, x)
 
     def p_x(self, z: Tensor, y: Tensor | None = None) -> Any:
         """The likelihood's distribution, with the labels if it takes them."""
-        return _call(self.likelihood, y, z)
+        return with_labels(self.likelihood, y, z)
 
     def model(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """The generative model p(x, z), observed at ``x`` of shape ``(n, *event_shape)``."""
@@ -166,29 +166,30 @@ class VAE(Described):
     @torch.no_grad()
     def decode(self, z: Tensor, y: Tensor | int | None = None) -> Tensor:
         """The likelihood's mean ``(*batch, *event_shape)`` at z ``(*batch, latent_dim)``."""
-        if isinstance(y, int):
-            y = self._check_labels(y, z.shape[-2])
+        if y is not None:
+            y = self._check_labels(y, z.shape[-2] if isinstance(y, int) and z.dim() > 1 else None)
         return mean_of(self.p_x(z, y))
 
     def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """The likelihood's mean at the posterior mean of x."""
         return self.decode(self.encode(x, y), y)
 
-    def _check_labels(self, y: Tensor | int | None, n: int) -> Tensor | None:
-        """One label for each of n data, in range; None if no part takes labels."""
-        counts = [getattr(part, "num_labels", 0) for part in self.children()]
-        num_labels = max(counts)
+    def _check_labels(self, y: Tensor | int | None, n: int | None = None) -> Tensor | None:
+        """Labels in range, one for each of n data if n is given; None if no part takes labels."""
+        num_labels = max(getattr(part, "num_labels", 0) or 0 for part in self.children())
         if y is None:
             if num_labels:
                 raise ValueError(
                     f"Expected labels y in 0..{num_labels - 1} for a conditional VAE; got none."
                 )
             return None
-        labels = torch.as_tensor(y, device=self.device).long().expand(n)
+        labels = torch.as_tensor(y, device=self.device).long()
+        if n is not None and tuple(labels.shape) not in ((), (1,), (n,)):
+            raise ValueError(f"Expected one label, or one for each of {n} data; got {len(labels)}.")
         if num_labels and not bool(((labels >= 0) & (labels < num_labels)).all()):
             wrong = labels[(labels < 0) | (labels >= num_labels)][0].item()
             raise ValueError(f"Expected labels y in 0..{num_labels - 1}; got {wrong}.")
-        return labels
+        return labels if n is None else labels.expand(n)
 
 
 def mean_of(distribution: Any) -> Tensor:
@@ -199,13 +200,3 @@ def mean_of(distribution: Any) -> Tensor:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             return cast(Tensor, distribution.sample((_MEAN_DRAWS,)).mean(0))
-
-
-def _takes_labels(part: nn.Module) -> bool:
-    if hasattr(part, "num_labels"):
-        return bool(part.num_labels)
-    return "y" in inspect.signature(part.forward).parameters
-
-
-def _call(part: nn.Module, y: Tensor | None, *inputs: Tensor) -> Any:
-    return part(*inputs) if y is None or not _takes_labels(part) else part(*inputs, y)

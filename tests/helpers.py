@@ -64,9 +64,9 @@ def histogram(
     place = ((t + _HALF_WIDTH) * (cells / (2 * _HALF_WIDTH))).floor().long()
     inside = ((place >= 0) & (place < cells)).all(-1)
     index = sum(place[:, i] * cells ** (dim - 1 - i) for i in range(dim))
-    counts = torch.bincount(
-        torch.where(inside, index, cells**dim), minlength=cells**dim + 1
-    ).to(draws)
+    counts = torch.bincount(torch.where(inside, index, cells**dim), minlength=cells**dim + 1).to(
+        draws
+    )
 
     corners = torch.cartesian_prod(*[torch.arange(cells)] * dim).reshape(-1, dim)
     masses = _masses(log_prob, center, spread, corners, cells, 4)

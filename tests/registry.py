@@ -18,9 +18,10 @@ from pyro.infer import RenyiELBO, Trace_ELBO
 from torch import Tensor, nn
 
 from pyro_vaes import flows
+from pyro_vaes.divergences import MMD, Adversarial
 from pyro_vaes.likelihoods import BernoulliLikelihood, CategoricalLikelihood, NormalLikelihood
 from pyro_vaes.networks import MLP
-from pyro_vaes.objectives import ELBO, BetaELBO
+from pyro_vaes.objectives import ELBO, BetaELBO, InfoELBO
 from pyro_vaes.posteriors import FlowPosterior, NormalPosterior
 from pyro_vaes.priors import FlowPrior, MixturePrior, NormalPrior, VampPrior
 from pyro_vaes.vae import VAE
@@ -78,10 +79,8 @@ def scramble(module: nn.Module, scale: float = 1.0) -> nn.Module:
     return module
 
 
-def cases(
-    table: dict[str, Case], *, labels: tuple[int, ...] = (0, 3), **flags: Any
-) -> list[Any]:
-    """Parameters ``(name, num_labels)`` for pytest, of the rows whose attributes equal ``flags``."""
+def cases(table: dict[str, Case], *, labels: tuple[int, ...] = (0, 3), **flags: Any) -> list[Any]:
+    """Parameters ``(name, num_labels)`` for pytest, of the rows whose attributes are ``flags``."""
     return [
         pytest.param(name, count, id=f"{name}-y" if count else name)
         for name, case in table.items()
@@ -166,7 +165,9 @@ def _vamp(
 
 def _vamp_of_flow(latent_dim: int, event_shape: Shape, labels: int) -> VampPrior:
     base = _normal(latent_dim, event_shape, labels)
-    return _vamp(latent_dim, event_shape, labels, FlowPosterior(base, flows.iaf(latent_dim, 1, [8])))
+    return _vamp(
+        latent_dim, event_shape, labels, FlowPosterior(base, flows.iaf(latent_dim, 1, [8]))
+    )
 
 
 FLOWS: dict[str, Case] = {
@@ -174,6 +175,8 @@ FLOWS: dict[str, Case] = {
     "maf": Case(lambda d, depth: flows.maf(d, depth, [8])),
     "planar": Case(lambda d, depth: flows.planar(d, depth), scores=False),
     "realnvp": Case(lambda d, depth: flows.realnvp(d, depth, [8]), min_latent_dim=2),
+    "spline": Case(lambda d, depth: flows.spline(d, depth, [8], bound=3.0), min_latent_dim=2),
+    "sylvester": Case(lambda d, depth: flows.sylvester(d, depth), scores=False),
 }
 
 PRIORS: dict[str, Case] = {
@@ -218,12 +221,14 @@ LIKELIHOODS: dict[str, Case] = {
     "own": Case(OwnLikelihood, own=False),
 }
 
-OBJECTIVES: dict[str, Callable[[], Trace_ELBO]] = {
+OBJECTIVES: dict[str, Callable[[], Any]] = {
     "trace_elbo": Trace_ELBO,
     "elbo": ELBO,
     "beta_0": lambda: BetaELBO(0.0),
     "beta_4": lambda: BetaELBO(4.0),
     "free_bits": lambda: ELBO(free_bits=0.5),
+    "info_mmd": lambda: InfoELBO(0.5, 3.0, MMD()),
+    "info_adversarial": lambda: InfoELBO(1.0, 2.0, Adversarial(2, [8])),
     "particles": lambda: ELBO(num_particles=3, vectorize_particles=True),
     "renyi": lambda: RenyiELBO(num_particles=2, vectorize_particles=True, max_plate_nesting=1),
 }

@@ -40,7 +40,8 @@ def wrong(option: Option) -> list[Any]:
     elif option.kind is bool:
         values += [2, 1.0, "maybe"]
     elif option.kind in (int, float):
-        values += [True, "ten", math.nan, math.inf, "nan", "-inf", -1, [1], 10**5000]
+        values += [True, "ten", math.nan, math.inf, "nan", "-inf", [1], 10**5000]
+        values += [-1] if option.least is not None or option.above is not None else []
         values += [0] if option.least == 1 or option.above == 0 else []
         values += [1] if option.below == 1 else []
         values += [1.5, 2.0, 2**31] if option.kind is int else []

@@ -1,0 +1,222 @@
+"""Every benchmark runs at toy size, writes what it promises, and its ratios are what they say."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+BENCHMARKS = ROOT / "benchmarks"
+
+
+@pytest.fixture
+def harness(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("harness")
+
+
+def run(script: str, *flags: str) -> str:
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / script), *flags],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# Each row: script, flags, the files it writes, contenders that must be in the first of them.
+TOYS = [
+    pytest.param(
+        "steps.py",
+        ["--work", "vamp"],
+        ["steps_vamp"],
+        ["textbook Pyro", "hand-written PyTorch", "pyro_vaes eager", "pyro_vaes traced"],
+        id="steps",
+    ),
+    pytest.param(
+        "evaluate.py",
+        [],
+        ["evaluate", "evaluate_memory"],
+        ["pyro_vaes log_marginal", "pyro_vaes evaluate"],
+        id="evaluate",
+    ),
+    pytest.param(
+        "growth.py",
+        ["--curve", "K"],
+        ["growth_K"],
+        ["textbook Pyro", "hand-written PyTorch", "pyro_vaes traced"],
+        id="growth",
+    ),
+    pytest.param(
+        "together.py",
+        [],
+        ["together"],
+        ["one after another, traced", "pyro_vaes together, traced"],
+        id="together",
+        marks=pytest.mark.skipif(
+            not importlib.util.find_spec("pyro_vaes.sweep"), reason="no sweeps in this version"
+        ),
+    ),
+    pytest.param(
+        "course_job.py",
+        [],
+        ["course_job"],
+        ["course loop", "course loop, pictures", "pyro_vaes train"],
+        id="course_job",
+    ),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("script", "flags", "files", "contenders"), TOYS)
+def test_toy_run_writes_records_header_and_picture(
+    script: str,
+    flags: list[str],
+    files: list[str],
+    contenders: list[str],
+    tmp_path: Path,
+    harness: Any,
+) -> None:
+    run(script, "--toy", "--out", str(tmp_path), *flags)
+    for name in files:
+        records, facts = harness.read(tmp_path / f"{name}.csv")
+        assert (tmp_path / f"{name}.png").stat().st_size > 1000
+        assert facts["command"].startswith(f"python benchmarks/{script} --toy")
+        assert {"date", "versions", "machine", "threads"} <= facts.keys()
+        assert "torch" in facts["versions"]
+        for record in records:
+            measured = record.get("seconds") or record["megabytes"]
+            assert float(measured) >= 0
+    found = {record["contender"] for record in harness.read(tmp_path / f"{files[0]}.csv")[0]}
+    assert set(contenders) <= found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("peer", "work", "contender"),
+    [("numpyro", "digits", "NumPyro, scan"), ("pythae", "vamp", "pythae")],
+)
+def test_peer_runs(peer: str, work: str, contender: str, tmp_path: Path, harness: Any) -> None:
+    pytest.importorskip(peer)
+    run("steps.py", "--toy", "--out", str(tmp_path), "--work", work, "--only", contender)
+    records, _ = harness.read(tmp_path / f"steps_{work}.csv")
+    assert {record["contender"] for record in records} == {contender}
+
+
+def test_ratio_is_taken_round_by_round(harness: Any) -> None:
+    # The machine slows down from round to round; the ratio does not change.
+    records = [
+        {"contender": name, "round": number, "seconds": factor * (1 + number)}
+        for name, factor in (("ours", 1.0), ("theirs", 4.0))
+        for number in range(9)
+    ]
+    assert harness.ratio(records, "ours", "theirs") == pytest.approx((0.25, 0.25, 0.25))
+    assert harness.ratio(records, "ours", "absent") is None
+
+
+def test_compare_times_the_units_and_keeps_stores_apart(harness: Any) -> None:
+    import pyro
+    import torch
+
+    seen: dict[str, int] = {}
+
+    def contender(name: str, seconds: float) -> Any:
+        def make() -> Any:
+            def work(units: int) -> float:
+                pyro.param(name, torch.zeros(()))
+                seen[name] = max(seen.get(name, 0), len(pyro.get_param_store()))
+                return seconds * units
+
+            return work
+
+        return harness.Contender(name, make, granule=3)
+
+    records = harness.compare(
+        [contender("slow", 0.02), contender("fast", 0.01)],
+        rounds=3,
+        block_seconds=0.1,
+        say=lambda line: None,
+    )
+    assert [r["contender"] for r in records] == ["slow"] * 3 + ["fast"] * 3
+    assert {r["seconds"] for r in records} == {0.02, 0.01}
+    assert seen == {"slow": 1, "fast": 1}
+    assert harness.ratio(records, "fast", "slow") == pytest.approx((0.5, 0.5, 0.5))
+
+
+def test_records_survive_writing(harness: Any, tmp_path: Path) -> None:
+    records = [{"contender": "a, b", "round": 0, "seconds": 1 / 3}]
+    path = harness.write(tmp_path, "x", records, {"command": "python x: y", "machine": "m"})
+    read, facts = harness.read(path)
+    assert facts == {"command": "python x: y", "machine": "m"}
+    assert read[0]["contender"] == "a, b"
+    assert float(read[0]["seconds"]) == pytest.approx(1 / 3, rel=1e-5)
+
+
+def test_table_says_what_was_reached(harness: Any, tmp_path: Path) -> None:
+    table = importlib.import_module("table")
+    target = next(t for t in table.TARGETS if t.file == "together")
+    records = [
+        {"work": target.work, "contender": name, "round": number, "seconds": seconds}
+        for name, seconds in ((target.ours, 0.5), (target.theirs, 1.0))
+        for number in range(3)
+    ]
+    harness.write(tmp_path, "together", records, {})
+    line = next(line for line in table.targets(tmp_path).splitlines() if target.title in line)
+    assert "0.50" in line
+    assert line.endswith("| yes |")
+    assert table.targets(tmp_path).count("not measured") == len(table.TARGETS) - 1
+
+
+def test_peak_memory_sees_what_was_held_for_a_moment(harness: Any) -> None:
+    import torch
+
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("the peak cannot be reset here")
+    with harness.PeakMemory() as memory:
+        torch.ones(64_000_000 // 4).sum()
+    assert 50e6 < memory.bytes < 120e6
+
+
+def test_peers_and_ours_compute_the_same_bound(
+    harness: Any, monkeypatch: pytest.MonkeyPatch, float64: None
+) -> None:
+    """With equal weights and noise, all contenders minimise one loss: the race is fair."""
+    import torch
+    from pyro.infer import Trace_ELBO
+
+    works, peers = (importlib.import_module(name) for name in ("works", "peers_torch"))
+    for work in (works.DIGITS.toy(), works.VAMP.toy()):
+        x = work.data()[0].double()
+        mine = works.our_vae(work)
+        losses = []
+        for kind in (peers.TextbookPyro, peers.HandWritten):
+            other = kind(work)
+            for network, part in (
+                (other.encoder, mine.posterior),
+                (other.decoder, mine.likelihood),
+            ):
+                values = [*part.network.parameters(), *part.head.parameters()]
+                for to, value in zip(network.parameters(), values, strict=True):
+                    to.data.copy_(value)
+            if work.components:
+                other.pseudo_inputs.data.copy_(mine.prior.pseudo_inputs)
+            torch.manual_seed(0)
+            if kind is peers.HandWritten:
+                losses.append(other(x).item())
+            else:
+                losses.append(Trace_ELBO().loss(other.model, other.guide, x))
+        torch.manual_seed(0)
+        losses.append(Trace_ELBO().loss(mine.model, mine.guide, x))
+        assert losses[0] == pytest.approx(losses[1], rel=1e-9)
+        assert losses[0] == pytest.approx(losses[2], rel=1e-9)

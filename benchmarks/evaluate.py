@@ -20,16 +20,15 @@ from harness import (
     Contender,
     PeakMemory,
     Run,
-    bars,
     chosen,
     compare,
-    curves,
     header,
     in_fresh_process,
     options,
     summary,
     write,
 )
+from pictures import bars, curves
 from works import VAMP, Work, our_vae
 
 import pyro_vaes as pv

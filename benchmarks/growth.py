@@ -21,8 +21,9 @@ from typing import Any
 
 import torch
 from evaluate import ours as evaluation
-from harness import PeakMemory, Run, curves, header, in_fresh_process, options, write
+from harness import PeakMemory, Run, header, in_fresh_process, options, write
 from peers_torch import hand_written, textbook_pyro
+from pictures import curves
 from steps import ours
 from together import together
 from works import DIGITS, MNIST, VAMP, Work, our_vae
@@ -168,13 +169,11 @@ def main() -> None:
                 flush=True,
             )
     points.sort(key=lambda p: (todo.index((p["curve"], p["size"], p["contender"])), p["round"]))
-    for record in points:
-        record["ms"] = 1e3 * record["seconds"]
     stem = "_".join(["growth", *filter(None, [given.curve, "cuda" * (given.device == "cuda")])])
     write(given.out, stem.replace(" ", "_"), points, facts)
     caption = f"{facts['machine']}; {facts['versions']}"
     path = given.out / f"{stem.replace(' ', '_')}.png"
-    curves(path, points, {"ms": "ms a step", "megabytes": "peak, MB"}, caption)
+    curves(path, points, {"seconds": "seconds", "megabytes": "peak, MB"}, caption)
 
 
 if __name__ == "__main__":

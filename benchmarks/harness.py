@@ -1,4 +1,4 @@
-"""What the benchmarks share: fair timing of several contenders, memory, records, pictures.
+"""What the benchmarks share: fair timing of several contenders, memory, records, options.
 
 Contenders are timed in one process and in turns: each round runs a block of every contender, in an
 order drawn anew, so that a machine that slows down slows them all. A ratio is taken within each
@@ -29,12 +29,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import pyro
 import torch
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "pyro-ppl", "numpyro", "jax", "pythae", "numpy")
@@ -256,7 +252,7 @@ def header() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     facts = {
-        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *_flags()]),
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": _commit(),
         "versions": ", ".join([f"Python {platform.python_version()}", *versions]),
@@ -269,6 +265,15 @@ def header() -> dict[str, str]:
         # Before the benchmark adds its own: anything near 1 is somebody else at work.
         facts["load at start"] = f"{os.getloadavg()[0]:.2f}"
     return facts
+
+
+def _flags() -> list[str]:
+    """The command's flags without ``--out``: where results lie says nothing about them."""
+    flags = [flag for flag in sys.argv[1:] if not flag.startswith("--out=")]
+    if "--out" in flags:
+        place = flags.index("--out")
+        del flags[place : place + 2]
+    return flags
 
 
 def cores() -> int:
@@ -327,93 +332,6 @@ def read(path: Path) -> tuple[list[dict[str, str]], dict[str, str]]:
     comments = [line[2:] for line in lines if line.startswith("# ")]
     facts = {key: value for key, _, value in (line.partition(": ") for line in comments)}
     return list(csv.DictReader(line for line in lines if not line.startswith("# "))), facts
-
-
-def bars(
-    path: Path,
-    panels: Mapping[str, Sequence[Mapping[str, Any]]],
-    label: str,
-    factor: float = 1e3,
-    caption: str = "",
-) -> None:
-    """Draws the medians of each panel's contenders as bars, with their quartiles."""
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(5 * len(panels), 3.6), layout="constrained", squeeze=False
-    )
-    for axis, (title, records) in zip(axes[0], panels.items(), strict=True):
-        names = list(dict.fromkeys(record["contender"] for record in records))
-        spread = [
-            [
-                factor * q
-                for q in quartiles(float(r["seconds"]) for r in records if r["contender"] == n)
-            ]
-            for n in names
-        ]
-        middle = [q[1] for q in spread]
-        errors = [[q[1] - q[0] for q in spread], [q[2] - q[1] for q in spread]]
-        colours = ["tab:blue" if name.startswith("pyro_vaes") else "0.65" for name in names]
-        places = range(len(names))
-        drawn = axis.barh(places, middle, xerr=errors, color=colours, ecolor="0.3")
-        axis.bar_label(drawn, [f"{value:.3g}" for value in middle], padding=4)
-        axis.set_yticks(places, names)
-        axis.invert_yaxis()
-        axis.margins(x=0.15)
-        axis.set(title=title, xlabel=label)
-        axis.spines[["top", "right"]].set_visible(False)
-    if caption:
-        figure.supxlabel(caption, fontsize=7, color="0.4")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-def curves(
-    path: Path,
-    points: Sequence[Mapping[str, Any]],
-    values: Mapping[str, str],
-    caption: str = "",
-) -> None:
-    """Draws the medians of each curve's contenders against its size, on logarithmic scales.
-
-    Args:
-        path: of the picture.
-        points: records with ``curve``, ``contender``, ``size`` and the values.
-        values: titles of the rows, by the name of the value each shows.
-        caption: a line below.
-    """
-    names = list(dict.fromkeys(point["curve"] for point in points))
-    figure, axes = plt.subplots(
-        len(values),
-        len(names),
-        figsize=(3.4 * len(names), 2.8 * len(values)),
-        layout="constrained",
-        squeeze=False,
-    )
-    for row, (value, title) in zip(axes, values.items(), strict=True):
-        for axis, name in zip(row, names, strict=True):
-            for contender in dict.fromkeys(p["contender"] for p in points if p["curve"] == name):
-                found: dict[int, list[float]] = {}
-                for point in points:
-                    if (point["curve"], point["contender"]) == (name, contender):
-                        found.setdefault(int(point["size"]), []).append(float(point[value]))
-                spread = [quartiles(found[size]) for size in sorted(found)]
-                line = axis.plot(
-                    sorted(found),
-                    [middle for _, middle, _ in spread],
-                    marker="o",
-                    markersize=3,
-                    linestyle="-" if contender.startswith("pyro_vaes") else "--",
-                    label=contender,
-                )
-                low, high = ([q[i] for q in spread] for i in (0, 2))
-                axis.fill_between(sorted(found), low, high, color=line[0].get_color(), alpha=0.2)
-            axis.set(xlabel=name, ylabel=title, xscale="symlog", yscale="log")
-            axis.grid(alpha=0.3)
-            axis.legend(fontsize=6)
-            axis.spines[["top", "right"]].set_visible(False)
-    if caption:
-        figure.supxlabel(caption, fontsize=7, color="0.4")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 # --- options --------------------------------------------------------------------------------------

@@ -13,17 +13,8 @@ import importlib.util
 from functools import partial
 
 import torch
-from harness import (
-    Contender,
-    Run,
-    bars,
-    chosen,
-    compare,
-    header,
-    options,
-    summary,
-    write,
-)
+from harness import Contender, Run, chosen, compare, header, options, summary, write
+from pictures import bars
 from pyro.optim import Adam
 from works import LEARNING_RATE, WORKS, Work, our_vae, rounds_of
 

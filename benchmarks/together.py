@@ -13,7 +13,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from harness import Contender, Run, bars, chosen, compare, header, options, summary, write
+from harness import Contender, Run, chosen, compare, header, options, summary, write
+from pictures import bars
 from works import DIGITS, Work, our_vae
 
 import pyro_vaes as pv

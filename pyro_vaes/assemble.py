@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-from pyro.infer import RenyiELBO, Trace_ELBO
+import pyro.infer
+from pyro.infer import RenyiELBO
 from torch import nn
 
 from pyro_vaes import flows
@@ -27,9 +28,10 @@ from pyro_vaes.likelihoods import (
 from pyro_vaes.monitoring import History, check_batches
 from pyro_vaes.networks import MLP, GatedMLP
 from pyro_vaes.objectives import BetaELBO, InfoELBO
-from pyro_vaes.posteriors import FlowPosterior, NormalPosterior
-from pyro_vaes.priors import FlowPrior, MixturePrior, NormalPrior, VampPrior
+from pyro_vaes.posteriors import FlowPosterior, FullNormalPosterior, NormalPosterior
+from pyro_vaes.priors import FlowPrior, GTMPrior, MixturePrior, NormalPrior, VampPrior
 from pyro_vaes.splits import Init, labelled_pseudo_inputs, pseudo_inputs
+from pyro_vaes.topographic import GTMPseudoInputs
 from pyro_vaes.training import fit
 from pyro_vaes.vae import VAE
 
@@ -77,10 +79,12 @@ def build(config: RunConfig, data: DataSet) -> tuple[VAE, list[str]]:
     posterior = _posterior(config, data, labels)
     prior = _prior(config, data, labels, posterior, remarks)
     likelihood = _likelihood(config, data, labels, remarks)
+    if config.data.augment and data.image_shape is None:
+        remarks.append("--augment has no effect: the data are no images.")
     return VAE(prior, posterior, likelihood), remarks
 
 
-def build_objective(config: RunConfig) -> Trace_ELBO:
+def build_objective(config: RunConfig) -> pyro.infer.ELBO:
     """The objective of a configuration; a discriminator's weights come from torch's generator."""
     objective = config.objective
     if objective.train_samples > 1:
@@ -136,8 +140,7 @@ def train(
         "digest": data.digest,
     }
     strength = config.data.augment
-    if strength:
-        _images(data, "--augment", strength)
+    if strength and data.image_shape is not None:
         data = data.augmented(**{name: strength * move for name, move in _MOVES.items()})
     return fit(
         vae,
@@ -211,9 +214,10 @@ def _posterior(config: RunConfig, data: DataSet, labels: int) -> nn.Module:
         # Bounded likelihoods tell the range; of real values, two deviations about the mean will do.
         mean, spread = data.train.x.mean().item(), 2 * data.train.x.std().item()
         x_range = [mean - spread, mean + spread] if spread > 0 else None
-    base = NormalPosterior(network, latent_dim, list(data.event_shape), labels, x_range)
     name = config.parts.posterior
-    if name == "normal":
+    kind = FullNormalPosterior if name == "full_normal" else NormalPosterior
+    base = kind(network, latent_dim, list(data.event_shape), labels, x_range)
+    if name in ("normal", "full_normal"):
         return base
     return FlowPosterior(base, _flow(name, latent_dim, config.parts.posterior_flows, "posterior"))
 
@@ -235,25 +239,54 @@ def _prior(
                 "base (posterior.base) instead."
             )
             posterior = posterior.base
-        return _vamp(config, data, labels, posterior)
+        return _vamp(config, data, labels, posterior, remarks)
+    if parts.prior == "gtm":
+        grid = _grid_size(parts.prior_components, remarks)
+        network = MLP(2 + prior_labels, list(config.network.hidden_dims), config.network.activation)
+        weighted = parts.prior_weights != "uniform"
+        return GTMPrior(network, latent_dim, grid, prior_labels, learn_weights=weighted)
     flow = _flow(parts.prior, latent_dim, parts.prior_flows, "prior")
     return FlowPrior(latent_dim, flow, prior_labels)
 
 
-def _vamp(config: RunConfig, data: DataSet, labels: int, posterior: Any) -> VampPrior:
+def _vamp(
+    config: RunConfig, data: DataSet, labels: int, posterior: Any, remarks: list[str]
+) -> VampPrior:
     parts, count = config.parts, config.parts.prior_components
     learned = parts.prior_weights == "learned"
+    x = data.train.x
+    bounds = [x.min().item(), x.max().item()] if parts.pseudo_input_bounds else None
+    if parts.pseudo_inputs == "gtm":
+        network = MLP(2 + labels, list(config.network.hidden_dims), config.network.activation)
+        grid = GTMPseudoInputs(
+            network,
+            list(data.event_shape),
+            _grid_size(count, remarks),
+            bounds or [x.min().item(), x.max().item()],
+            labels,
+        )
+        return VampPrior(posterior, grid, learn_weights=learned)
     init = cast(Init, parts.pseudo_inputs)
     if not labels:
-        u = pseudo_inputs(data.train.x, count, init)
-        return VampPrior(posterior, u, learn_weights=learned)
+        u = pseudo_inputs(x, count, init)
+        return VampPrior(posterior, u, bounds, learn_weights=learned)
     if count < labels:
         raise ConfigError(
             f"Invalid value for '--prior-components': expected at least {labels}, a pseudo-input "
             f"for each label; got {count}."
         )
     u, of_label = labelled_pseudo_inputs(data.train, count, init)
-    return VampPrior(posterior, u, labels=of_label, learn_weights=learned)
+    return VampPrior(posterior, u, bounds, labels=of_label, learn_weights=learned)
+
+
+def _grid_size(count: int, remarks: list[str]) -> int:
+    """Points on a side of the square grid nearest to ``count`` points."""
+    side = max(1, round(math.sqrt(count)))
+    if side * side != count:
+        remarks.append(
+            f"The grid of the GTM has {side} x {side} points, the square nearest {count}."
+        )
+    return side
 
 
 def _likelihood(config: RunConfig, data: DataSet, labels: int, remarks: list[str]) -> nn.Module:

@@ -15,6 +15,7 @@ import torch
 
 from pyro_vaes._version import __version__
 from pyro_vaes.assemble import build, train
+from pyro_vaes.catalogue import catalogue
 from pyro_vaes.checkpoints import RunFolderError, load, load_record, write_bytes, write_text
 from pyro_vaes.config import (
     DEFAULT_RECIPE,
@@ -256,7 +257,7 @@ def _report(summary: dict[str, Any], out: Path) -> None:
 @click.option(
     "--chunk-size",
     type=click.IntRange(min=1),
-    default=8192,
+    default=2048,
     show_default=True,
     help="Decoder evaluations at once: bounds the memory, changes no figure.",
 )
@@ -349,6 +350,12 @@ def _sample(
         columns = min(num, num_labels) if num_labels and label is None else None
         plotting.save_figure(plotting.image_grid(samples, image_shape, columns=columns), out)
     click.echo(f"{num} samples: {out}")
+
+
+@cli.command("parts")
+def _parts() -> None:
+    """Lists every part a flag can name, with the paper it comes from."""
+    click.echo(catalogue())
 
 
 def _open(run: Path) -> tuple[VAE, dict[str, Any]]:

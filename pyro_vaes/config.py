@@ -54,10 +54,10 @@ __all__ = [
 LEVEL_LIKELIHOODS = ("categorical", "ordinal", "beta_binomial", "discretized_logistic")
 LIKELIHOODS = ("auto", "bernoulli", *LEVEL_LIKELIHOODS, "normal")
 COMPONENT_PRIORS = ("mixture", "vamp")
-FLOW_PRIORS = ("realnvp", "maf")
-PRIORS = ("standard", *COMPONENT_PRIORS, *FLOW_PRIORS)
-FLOW_POSTERIORS = ("planar", "iaf")
-POSTERIORS = ("normal", *FLOW_POSTERIORS)
+FLOW_PRIORS = ("realnvp", "maf", "spline")
+PRIORS = ("standard", *COMPONENT_PRIORS, "gtm", *FLOW_PRIORS)
+FLOW_POSTERIORS = ("planar", "iaf", "sylvester", "spline")
+POSTERIORS = ("normal", "full_normal", *FLOW_POSTERIORS)
 NETWORKS = ("mlp", "gated", "conv")
 ACTIVATIONS = ("elu", "gelu", "leaky_relu", "relu", "silu", "softplus", "tanh")
 OPTIMIZERS = ("adam", "adamw", "adamax")
@@ -85,7 +85,7 @@ class DataConfig(Section):
         False, "Model p(x given label): posterior and likelihood see labels."
     )
     augment: float = option(
-        0.0,
+        1.0,
         "Moves of training images: 0 for none, 1 for about half a pixel and 8 degrees.",
         least=0,
     )
@@ -102,12 +102,12 @@ class PartsConfig(Section):
         "Let the network set each element's sharpness.",
         only_with=("likelihood", ("ordinal",)),
     )
-    prior: str = option("standard", "p(z).", choices=PRIORS)
+    prior: str = option("mixture", "p(z).", choices=PRIORS)
     prior_components: int = option(
         50,
-        "Components of a mixture, pseudo-inputs of a VampPrior.",
+        "Components of a mixture, pseudo-inputs of a VampPrior, points of a GTM's square grid.",
         least=1,
-        only_with=("prior", COMPONENT_PRIORS),
+        only_with=("prior", (*COMPONENT_PRIORS, "gtm")),
     )
     prior_weights: str = option(
         "auto",
@@ -120,9 +120,13 @@ class PartsConfig(Section):
     )
     pseudo_inputs: str = option(
         "data",
-        "Where pseudo-inputs start: training data, their mean plus noise, or at random.",
-        choices=("data", "mean", "random"),
+        "Where pseudo-inputs start: training data, their mean plus noise, or at random; or gtm, a "
+        "grid pushed through a network.",
+        choices=("data", "mean", "random", "gtm"),
         only_with=("prior", ("vamp",)),
+    )
+    pseudo_input_bounds: bool = option(
+        False, "Keep pseudo-inputs within the range of the data.", only_with=("prior", ("vamp",))
     )
     posterior: str = option("normal", "q(z given x).", choices=POSTERIORS)
     posterior_flows: int = option(
@@ -144,7 +148,7 @@ class NetworkConfig(Section):
         "Of the encoder's convolutions; reversed in the decoder.",
         only_with=("network", ("conv",)),
     )
-    activation: str = option("leaky_relu", "Between the layers.", choices=ACTIVATIONS)
+    activation: str = option("silu", "Between the layers.", choices=ACTIVATIONS)
     input_scaling: str = option(
         "auto",
         "What the encoder sees; auto: the data scaled to about [-1, 1], none: as they are.",
@@ -187,16 +191,16 @@ class ObjectiveConfig(Section):
 class TrainingConfig(Section):
     """How it is minimised."""
 
-    epochs: int = option(1000, "Most passes over the training data.", least=1)
-    patience: int = option(20, "Stop after this many epochs without a better validation.", least=1)
+    epochs: int = option(300, "Most passes over the training data.", least=1)
+    patience: int = option(50, "Stop after this many epochs without a better validation.", least=1)
     batch_size: int = option(64, "Data in a step.", least=1)
     learning_rate: float = option(1e-3, "Step size of the optimiser.", above=0)
-    optimizer: str = option("adamax", "Optimiser.", choices=OPTIMIZERS)
+    optimizer: str = option("adam", "Optimiser.", choices=OPTIMIZERS)
     weight_decay: float = option(0.0, "Weight decay of the optimiser.", least=0)
     schedule: str = option("constant", "Of the learning rate, over all epochs.", choices=SCHEDULES)
     clip_norm: float = option(0.0, "Largest norm of a gradient; 0 for no limit.", least=0)
     ema_decay: float = option(
-        0.0, "Decay of a moving average of the weights; 0 for none.", least=0, below=1
+        0.995, "Decay of a moving average of the weights; 0 for none.", least=0, below=1
     )
     seed: int = option(0, "Of weights, data order and noise.", least=0)
     device: str = option("auto", "Where to compute; auto: CUDA if there is one.", choices=DEVICES)
@@ -230,10 +234,27 @@ class Recipe(NamedTuple):
 
 
 RECIPES: dict[str, Recipe] = {
+    "default": Recipe(
+        "an MLP with ordered levels, a joint mixture prior, a moving average of its weights and "
+        "images moved a little",
+        {},  # the options' own defaults
+    ),
+    "digits-conv": Recipe(
+        "the same with convolutions, 100 components and a sharpness for each pixel",
+        dict(
+            network="conv",
+            hidden_dims=(256,),
+            prior_components=100,
+            sharpness=True,
+            ema_decay=0.998,
+            augment=1.6,
+            epochs=500,
+        ),
+    ),
     "course": Recipe(
         "what the course's notebook does: MLP 64-256-256, latent 16, categorical, standard prior",
         dict(
-            likelihood="auto",
+            likelihood="categorical",
             prior="standard",
             posterior="normal",
             latent_dim=16,
@@ -246,10 +267,12 @@ RECIPES: dict[str, Recipe] = {
             batch_size=64,
             learning_rate=1e-3,
             optimizer="adamax",
+            augment=0.0,
+            ema_decay=0.0,
         ),
     ),
 }
-DEFAULT_RECIPE = "course"
+DEFAULT_RECIPE = "default"
 
 _WARMUPS = ("warmup_epochs", "warmup_steps")
 
@@ -421,9 +444,10 @@ def check(
         remarks.append(
             "--divergence has no effect with --alpha + --lambda = 1, its weight being 0."
         )
+    defaults = flatten(RunConfig())
     for name, one in OPTIONS.items():
         other, values = one.only_with or (name, (flat[name],))
-        if name in explicit and flat[other] not in values and flat[name] != one.default:
+        if name in explicit and flat[other] not in values and flat[name] != defaults[name]:
             remarks.append(f"{one.flag} has no effect with {OPTIONS[other].flag} {flat[other]}.")
     return unflatten(flat), remarks
 

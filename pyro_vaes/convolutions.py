@@ -29,7 +29,7 @@ def _checked(image_shape: Sequence[int], channels: Sequence[int]) -> tuple[int, 
     if not channels:
         raise ValueError("Expected at least one number of channels; got none.")
     positive(**{f"channels[{i}]": c for i, c in enumerate(channels)})
-    return cast("tuple[int, int, int]", shape)
+    return shape
 
 
 class ConvEncoder(Described):

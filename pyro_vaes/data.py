@@ -47,7 +47,7 @@ Binarization = Literal["dynamic", "threshold", "grey"]
 
 NAMES = ("digits", "fashion_mnist", "mnist")
 BINARIZATIONS = ("dynamic", "threshold", "grey")
-LIKELIHOODS: dict[Kind, str] = {"binary": "bernoulli", "levels": "categorical", "real": "normal"}
+LIKELIHOODS: dict[Kind, str] = {"binary": "bernoulli", "levels": "ordinal", "real": "normal"}
 
 # Whole numbers are taken for levels up to this many, the grey values of a byte.
 _MOST_LEVELS = 256

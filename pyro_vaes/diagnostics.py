@@ -33,20 +33,20 @@ __all__ = [
     "class_accuracy",
     "classifier",
     "closed_forms",
-    "control",
     "generate",
     "latent_mmd2",
     "log_sizes",
-    "marginal_log_prob",
     "mmd2_terms",
+    "prior_marginals",
+    "slope",
     "unit_variances",
 ]
 
 # Numbers computed for the aggregated posterior of normals, and pairs (draw, datum) for any other,
 # which may cost a pass of a flow's network for each: seconds on one core.
 _NORMAL_BUDGET = 1e8
-_PAIR_BUDGET = 5e5
-_MIN_DRAWS = 1000
+_PAIR_BUDGET = 2e5
+_MIN_DRAWS = 500
 
 # Numbers in a chunk of the aggregated posterior for each decoder evaluation in a chunk: far fewer
 # than a decoder needs, since what fits into a cache is done twice as fast.
@@ -162,7 +162,7 @@ class AggregatedPosterior:
         for part, labels in self._chunks(z, y, z.shape[-1]):
             standard = (part.double().unsqueeze(-2) - loc) / scale
             log_prob = standard.square_().mul_(-0.5).sub_(constant)
-            log_prob += self._log_weights(labels, len(loc)).unsqueeze(-1)
+            log_prob += self._log_weights(labels, loc[:, 0]).unsqueeze(-1)
             scores.append(log_prob.logsumexp(-2))
         return torch.cat(scores)
 
@@ -192,24 +192,24 @@ class AggregatedPosterior:
                 ],
                 dim=-1,
             )
-        return scores + self._log_weights(y, scores.shape[-1])
+        return scores + self._log_weights(y, scores[0])
 
-    def _log_weights(self, y: Tensor | None, count: int) -> Tensor:
-        """Log weights of the components: ``(n,)``, or ``(m, n)`` given labels."""
+    def _log_weights(self, y: Tensor | None, like: Tensor) -> Tensor:
+        """Log weights of the components: ``(n,)`` as ``like``, or ``(m, n)`` given labels."""
         if self._labels is None or y is None:
-            device = self._normal[0].device if self._normal is not None else None
-            return torch.full((count,), -math.log(count), dtype=torch.float64, device=device)
+            return torch.full_like(like, -math.log(len(like)))
         same = y.unsqueeze(-1) == self._labels
         uniform = -same.sum(-1, keepdim=True).double().log()
         return uniform.expand(same.shape).masked_fill(~same, -math.inf)
 
 
-def marginal_log_prob(prior: Any, z: Tensor, chunk_size: int) -> Tensor:
+def prior_marginals(vae: VAE, z: Tensor, y: Tensor | None, chunk_size: int) -> Tensor:
     """Log density of each coordinate of z under its own marginal of the prior.
 
     Args:
-        prior: a diagonal normal or a mixture of them, batch shape ``()`` or ``(m,)``.
+        vae: the model, whose prior is a diagonal normal or a mixture of them.
         z: ``(m, D)``.
+        y: labels ``(m,)`` or None.
         chunk_size: bounds the memory, as for :class:`AggregatedPosterior`.
 
     Returns:
@@ -218,47 +218,45 @@ def marginal_log_prob(prior: Any, z: Tensor, chunk_size: int) -> Tensor:
     Raises:
         Unavailable: for any other prior.
     """
+    _, loc, _ = _as_mixture(vae.p_z(None if y is None else y[:1]))
+    size = max(1, chunk_size * _NUMBERS_PER_DECODING // loc.shape[-2:].numel())
+    scores = []
+    for start in range(0, len(z), size):
+        rows = slice(start, start + size)
+        logits, loc, scale = _as_mixture(vae.p_z(None if y is None else y[rows]))
+        standard = (z[rows].double().unsqueeze(-2) - loc) / scale
+        log_prob = -0.5 * standard.square() - scale.log() - 0.5 * math.log(2 * math.pi)
+        scores.append((logits.unsqueeze(-1) + log_prob).logsumexp(-2))
+    return torch.cat(scores)
+
+
+def _as_mixture(prior: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Log weights ``(*batch, K)``, means and scales ``(*batch, K, D)``, float64."""
     normal = diagonal_normal(prior)
     if normal is not None:
-        return _normal_log_prob(z, *normal)
+        loc, scale = (parameter.double().unsqueeze(-2) for parameter in normal)
+        return torch.zeros_like(loc[..., 0]), loc, scale
     if isinstance(prior, Mixture):
         normal = diagonal_normal(prior.component_distribution)
         if normal is not None:
-            weights = prior.mixture_distribution.logits.double().unsqueeze(-1)
-            parameters = [*normal, weights]
-            size = max(1, chunk_size * _NUMBERS_PER_DECODING // normal[0].shape[-2:].numel())
-            scores = []
-            for start in range(0, len(z), size):
-                rows = slice(start, start + size)
-                loc, scale, weight = (p[rows] if p.dim() == 3 else p for p in parameters)
-                score = weight + _normal_log_prob(z[rows].unsqueeze(-2), loc, scale)
-                scores.append(score.logsumexp(-2))
-            return torch.cat(scores)
+            return prior.mixture_distribution.logits.double(), *(p.double() for p in normal)
     raise Unavailable(
         "the marginals of this prior are known for (mixtures of) diagonal normals only"
     )
 
 
-def _normal_log_prob(z: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
-    standard = (z.double() - loc) / scale.double()
-    return -0.5 * standard.square() - scale.double().log() - 0.5 * math.log(2 * math.pi)
-
-
-def control(values: Tensor, noise: Tensor) -> Tensor:
-    """Takes the noise out of values by regression: a control variate.
-
-    Where fewer draws serve one quantity than another that shares their noise (the information and
-    the KL), the difference of the other's two estimates tells how these draws fell.
+def slope(values: Tensor, noise: Tensor) -> float:
+    """The slope of the regression of values on noise: how much of it they have in them.
 
     Args:
         values: ``(n,)``.
-        noise: ``(n,)``, of mean zero for each datum.
+        noise: ``(n,)``; where it is nothing but rounding, the slope is zero.
     """
     centred = noise - noise.mean()
-    square = centred.square().sum()
-    if square <= torch.finfo(noise.dtype).eps * (1 + values.square().sum()):
-        return values
-    return values - (values * centred).sum() / square * noise
+    square = centred.square().sum().item()
+    if not square > torch.finfo(noise.dtype).eps * (1 + values.square().sum().item()):
+        return 0.0
+    return (values * centred).sum().item() / square
 
 
 def log_sizes(labels: Tensor | None, count: int) -> float:

@@ -9,28 +9,11 @@ import pyro.distributions as dist
 import torch
 from torch import Size, Tensor
 
-__all__ = ["CategoricalLevels", "FlowDistribution", "Mixture", "VampDistribution"]
+__all__ = ["FlowDistribution", "Mixture", "VampDistribution"]
 
-
-class CategoricalLevels(dist.Categorical):
-    """A categorical over the levels ``0..L-1``, which, unlike its parent, has a mean.
-
-    Levels are numbers (pixel intensities), not names, so their mean and variance make sense.
-    """
-
-    @property
-    def mean(self) -> Tensor:
-        """Expected level, of the batch shape."""
-        return (self.probs * self._levels).sum(-1)
-
-    @property
-    def variance(self) -> Tensor:
-        """Variance of the level, of the batch shape."""
-        return (self.probs * self._levels.square()).sum(-1) - self.mean.square()
-
-    @property
-    def _levels(self) -> Tensor:
-        return torch.arange(self._num_events, device=self.logits.device, dtype=self.logits.dtype)
+# Most numbers drawn at once from the components of a mixture. A full-covariance normal copies its
+# factor for every draw, D times as much: 4 MiB in float32 become 64 at D = 16.
+_PIECE = 2**20
 
 
 class FlowDistribution(dist.TransformedDistribution):
@@ -148,8 +131,15 @@ class Mixture(dist.MixtureSameFamily):
             full = (*self.batch_shape, self._num_component)
             normal = diagonal_normal(self.component_distribution)
             if normal is None:
-                draws = self.component_distribution.expand(full).sample(sample_shape)
-                return torch.take_along_dim(draws, index, dim=-2).squeeze(-2)
+                # All components are drawn from, and one is kept: a piece of the samples at a time.
+                components = self.component_distribution.expand(full)
+                rows = index.reshape(-1, *self.batch_shape, 1, 1)
+                size = max(1, _PIECE // max(1, math.prod((*full, *self.event_shape))))
+                draws = [
+                    torch.take_along_dim(components.sample(some.shape[:1]), some, dim=-2)
+                    for some in rows.split(size)
+                ]
+                return torch.cat(draws).reshape(*component.shape, *self.event_shape)
             # Only the chosen component is drawn from: no (samples, K, D) tensor is made.
             shape = (*component.shape, self._num_component, self.event_shape[0])
             loc, scale = (

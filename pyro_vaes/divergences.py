@@ -72,7 +72,7 @@ def mmd2(
             needs n = m.
 
     Returns:
-        ``(...)``, without unit, at most 4 in size.
+        ``(...)``, without unit, between -2 and 2.
 
     Raises:
         ValueError: for fewer than two rows, an unknown kernel, or a bandwidth that is not positive.
@@ -158,13 +158,15 @@ class Adversarial(Divergence):
     T is trained on the logistic loss, whose optimum is log q(z) - log p(z) (Goodfellow et al. 2014,
     proposition 1), and KL(q(z) || p(z)) = E_q[T(z)] there. This is the adversarial autoencoder's
     idea (Makhzani et al. 2016; Tolstikhin et al. 2018, WAE-GAN) with the density ratio of Mescheder
-    et al., "Adversarial variational Bayes" (2017), equation 3.6, in the place of the generator's
-    loss: it estimates what InfoVAE asks for, in nats.
+    et al., "Adversarial variational Bayes" (2017), in the place of the generator's loss: it
+    estimates what InfoVAE asks for, in nats. At the optimum its gradient is the KL's (ibid.,
+    proposition 2).
 
     The two are trained in turn, in the one training loop: each evaluation of the loss under
     gradients first takes ``steps`` steps of the discriminator on the minibatch's own draws, held
     fixed, and then scores these with the discriminator held fixed. Without gradients (validation)
-    it learns nothing. The gradient to a learned prior is the exact -E_q[grad log p(z)].
+    it learns nothing. The gradient to a learned prior is the exact -E_q[grad log p(z)]. Such a step
+    is not recorded: :class:`~pyro_vaes.inference.FastSVI` takes it in eager mode.
 
     The first weights come from torch's global generator: seed before. ``fit`` saves and resumes
     discriminator and optimiser with the rest.
@@ -172,8 +174,9 @@ class Adversarial(Divergence):
     Args:
         latent_dim: size of z.
         hidden_dims: hidden layers of the discriminator.
-        learning_rate: of its optimiser, Adam.
-        steps: its steps for each one of the VAE.
+        learning_rate: of its optimiser, Adam; above the VAE's, so that it keeps up with the codes.
+        steps: its steps for each one of the VAE. Raise them if the divergence swings: the larger
+            its weight, the closer the discriminator must be to its optimum.
     """
 
     recordable = False
@@ -182,7 +185,7 @@ class Adversarial(Divergence):
         self,
         latent_dim: int,
         hidden_dims: Sequence[int] = (128, 128),
-        learning_rate: float = 1e-3,
+        learning_rate: float = 2e-3,
         steps: int = 1,
     ) -> None:
         super().__init__()
@@ -217,7 +220,7 @@ class Adversarial(Divergence):
         return estimate - (score - score.detach()) if score.requires_grad else estimate
 
     def train_discriminator(self, z: Tensor, y: Tensor) -> Tensor:
-        """One step of the discriminator; returns its loss before, at most log 4 when it learns.
+        """One step of the discriminator; returns its loss before, log 4 if it told nothing apart.
 
         Args:
             z: draws of q(z), ``(..., D)``.

@@ -42,7 +42,7 @@ def evaluate(
     *,
     num_samples: int = 1000,
     seed: int = 0,
-    chunk_size: int = 8192,
+    chunk_size: int = 2048,
     diagnostics: bool = True,
     train: Any = None,
 ) -> Evaluation:
@@ -78,6 +78,7 @@ def evaluate(
         num_data=len(x),
         num_samples=num_samples,
         num_dimensions=math.prod(x.shape[1:]),
+        given_label=labels is not None,
         warnings=figures.warnings,
         reasons=figures.reasons,
         log_marginal=values["log_marginal"],
@@ -94,7 +95,7 @@ def log_marginal(
     *,
     y: Tensor | None = None,
     seed: int = 0,
-    chunk_size: int = 8192,
+    chunk_size: int = 2048,
 ) -> Tensor:
     """The importance-weighted estimate of log p(x), or of log p(x | y), for each datum.
 
@@ -289,21 +290,37 @@ class _Figures:
 
             joint = aggregated.log_prob(z, y)
             information = v["log_q"][rows].mean(-1) - for_each(joint)
-            prior = vae.p_z(y)
-            kl = (v["log_posterior"] - v["log_prior"])[rows]
-            drawn_kl = v["log_q"][rows].mean(-1) - for_each(prior.log_prob(z).double())
-            information = diag.control(information, drawn_kl - kl)
-            self.put("mutual_information", information)
+            drawn_kl = (v["log_q"] - v["log_p"])[rows].mean(-1)
+            self._split(information, drawn_kl, rows)
             self.found["mutual_information_max"] = diag.log_sizes(labels, len(v["z"]))
-            self.put("marginal_kl", kl - information)
-            # The split is to add up, also where only a part of the data was drawn from.
-            self.found["marginal_kl"] = self.found["kl"] - self.found["mutual_information"]
             marginals = aggregated.marginals(z, y)
             self.put("total_correlation", for_each(joint - marginals.sum(-1)))
-            terms = for_each(marginals - diag.marginal_log_prob(prior, z, chunk_size))
+            terms = for_each(marginals - diag.prior_marginals(vae, z, y, chunk_size))
             self.put("dimension_kl", terms.sum(-1))
             self.found["dimension_kls"] = terms.mean(0).tolist()
         self.reasons = {name: r for name, r in self.reasons.items() if name not in self.found}
+
+    def _split(self, information: Tensor, drawn_kl: Tensor, rows: Tensor) -> None:
+        """Splits the KL, so that its parts add up, by information from fewer draws and data.
+
+        How the KL of these draws differs from that of all tells how they fell: control variates.
+        """
+        all_kl = self.values["log_posterior"] - self.values["log_prior"]
+        kl = all_kl[rows]
+        noise = drawn_kl - kl
+        information = information - diag.slope(information, noise) * noise
+        if len(rows) == len(all_kl):
+            self.put("mutual_information", information)
+            self.put("marginal_kl", kl - information)
+            return
+        shift = kl - all_kl.mean()
+        share = diag.slope(information, shift)
+        information = information - share * shift
+        self.put("mutual_information", information)
+        self.put("marginal_kl", all_kl.mean() - information)
+        for name, part in (("mutual_information", share), ("marginal_kl", 1 - share)):
+            error = math.hypot(self.found[f"{name}_se"], part * self.found["kl_se"])
+            self.found[f"{name}_se"] = error
 
     def generated(self, vae: VAE, x: Tensor, labels: Tensor | None, train: Any, seed: int) -> None:
         """The accuracy of a classifier of real data on generated ones."""

@@ -206,6 +206,7 @@ class Tally:
             self._kept = {
                 "z": block.z[: self._keep].transpose(0, 1),
                 "log_q": block.log_posterior[: self._keep].mT,
+                "log_p": block.log_prior[: self._keep].mT,
             }
 
     def result(self) -> dict[str, Tensor]:

@@ -90,7 +90,6 @@ class FastSVI(SVI):
         self._programs: dict[Any, _Recorded] = {}
         self._params: dict[str, Tensor] = {}
         self._clips: list[tuple[Tensor, dict[str, Any]]] = []
-        self._known: set[str] | None = None
         self._validated = False
 
     def step(self, *args: Any, **kwargs: Any) -> float:
@@ -138,15 +137,12 @@ class FastSVI(SVI):
     # --- eager -------------------------------------------------------------------------------
 
     def _eager_update(self, args: Any, kwargs: Any) -> Tensor:
-        # The first step is watched for the parameters it meets; afterwards it costs less to see
-        # whether Pyro's store has grown.
-        first = self._known is None
-        with self._validation(), _capture(self._params if first else None):
+        met: dict[str, Tensor] = {}
+        with self._validation(), _capture(met):
             loss = self._loss_and_grads(args, kwargs)
-        store = pyro.get_param_store()
-        if self._known is None or len(store) != len(self._known):
-            for name in store.keys() - (self._known or store.keys()):
-                self._params[name] = cast(Any, store[name]).unconstrained()
+        # Only what this model and guide announce: the store may hold other models' parameters.
+        if met.keys() - self._params.keys():
+            self._params |= met
             self._adopt()
         self._apply_gradients()
         return loss
@@ -207,7 +203,6 @@ class FastSVI(SVI):
 
     def _adopt(self) -> None:
         """Gives every parameter seen so far to the optimiser, grouped by its options."""
-        self._known = set(pyro.get_param_store().keys())
         known = {
             id(p)
             for g in (self.optimizer.param_groups if self.optimizer else [])
@@ -350,11 +345,8 @@ def _as_objective(loss: Any) -> ELBO | None:
 
 
 @contextmanager
-def _capture(params: dict[str, Tensor] | None) -> Iterator[None]:
-    """Adds the parameters met inside to ``params``; costs nothing for None."""
-    if params is None:
-        yield
-        return
+def _capture(params: dict[str, Tensor]) -> Iterator[None]:
+    """Adds the parameters met inside to ``params``."""
     with poutine.trace(param_only=True) as trace:
         yield
     for name, site in trace.trace.nodes.items():

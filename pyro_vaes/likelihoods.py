@@ -15,8 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyro_vaes.distributions import CategoricalLevels
-from pyro_vaes.levels import DiscretizedLogisticLevels, OrdinalLevels
+from pyro_vaes.levels import (
+    CategoricalLevels,
+    DiscretizedLogisticLevels,
+    OrdinalLevels,
+)
 from pyro_vaes.networks import Network, join, positive
 from pyro_vaes.spec import Described
 
@@ -129,7 +132,10 @@ class Likelihood(Described):
 
 
 class BernoulliLikelihood(Likelihood):
-    """Independent binary elements; see :class:`Likelihood` for the arguments."""
+    """Independent binary elements.
+
+    See :class:`Likelihood` for the arguments.
+    """
 
     x_range = (0.0, 1.0)
 

@@ -7,10 +7,10 @@ One family, minimised over the data of a batch (sums of nats over the plate, as 
 with D between the aggregated posterior of the batch's n data and the prior: weighed per datum, it
 does not fade beside the sums as batches grow.
 
-Each objective is a subclass of Pyro's ``Trace_ELBO``: pass it to ``pyro.infer.SVI`` as its loss, or to
-``fit(objective=...)``. It reads log densities off the traces of any model and reparameterised guide
-and knows nothing of the parts. The KL is the sampled log q(z | x) - log p(z), so every prior and
-posterior will do.
+Each objective is a subclass of Pyro's ``Trace_ELBO``: pass it to ``pyro.infer.SVI`` as its loss, or
+to ``fit(objective=...)``. It reads log densities off the traces of any model and reparameterised
+guide and knows nothing of the parts. The KL is the sampled log q(z | x) - log p(z), so every prior
+and posterior will do.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Terms(NamedTuple):
     """Log densities of the observed sites."""
     kl: Tensor
     """Log density under the guide minus under the model, of the latent sites: a sampled KL."""
-    count: int
+    pairs: int
     """Number of (datum, particle) pairs in the sums."""
 
 
@@ -55,7 +55,7 @@ def bound_terms(model_trace: Any, guide_trace: Any) -> Terms:
     """
     log_likelihood: Any = 0.0
     kl: Any = 0.0
-    count = 1
+    pairs = 1
     for name, site in guide_trace.nodes.items():
         if site["type"] != "sample":
             continue
@@ -72,8 +72,8 @@ def bound_terms(model_trace: Any, guide_trace: Any) -> Terms:
             log_likelihood = log_likelihood + site["log_prob_sum"]
         else:
             kl = kl - site["log_prob_sum"]
-            count = max(count, site["log_prob"].numel())
-    return Terms(log_likelihood, kl, count)
+            pairs = max(pairs, site["log_prob"].numel())
+    return Terms(log_likelihood, kl, pairs)
 
 
 class ELBO(Trace_ELBO):
@@ -136,7 +136,7 @@ class ELBO(Trace_ELBO):
         terms = bound_terms(model_trace, guide_trace)
         kl = terms.kl
         if self.free_bits:
-            kl = kl.clamp(min=self.free_bits * terms.count)
+            kl = kl.clamp(min=self.free_bits * terms.pairs)
         return self.kl_weight * self.warmup * kl - terms.log_likelihood
 
     # The rest puts this loss in the place of Trace_ELBO's own in each of its entry points.
@@ -178,7 +178,7 @@ class BetaELBO(ELBO):
 class InfoELBO(ELBO):
     """The objective of InfoVAE, which weighs inference against fit (assignment, question 4).
 
-    Zhao, Song and Ermon, "InfoVAE" (2019), equation 6 (the assignment's 16, as rewritten in 4.3):
+    Zhao, Song and Ermon, "InfoVAE" (2019); the assignment's equation 16 as rewritten in 4.3. It
     minimises
 
         - E[log p(x | z)] + (1 - alpha) KL(q(z | x) || p(z)) + (alpha + lambda_ - 1) D(q(z), p(z))
@@ -187,8 +187,9 @@ class InfoELBO(ELBO):
     number; ``(1 - beta, beta)`` the beta-VAE; ``(1, lambda_)`` the Wasserstein autoencoder, without
     the pull on each q(z | x) that makes posteriors collapse.
 
-    With labels, q(z) and p(z) are those of the batch's data whatever their labels. A KL warm-up
-    raises the weight of the KL only: D does not make posteriors collapse.
+    D is taken over the whole minibatch, and with labels over the data whatever their label. It
+    enters once for each datum, so that it does not fade as batches grow. A KL warm-up raises the
+    weight of the KL only: D does not make posteriors collapse.
 
     Args:
         alpha: weight of the mutual information of x and z, at most 1.
@@ -251,8 +252,8 @@ class InfoELBO(ELBO):
         site = latent_site(model_trace, self.site)
         z = site["value"]
         # All pairs of datum and particle, as in the other terms, which count a subsample's scale.
-        count = z[..., 0].numel() * site["scale"]
-        return loss + self.divergence_weight * count * self.divergence(z, site["fn"])
+        pairs = z[..., 0].numel() * site["scale"]
+        return loss + self.divergence_weight * pairs * self.divergence(z, site["fn"])
 
 
 def info_weight(alpha: float, lambda_: float) -> float:

@@ -13,13 +13,14 @@ from typing import Any, cast
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pyro_vaes.distributions import FlowDistribution
 from pyro_vaes.flows import FlowRecipe
 from pyro_vaes.networks import Network, flat, join, positive, takes_labels, with_labels
 from pyro_vaes.spec import Described
 
-__all__ = ["FlowPosterior", "NormalPosterior", "Posterior"]
+__all__ = ["FlowPosterior", "FullNormalPosterior", "NormalPosterior", "Posterior"]
 
 
 class Posterior(Described):
@@ -118,6 +119,46 @@ class NormalPosterior(Posterior):
         return dist.Normal(loc, (0.5 * log_variance).exp()).to_event(1)
 
 
+class FullNormalPosterior(Posterior):
+    """The normal q(z | x) = N(mu(x), L(x) L(x)') with a full covariance.
+
+    Kingma and Welling, "An introduction to variational autoencoders" (2019), section 2.5.1. Here
+    L = diag(s) (I + N) with N strictly lower triangular: N is free of the scale of z, and starts at
+    zero for every x, at the diagonal posterior. The head grows with the square of ``latent_dim``.
+    See :class:`Posterior` for the arguments.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        latent_dim: int,
+        event_shape: Sequence[int] | None = None,
+        num_labels: int = 0,
+        x_range: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(network, latent_dim, event_shape, num_labels, x_range)
+        self.head = nn.Linear(self.out_features, 2 * latent_dim)
+        rows, columns = torch.tril_indices(latent_dim, latent_dim, -1)
+        # Where each element of N stands in the output of its head; the last, a zero, elsewhere.
+        place = torch.full((latent_dim, latent_dim), len(rows))
+        place[rows, columns] = torch.arange(len(rows))
+        self.register_buffer("place", place.flatten(), persistent=False)
+        self.below = nn.Linear(self.out_features, len(rows)) if len(rows) else None
+        if self.below is not None:
+            nn.init.zeros_(self.below.weight)
+            nn.init.zeros_(self.below.bias)
+
+    def from_features(self, features: Tensor) -> Any:
+        loc, log_variance = self.head(features).chunk(2, dim=-1)
+        scale = (0.5 * log_variance).exp()
+        scale_tril = scale.diag_embed()
+        if self.below is not None:
+            below = F.pad(self.below(features), (0, 1)).index_select(-1, cast(Tensor, self.place))
+            below = below.unflatten(-1, (self.latent_dim, self.latent_dim))
+            scale_tril = scale_tril + scale.unsqueeze(-1) * below
+        return dist.MultivariateNormal(loc, scale_tril=scale_tril)
+
+
 class FlowPosterior(Described):
     """A posterior whose draws go through a flow, amortised over x (assignment, equations 8 to 12).
 
@@ -174,7 +215,7 @@ class FlowPosterior(Described):
     def set_x_range(self, low: float, high: float) -> None:
         """Makes the base's network see ``low`` as -1 and ``high`` as 1."""
         if hasattr(self.base, "set_x_range"):
-            self.base.set_x_range(low, high)
+            cast(Posterior, self.base).set_x_range(low, high)
 
     def features(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """The base's features, or the flattened x: ``(*batch, out_features)``."""

@@ -1,7 +1,7 @@
 """Priors p(z): modules whose ``forward(y=None)`` returns a Pyro distribution over z.
 
-Without labels the distribution has an empty batch shape; a conditional prior p(z | y) has that of y.
-The event shape is ``(latent_dim,)``.
+Without labels the distribution has an empty batch shape; a conditional prior p(z | y) has that of
+y. The event shape is ``(latent_dim,)``.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from pyro_vaes.distributions import FlowDistribution, Mixture, VampDistribution
 from pyro_vaes.flows import FlowRecipe
-from pyro_vaes.networks import join, positive, takes_labels, with_labels
+from pyro_vaes.networks import Network, join, positive, takes_labels, with_labels
 from pyro_vaes.spec import Described
+from pyro_vaes.topographic import Grid, check_bounds
 
-__all__ = ["FlowPrior", "MixturePrior", "NormalPrior", "VampPrior"]
+__all__ = ["FlowPrior", "GTMPrior", "MixturePrior", "NormalPrior", "VampPrior"]
 
 
 def _labels(y: Tensor | None, num_labels: int) -> Tensor:
@@ -50,7 +51,7 @@ class NormalPrior(Described):
 
     def forward(self, y: Tensor | None = None) -> Any:
         if not self.num_labels:
-            return dist.Normal(self.zero, self.one).to_event(1)
+            return dist.Normal(cast(Tensor, self.zero), cast(Tensor, self.one)).to_event(1)
         y = _labels(y, self.num_labels)
         return dist.Normal(self.loc[y], self.log_scale[y].exp()).to_event(1)
 
@@ -89,7 +90,75 @@ class MixturePrior(Described):
             self.register_buffer("logits", logits)
 
     def forward(self, y: Tensor | None = None) -> Any:
-        loc, log_scale, logits = self.loc, self.log_scale, cast(Tensor, self.logits)
+        loc, log_scale = cast(Tensor, self.loc), cast(Tensor, self.log_scale)
+        logits = cast(Tensor, self.logits)
+        if self.num_labels:
+            y = _labels(y, self.num_labels)
+            loc, log_scale, logits = loc[y], log_scale[y], logits[y]
+        return Mixture(
+            dist.Categorical(logits=logits), dist.Normal(loc, log_scale.exp()).to_event(1)
+        )
+
+
+class GTMPrior(Grid):
+    """A mixture of diagonal Gaussians whose means are a grid pushed through a network into z.
+
+    Bishop et al., "GTM: the generative topographic mapping" (1998), section 2, with a network in
+    the place of its basis functions; as a prior in Tomczak, "Deep generative modeling" (2022),
+    chapter 4. The mixture is joint over z: log sum_k w_k prod_d N(z_d | mu_d(g_k), sigma_kd).
+
+    Args:
+        network: maps the two coordinates of a grid point (and the one-hot label) to features.
+        latent_dim: size of z.
+        grid_size: points on each side of the grid; its square is the number of components.
+        num_labels: number of labels of a conditional prior p(z | y); 0 for none.
+        learn_weights: False (as in the paper) keeps the weights uniform, so that what lies between
+            two clusters on the grid must have its density too.
+        shared_scale: True (as in the paper, there one for all dimensions) gives all components the
+            same scales; otherwise the network tells each its own.
+
+    Raises:
+        ValueError: for sizes below one or a network of another number of inputs.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        latent_dim: int,
+        grid_size: int = 10,
+        num_labels: int = 0,
+        learn_weights: bool = True,
+        shared_scale: bool = False,
+    ) -> None:
+        super().__init__(network, grid_size, num_labels)
+        positive(latent_dim=latent_dim)
+        self.latent_dim = latent_dim
+        self.loc = nn.Linear(self.out_features, latent_dim)
+        with torch.no_grad():
+            # An untrained network hardly tells the points apart: start with means of unit variance.
+            features = self.features().flatten(0, -2)
+            center = features.mean(0)
+            spread = self.loc(features - center).std(0, correction=0)
+            self.loc.weight.div_(spread.clamp(min=1e-3).unsqueeze(-1))
+            self.loc.bias.copy_(-self.loc.weight @ center)
+        self.log_scale: nn.Linear | nn.Parameter
+        if shared_scale:
+            self.log_scale = nn.Parameter(torch.zeros(latent_dim))
+        else:
+            self.log_scale = nn.Linear(self.out_features, latent_dim)
+            nn.init.zeros_(self.log_scale.weight)
+            nn.init.zeros_(self.log_scale.bias)
+        logits = torch.zeros(*([num_labels] if num_labels else []), self.num_components)
+        if learn_weights:
+            self.logits = nn.Parameter(logits)
+        else:
+            self.register_buffer("logits", logits)
+
+    def forward(self, y: Tensor | None = None) -> Any:
+        features, logits = self.features(), cast(Tensor, self.logits)
+        loc = self.loc(features)
+        told = self.log_scale
+        log_scale = told(features) if isinstance(told, nn.Module) else told.expand(loc.shape)
         if self.num_labels:
             y = _labels(y, self.num_labels)
             loc, log_scale, logits = loc[y], log_scale[y], logits[y]
@@ -104,14 +173,22 @@ class VampPrior(Described):
     Tomczak and Welling, "VAE with a VampPrior" (2018), equation 9; the assignment's question 3.3.
     The prior is *given* its posterior and shares its parameters.
 
+    Within bounds, a pseudo-input is a mirror image: the free parameter moves anywhere and is
+    reflected at the bounds like light between two mirrors. So it may start at a bound exactly,
+    where data often are; the gradient is the true one and never vanishes, as a clamp's does outside
+    and a sigmoid's at the bounds; and one that is pushed outwards stays at the bound, since the
+    gradient turns round with the direction of travel.
+
     Args:
         posterior: a posterior that scores any z.
         pseudo_inputs: where the u_k start, ``(K, *event_shape)`` in the units of the data; see
-            :func:`pyro_vaes.pseudo_inputs`. They are learned.
-        bounds: ``(low, high)`` to keep the pseudo-inputs within; unbounded if None.
+            :func:`pyro_vaes.pseudo_inputs`. They are learned. Or a module whose call returns them,
+            such as :class:`pyro_vaes.topographic.GTMPseudoInputs`, which learns in their stead.
+        bounds: ``(low, high)`` to keep the pseudo-inputs within (to rounding); unbounded if None.
+            A module of pseudo-inputs keeps its own.
         labels: one label for each pseudo-input, ``(K,)``, for a conditional posterior. The prior is
             then p(z | y), the mixture over the pseudo-inputs with that label, or over all of them
-            when called without y.
+            when called without y. A module may tell them as its ``labels``.
         learn_weights: False (as in the paper) keeps the weights uniform.
 
     Raises:
@@ -122,7 +199,7 @@ class VampPrior(Described):
     def __init__(
         self,
         posterior: nn.Module,
-        pseudo_inputs: Tensor,
+        pseudo_inputs: Tensor | nn.Module,
         bounds: Sequence[float] | None = None,
         labels: Tensor | None = None,
         learn_weights: bool = False,
@@ -133,36 +210,47 @@ class VampPrior(Described):
                 "Expected a posterior that scores any z for a VampPrior; got one that scores only "
                 "its own draws. Give the prior posterior.base instead."
             )
-        event_shape = getattr(posterior, "event_shape", tuple(pseudo_inputs.shape[1:]))
-        if pseudo_inputs.dim() < 2 or tuple(pseudo_inputs.shape[1:]) != tuple(event_shape):
+        made = isinstance(pseudo_inputs, nn.Module)
+        if made and bounds is not None:
+            raise ValueError(
+                "Expected bounds for a tensor of pseudo-inputs; got them beside a module. Give "
+                "them to the module."
+            )
+        with torch.no_grad():
+            values = pseudo_inputs() if isinstance(pseudo_inputs, nn.Module) else pseudo_inputs
+        event_shape = getattr(posterior, "event_shape", tuple(values.shape[1:]))
+        if values.dim() < 2 or tuple(values.shape[1:]) != tuple(event_shape):
             raise ValueError(
                 f"Expected pseudo_inputs of shape (K, {', '.join(map(str, event_shape))}); "
-                f"got {tuple(pseudo_inputs.shape)}."
+                f"got {tuple(values.shape)}."
             )
-        if not len(pseudo_inputs):
+        if not len(values):
             raise ValueError("Expected at least one pseudo-input; got none.")
         self.posterior = posterior
         self.latent_dim: int | None = getattr(posterior, "latent_dim", None)
-        self.num_components = len(pseudo_inputs)
+        self.num_components = len(values)
         # None: the posterior takes labels without telling their number.
         unknown = None if takes_labels(posterior) else 0
         self.num_labels: int | None = getattr(posterior, "num_labels", unknown)
-        self.bounds = None if bounds is None else (float(bounds[0]), float(bounds[1]))
-        values = pseudo_inputs.detach().clone().to(torch.get_default_dtype())
+        self.bounds = check_bounds(bounds)
         if self.bounds is not None:
             low, high = self.bounds
-            if not low < high or values.min() < low or values.max() > high:
+            if values.min() < low or values.max() > high:
                 raise ValueError(
                     f"Expected pseudo-inputs within bounds {self.bounds}; got values from "
                     f"{values.min():.4g} to {values.max():.4g}."
                 )
-        self.pseudo_inputs = nn.Parameter(values)
+        self.inputs = (
+            pseudo_inputs
+            if isinstance(pseudo_inputs, nn.Module)
+            else nn.Parameter(values.detach().clone().to(torch.get_default_dtype()))
+        )
         logits = torch.zeros(self.num_components)
         if learn_weights:
             self.logits = nn.Parameter(logits)
         else:
             self.register_buffer("logits", logits)
-        self._set_labels(labels)
+        self._set_labels(getattr(pseudo_inputs, "labels", None) if labels is None else labels)
 
     def _set_labels(self, labels: Tensor | None) -> None:
         if self.num_labels == 0:
@@ -175,15 +263,27 @@ class VampPrior(Described):
             )
         self.register_buffer("labels", labels.detach().clone().long())
 
+    @property
+    def pseudo_inputs(self) -> Tensor:
+        """The pseudo-inputs ``(K, *event_shape)`` in the units of the data, within the bounds."""
+        if isinstance(self.inputs, nn.Module):
+            return cast(Tensor, self.inputs())
+        return self.inputs if self.bounds is None else _reflected(self.inputs, *self.bounds)
+
     def forward(self, y: Tensor | None = None) -> Any:
-        u, logits = self.pseudo_inputs, cast(Tensor, self.logits)
-        if self.bounds is not None:
-            u = u.clamp(*self.bounds)
-        labels = cast("Tensor | None", self.labels)
+        logits, labels = cast(Tensor, self.logits), cast("Tensor | None", self.labels)
         if labels is not None and y is not None:
-            # A pseudo-input of another label has weight zero; the components are shared by all rows.
+            # A pseudo-input of another label weighs zero; the components are shared by all rows.
             logits = logits.masked_fill(labels != y.unsqueeze(-1), -torch.inf)
-        return VampDistribution(with_labels(self.posterior, labels, u), logits)
+        return VampDistribution(with_labels(self.posterior, labels, self.pseudo_inputs), logits)
+
+
+def _reflected(values: Tensor, low: float, high: float) -> Tensor:
+    """Values reflected into [low, high]; those inside, bounds included, stay what they are."""
+    width = high - low
+    turns = (values - low).remainder(2 * width)
+    image = low + torch.where(turns < width, turns, 2 * width - turns)
+    return torch.where((values >= low) & (values <= high), values, image)
 
 
 class FlowPrior(Described):
@@ -214,9 +314,12 @@ class FlowPrior(Described):
         self.register_buffer("one", torch.ones(latent_dim), persistent=False)
 
     def forward(self, y: Tensor | None = None) -> Any:
+        batch: Sequence[int] = ()
         context, zero = None, cast(Tensor, self.zero)
         if self.num_labels:
             y = _labels(y, self.num_labels)
-            context = join(zero.new_empty(*y.shape, 0), y, self.num_labels)
-        base = dist.Normal(zero, self.one).expand([*(y.shape if context is not None else ()), self.latent_dim])
-        return FlowDistribution(base.to_event(1), self.flow(context))
+            context, batch = join(zero.new_empty(*y.shape, 0), y, self.num_labels), y.shape
+        base = (
+            dist.Normal(zero, cast(Tensor, self.one)).expand([*batch, self.latent_dim]).to_event(1)
+        )
+        return FlowDistribution(base, self.flow(context))

@@ -21,7 +21,7 @@ _NOT_ASKED = "diagnostics were not asked for"
 # What there is without diagnostics.
 _BASIC = {"nll", "nll_bpd", "elbo", "elbo_bpd", "reconstruction", "kl"}
 _BASIC |= {f"{name}_se" for name in _BASIC}
-_BASIC |= {"num_data", "num_samples", "num_dimensions", "warnings"}
+_BASIC |= {"num_data", "num_samples", "num_dimensions", "given_label", "warnings"}
 
 # Figures of each datum, which are no part of the flat object.
 _FOR_EACH = {"log_marginal", "pareto_k", "effective_sample_size"}
@@ -39,6 +39,7 @@ class Evaluation:
         num_data: number of data.
         num_samples: S, posterior draws for each datum.
         num_dimensions: numbers in a datum, by which bits per dimension are counted.
+        given_label: whether all is given the label.
         nll: minus the importance-weighted estimate of log p(x).
         nll_bpd: the same in bits per dimension.
         elbo: the evidence lower bound, E_q[log p(x, z) - log q(z | x)]: the assignment's form (1).
@@ -80,6 +81,7 @@ class Evaluation:
     num_data: int
     num_samples: int
     num_dimensions: int
+    given_label: bool
     nll: float
     nll_se: float | None
     nll_bpd: float
@@ -176,7 +178,8 @@ class Evaluation:
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:
-        yield f"{self.num_data} data, {self.num_samples} samples each; nats per datum"
+        given = "; all given the label: p(x|y), q(z|y), ..." if self.given_label else ""
+        yield f"{self.num_data} data, {self.num_samples} samples each; nats per datum{given}"
         yield self._row("-log p(x), importance weighted", "nll") + self._bits("nll")
         yield self._row("-ELBO", "elbo", -1) + self._bits("elbo", -1)
         yield self._row("  reconstruction, -E[log p(x|z)]", "reconstruction", -1)

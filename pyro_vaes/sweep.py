@@ -1,8 +1,8 @@
 """A sweep as one program: VAEs of one architecture trained together by batched parameters.
 
-Each model keeps its own seed, learning rate, KL weight, data order, noise and early stopping, and takes
-the steps it would take alone in :func:`pyro_vaes.fit`; what is shared is the work of the processor, which
-multiplies a stack of small matrices in far less time than one after another.
+Each model keeps its own seed, learning rate, KL weight, data order, noise and early stopping, and
+takes the steps it would take alone in :func:`pyro_vaes.fit`; what is shared is the work of the
+processor, which multiplies a stack of small matrices in far less time than one after another.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Generator, Tensor, nn
@@ -139,7 +139,7 @@ def _given_noise(noise: Tensor) -> Iterator[None]:
     PyTorch fills a tensor in place there, which a batched function may not do; and each model is to
     see the noise of its own seed.
     """
-    places = (normal, multivariate_normal)
+    places: tuple[Any, ...] = (normal, multivariate_normal)
     before = [place._standard_normal for place in places]
 
     def given(shape: Any, dtype: Any, device: Any) -> Tensor:
@@ -176,14 +176,16 @@ class _Sweep:
         if not vaes or any(other != shapes[0] for other in shapes):
             raise ValueError("Expected at least one model, all of one architecture.")
         free_bits = {objective.free_bits for objective in objectives}
-        if any(getattr(o, "divergence", None) is not None for o in objectives) or len(free_bits) > 1:
+        diverging = any(getattr(o, "divergence", None) is not None for o in objectives)
+        if diverging or len(free_bits) > 1:
             raise ValueError("Expected objectives without divergences and with equal free_bits.")
         self.vaes, self.options, self.seeds = vaes, options, seeds
         self.free_bits = free_bits.pop()
         self.device = device_of(options.device)
         for vae in vaes:
             vae.to(self.device)
-        self.train, self.val = (s if s is None else self._placed(s) for s in (train, val))
+        self.train = self._placed(train)
+        self.val = None if val is None else self._placed(val)
         self.module = _Terms(vaes[0])
         params, buffers = stack_module_state([_Terms(vae) for vae in vaes])
         self.params = {name: p.detach() for name, p in params.items()}
@@ -193,7 +195,8 @@ class _Sweep:
         self.kl_weights = self._column([float(o.kl_weight) for o in objectives])
         self.rates = self._column(learning_rates)
         # At a rate of one the optimiser's own step is the direction; each model takes its share.
-        self.optimizer = OPTIMIZERS[options.optimizer](
+        kind: Any = OPTIMIZERS[options.optimizer]
+        self.optimizer: torch.optim.Optimizer = kind(
             list(self.params.values()), lr=1.0, weight_decay=options.weight_decay
         )
         self.orders = [Generator().manual_seed(seed) for seed in seeds]
@@ -208,9 +211,8 @@ class _Sweep:
     def _placed(self, split: Split) -> Split:
         dtype = self.vaes[0].dtype
         y = split.y if self.vaes[0].conditional else None
-        return Split(
-            split.x.to(self.device, dtype), None if y is None else y.to(self.device), split.transform
-        )
+        y = None if y is None else y.to(self.device)
+        return Split(split.x.to(self.device, dtype), y, split.transform)
 
     def _column(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=self.vaes[0].dtype, device=self.device)
@@ -221,8 +223,8 @@ class _Sweep:
         self, params: Any, buffers: Any, x: Tensor, y: Tensor | None, noise: Tensor, weight: Tensor
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         with _given_noise(noise):
-            # A part that occurs twice (a VampPrior's posterior) is one module under two names, which
-            # PyTorch's own tying would swap twice and put back wrongly.
+            # A part that occurs twice (a VampPrior's posterior) is one module under two names,
+            # which PyTorch's own tying would swap twice and put back wrongly.
             log_likelihood, kl = functional_call(
                 self.module, (params, buffers), (x, y), tie_weights=False
             )
@@ -262,7 +264,7 @@ class _Sweep:
         return self._programs[key](*tensors)
 
     def _noise(self, rows: int, generators: Sequence[Generator]) -> Tensor:
-        dim, dtype = self.vaes[0].posterior.latent_dim, self.vaes[0].dtype
+        dim, dtype = cast(int, self.vaes[0].posterior.latent_dim), self.vaes[0].dtype
         draws = [torch.randn(rows, dim, generator=g, dtype=dtype) for g in generators]
         return torch.stack(draws).to(self.device)
 
@@ -287,9 +289,7 @@ class _Sweep:
             param.copy_(old + _beside(rate, old) * (param - old))
         if self.average is not None:
             decay = self.options.ema_decay
-            torch._foreach_lerp_(
-                list(self.average.values()), list(self.params.values()), 1 - decay
-            )
+            torch._foreach_lerp_(list(self.average.values()), list(self.params.values()), 1 - decay)
         return loss
 
     # --- the loop ------------------------------------------------------------------------------

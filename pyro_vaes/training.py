@@ -274,7 +274,17 @@ class _Trainer:
             architecture = describe(self.vae)
         except SpecError:
             architecture = None
-        return {"data": digest.hexdigest(), "architecture": architecture}
+        objective = self.objective
+        weights = ("kl_weight", "divergence_weight", "free_bits", "num_particles", "alpha")
+        given = {
+            name: float(getattr(objective, name)) for name in weights if hasattr(objective, name)
+        }
+        divergence = type(getattr(objective, "divergence", None)).__name__
+        return {
+            "data": digest.hexdigest(),
+            "architecture": architecture,
+            "objective": {"name": type(objective).__name__, "divergence": divergence, **given},
+        }
 
     def _write(self, improved: bool) -> None:
         """Writes the checkpoint, then better weights, while training goes on.
@@ -311,13 +321,14 @@ class _Trainer:
         self.writer.submit(write)
 
     def _objective_groups(self) -> Groups:
-        """What the objective itself has learned: a divergence's weights and its optimiser's state."""
+        """What the objective itself has learned: its divergence's weights and optimiser state."""
         divergence = getattr(self.objective, "divergence", None)
-        optimizer = getattr(divergence, "optimizer", None)
-        return {
-            "divergence": {} if divergence is None else copied(named_tensors(divergence)),
-            "divergence_optimizer": {} if optimizer is None else copied(optimizer_tensors(optimizer)),
-        }
+        if divergence is None:
+            return {}
+        groups = {"divergence": copied(named_tensors(divergence))}
+        if divergence.optimizer is not None:
+            groups["divergence_optimizer"] = copied(optimizer_tensors(divergence.optimizer))
+        return groups
 
     def _check_same(self, record: Mapping[str, Any]) -> None:
         """Refuses to go on with a run of other options, data or architecture."""

@@ -26,9 +26,10 @@ __all__ = [
     "rational_quadratic",
 ]
 
-# Durkan et al. 2019: no bin is narrower or flatter than this part of the whole, no slope smaller.
-_MIN_BIN = 1e-3
-_MIN_SLOPE = 1e-3
+# No bin is narrower or flatter than this part of the whole, no slope at a knot smaller. Durkan et
+# al. take 1e-3; the slope inside a flat bin goes with its square, too small for float32 to invert.
+_MIN_BIN = 1e-2
+_MIN_SLOPE = 1e-2
 # The tanh of float32 reaches 1; the product of two diagonals must stay above -1.
 _DIAGONAL_LIMIT = 0.999
 
@@ -119,10 +120,10 @@ def rational_quadratic(
     bound: float,
     inverse: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """A monotonic rational-quadratic spline on [-bound, bound], the identity outside, or its inverse.
+    """A monotonic rational-quadratic spline, or its inverse; outside [-bound, bound] the identity.
 
-    Durkan et al., "Neural spline flows" (2019), section 3.1 and appendix A.1. The slope is 1 at both
-    bounds, so that the tails join smoothly; parameters of zero make the identity.
+    Durkan et al., "Neural spline flows" (2019), section 3.1 and appendix A.1. The slope is 1 at
+    both bounds, so that the tails join smoothly; parameters of zero make the identity.
 
     Args:
         value: ``(*batch)``, where to evaluate.
@@ -141,7 +142,7 @@ def rational_quadratic(
     slope = F.pad(_MIN_SLOPE + F.softplus(slopes + at_zero), (1, 1), value=1.0)
 
     # Outside, the spline is evaluated at the bound: unused there, and no gradient of it is NaN.
-    inside = (value >= -bound) & (value <= bound)
+    inside = (value > -bound) & (value < bound)
     v = value.clamp(-bound, bound)
     knots = bottom if inverse else left
     bin_index = (v.unsqueeze(-1) >= knots[..., 1:]).sum(-1, keepdim=True)

@@ -19,11 +19,19 @@ from torch import Tensor, nn
 
 from pyro_vaes import flows
 from pyro_vaes.divergences import MMD, Adversarial
-from pyro_vaes.likelihoods import BernoulliLikelihood, CategoricalLikelihood, NormalLikelihood
+from pyro_vaes.likelihoods import (
+    BernoulliLikelihood,
+    BetaBinomialLikelihood,
+    CategoricalLikelihood,
+    DiscretizedLogisticLikelihood,
+    NormalLikelihood,
+    OrdinalLikelihood,
+)
 from pyro_vaes.networks import MLP
 from pyro_vaes.objectives import ELBO, BetaELBO, InfoELBO
-from pyro_vaes.posteriors import FlowPosterior, NormalPosterior
-from pyro_vaes.priors import FlowPrior, MixturePrior, NormalPrior, VampPrior
+from pyro_vaes.posteriors import FlowPosterior, FullNormalPosterior, NormalPosterior
+from pyro_vaes.priors import FlowPrior, GTMPrior, MixturePrior, NormalPrior, VampPrior
+from pyro_vaes.topographic import GTMPseudoInputs
 from pyro_vaes.vae import VAE
 
 NUM_LEVELS = 4
@@ -163,10 +171,29 @@ def _vamp(
     return VampPrior(posterior, u, labels=of_label, **options)
 
 
+def _vamp_of_grid(
+    latent_dim: int, event_shape: Shape, labels: int, posterior: nn.Module | None = None
+) -> VampPrior:
+    posterior = _normal(latent_dim, event_shape, labels) if posterior is None else posterior
+    labels = getattr(posterior, "num_labels", 0)
+    bounds = (0, NUM_LEVELS - 1)
+    grid = GTMPseudoInputs(MLP(2 + labels, [8]), event_shape, 2, bounds, labels)
+    return VampPrior(posterior, grid)
+
+
 def _vamp_of_flow(latent_dim: int, event_shape: Shape, labels: int) -> VampPrior:
     base = _normal(latent_dim, event_shape, labels)
     return _vamp(
         latent_dim, event_shape, labels, FlowPosterior(base, flows.iaf(latent_dim, 1, [8]))
+    )
+
+
+def _levels(likelihood: type, **options: Any) -> Case:
+    return Case(
+        lambda d, shape, labels: likelihood(
+            _decoder(d, labels), shape, NUM_LEVELS, labels, **options
+        ),
+        support="levels",
     )
 
 
@@ -175,7 +202,7 @@ FLOWS: dict[str, Case] = {
     "maf": Case(lambda d, depth: flows.maf(d, depth, [8])),
     "planar": Case(lambda d, depth: flows.planar(d, depth), scores=False),
     "realnvp": Case(lambda d, depth: flows.realnvp(d, depth, [8]), min_latent_dim=2),
-    "spline": Case(lambda d, depth: flows.spline(d, depth, [8], bound=3.0), min_latent_dim=2),
+    "spline": Case(lambda d, depth: flows.spline(d, depth, [8], count_bins=2), min_latent_dim=2),
     "sylvester": Case(lambda d, depth: flows.sylvester(d, depth), scores=False),
 }
 
@@ -186,12 +213,20 @@ PRIORS: dict[str, Case] = {
     "vamp_weighted": Case(
         lambda *args, **kwargs: _vamp(*args, **kwargs, learn_weights=True), mixes=True
     ),
+    "vamp_bounded": Case(
+        lambda *args, **kwargs: _vamp(*args, **kwargs, bounds=(0, NUM_LEVELS - 1)), mixes=True
+    ),
+    "vamp_of_grid": Case(_vamp_of_grid, mixes=True),
     "vamp_of_flow": Case(_vamp_of_flow),
+    "gtm": Case(lambda d, shape, labels: GTMPrior(_decoder(2, labels), d, 3, labels)),
     "own": Case(lambda d, shape, labels: OwnPrior(d), conditional=False, own=False),
 }
 
 POSTERIORS: dict[str, Case] = {
     "normal": Case(_normal),
+    "full_normal": Case(
+        lambda d, shape, labels: FullNormalPosterior(_encoder(shape, labels), d, shape, labels)
+    ),
     "own": Case(lambda d, shape, labels: OwnPosterior(d, shape), conditional=False, own=False),
     "flow_of_own": Case(
         lambda d, shape, labels: FlowPosterior(OwnPosterior(d, shape), flows.iaf(d, 1, [8]), shape),
@@ -211,12 +246,11 @@ LIKELIHOODS: dict[str, Case] = {
         lambda d, shape, labels: BernoulliLikelihood(_decoder(d, labels), shape, labels),
         support="binary",
     ),
-    "categorical": Case(
-        lambda d, shape, labels: CategoricalLikelihood(
-            _decoder(d, labels), shape, NUM_LEVELS, labels
-        ),
-        support="levels",
-    ),
+    "categorical": _levels(CategoricalLikelihood),
+    "ordinal": _levels(OrdinalLikelihood),
+    "ordinal_sharp": _levels(OrdinalLikelihood, sharpness=True),
+    "beta_binomial": _levels(BetaBinomialLikelihood),
+    "discretized_logistic": _levels(DiscretizedLogisticLikelihood),
     "normal": Case(lambda d, shape, labels: NormalLikelihood(_decoder(d, labels), shape, labels)),
     "own": Case(OwnLikelihood, own=False),
 }

@@ -12,7 +12,7 @@ import torch
 from pyro_vaes.cli import main
 from pyro_vaes.data import load_data
 
-QUICK = ["--epochs", "2", "--hidden-dims", "16", "--latent-dim", "2"]
+QUICK = ["--recipe", "course", "--epochs", "2", "--hidden-dims", "16", "--latent-dim", "2"]
 
 
 def run(*arguments):
@@ -71,7 +71,7 @@ def test_prints_figures_and_folder(capsys, tmp_path):
     text = capsys.readouterr().out
     assert "importance weighted" in text
     assert text.strip().splitlines()[-1] == f"Run folder: {out}"
-    assert "Likelihood: categorical, since the data hold levels 0..16." in text
+    assert "Trained 2 epochs" in text
 
 
 def test_evaluate_prints_one_flat_object(capsys, finished):
@@ -308,3 +308,18 @@ def test_help_and_module(tmp_path):
 def test_training_uses_the_digits_split():
     data = load_data("digits")
     assert [len(s) for s in (data.train, data.val, data.test)] == [1000, 350, 447]
+
+
+def test_parts_lists_what_the_flags_take(capsys):
+    from pyro_vaes import config
+    from pyro_vaes.catalogue import CATALOGUE
+
+    capsys.readouterr()
+    assert run("parts") == 0
+    text = capsys.readouterr().out
+    for option, entries in CATALOGUE.items():
+        if option != "objective":
+            choices = set(config.OPTIONS[option].choices) - {"auto", "none"}
+            assert choices == set(entries)
+        assert all(value in text for value in entries)
+    assert all(line.endswith("]") for line in text.splitlines() if line.startswith("  "))

@@ -241,9 +241,9 @@ def test_yaml_numbers_words_and_lists_are_read_as_meant() -> None:
 def test_a_recipe_may_stand_in_the_file() -> None:
     values = cfg.from_yaml("recipe: course\nepochs: 7\n")
     assert resolve(None, values) == resolve("course", None, {"epochs": 7})
-    with pytest.raises(ConfigError, match=r"'recipe' in run.yaml: expected one of course"):
+    with pytest.raises(ConfigError, match=r"'recipe' in run.yaml: expected one of default"):
         cfg.from_yaml("recipe: [course]", "run.yaml")
-    with pytest.raises(ConfigError, match=r"'--recipe': expected one of course.*; got 'nosuch'"):
+    with pytest.raises(ConfigError, match=r"'--recipe': expected one of default.*; got 'nosuch'"):
         resolve("nosuch")
 
 

@@ -82,14 +82,14 @@ def test_digits_are_the_rows_of_scikit_learn_in_file_order():
     assert data.train.x.dtype == torch.float32 and data.train.y.dtype == torch.int64
     assert (data.kind, data.num_levels, data.num_labels) == ("levels", 17, 10)
     assert (data.event_shape, data.image_shape) == ((64,), (1, 8, 8))
-    assert data.default_likelihood == "categorical"
+    assert data.default_likelihood == "ordinal"
 
 
 def test_describe_says_in_one_sentence_what_was_chosen_and_why():
     assert load_data("digits").describe() == (
         "digits: 1000 training, 350 validation and 447 test rows of shape (64,) with labels 0..9, "
         "taken for 17 levels because all values are whole numbers from 0 to 16; the default "
-        "likelihood is categorical."
+        "likelihood is ordinal."
     )
 
 
@@ -314,15 +314,15 @@ def test_image_shape_of_flat_rows_is_told():
     [
         ([0, 1], {}, ("binary", None, "bernoulli", "0 or 1")),
         ([False, True], {}, ("binary", None, "bernoulli", "0 or 1")),
-        ([0, 3], {}, ("levels", 4, "categorical", "whole numbers from 0 to 3")),
-        ([7, 255], {}, ("levels", 256, "categorical", "whole numbers from 7 to 255")),
+        ([0, 3], {}, ("levels", 4, "ordinal", "whole numbers from 0 to 3")),
+        ([7, 255], {}, ("levels", 256, "ordinal", "whole numbers from 7 to 255")),
         ([0, 256], {}, ("real", None, "normal", "more than 256 levels")),
         ([-1, 1], {}, ("real", None, "normal", "negative")),
         ([0, 0.5], {}, ("real", None, "normal", "not whole numbers")),
-        ([0, 1], {"kind": "levels"}, ("levels", 2, "categorical", "asked")),
+        ([0, 1], {"kind": "levels"}, ("levels", 2, "ordinal", "asked")),
         ([0, 1], {"kind": "real"}, ("real", None, "normal", "asked")),
-        ([0, 3], {"num_levels": 17}, ("levels", 17, "categorical", "asked")),
-        ([0, 300], {"kind": "levels"}, ("levels", 301, "categorical", "asked")),
+        ([0, 3], {"num_levels": 17}, ("levels", 17, "ordinal", "asked")),
+        ([0, 300], {"kind": "levels"}, ("levels", 301, "ordinal", "asked")),
     ],
 )
 def test_kinds(values, options, expected):

@@ -12,6 +12,7 @@ from torch import nn
 import pyro_vaes as pv
 from pyro_vaes import diagnostics as diag
 from pyro_vaes.divergences import mmd2
+from pyro_vaes.exact import Quadrature
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -226,13 +227,38 @@ def test_the_aggregated_posterior_is_chunked_without_a_trace():
                 torch.testing.assert_close(other.marginals(z, target), marginals)
 
 
-def test_the_control_takes_shared_noise_out():
+@pytest.mark.parametrize("num_data", [400, 1500])
+def test_the_error_of_the_split_is_honest(num_data):
+    # 400 data all serve, of 1500 a part: either way five errors out of a hundred exceed two.
+    line, seeds = Line(torch.tensor([[1.0]])), range(25)
+    vae = pv.VAE(pv.NormalPrior(1).double(), Exact(line), line)
+    reports = [evaluate(vae, vae.sample(num_data), 8, seed=seed) for seed in seeds]
+    for name in ("mutual_information", "kl"):
+        values = torch.tensor([getattr(report, name) for report in reports])
+        errors = torch.tensor([getattr(report, f"{name}_se") for report in reports])
+        assert errors.mean().item() == pytest.approx(values.std().item(), rel=0.5)
+        assert abs(values.mean().item() - 0.5 * math.log(5)) < 4 * errors.mean().item() / 5
+    assert all(abs(report.marginal_kl) < 0.03 for report in reports)
+
+
+def test_the_slope_is_that_of_the_noise():
     noise = torch.randn(500)
     values = 3.0 + 0.1 * torch.randn(500) - 2 * noise
-    clean = diag.control(values, noise)
-    assert clean.std().item() == pytest.approx(0.1, rel=0.1)
-    assert clean.mean().item() == pytest.approx(3.0, abs=0.02)
-    torch.testing.assert_close(diag.control(values, noise * 0), values)
+    assert diag.slope(values, noise) == pytest.approx(-2.0, abs=0.02)
+    assert diag.slope(values, noise * 0) == 0.0
+    assert diag.slope(values, noise * math.nan) == 0.0
+
+
+@pytest.mark.parametrize("posterior", ["normal", "iaf", "own"])
+@pytest.mark.parametrize("prior", ["normal", "mixture"])
+def test_split_of_any_model_on_the_line_against_quadrature(prior, posterior):
+    vae = make_vae(prior, posterior, latent_dim=1, scale=1.0)
+    x = data("categorical", 5, 4)
+    exact = Quadrature(vae, tolerance=1e-4)
+    report = evaluate(vae, x.repeat(60, 1), 1000)
+    for name in ("mutual_information", "marginal_kl"):
+        value = getattr(exact, name)(x).item()
+        assert getattr(report, name) == pytest.approx(value, abs=0.03, rel=0.01), name
 
 
 # --- active units ---------------------------------------------------------------------------------
@@ -302,6 +328,8 @@ def test_a_conditional_model_is_judged_given_the_label():
     line = Line(torch.ones(1, 1))
     labelled = evaluate(pv.VAE(pv.NormalPrior(1).double(), ByLabel(5.0, 0.0), line), (x, y))
     # The label alone moves z: nothing is told of x.
+    assert labelled.given_label
+    assert "given the label" in str(labelled)
     assert labelled.active_units == 0
     assert labelled.mutual_information == pytest.approx(0.0, abs=1e-10)
     assert labelled.marginal_kl == pytest.approx(labelled.kl)

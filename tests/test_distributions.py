@@ -12,13 +12,13 @@ from helpers import Histogram
 from torch import Tensor, nn
 
 from pyro_vaes.distributions import (
-    CategoricalLevels,
     FlowDistribution,
     Mixture,
     VampDistribution,
     diagonal_normal,
     diagonal_normal_log_prob,
 )
+from pyro_vaes.levels import CategoricalLevels
 from pyro_vaes.networks import MLP
 from pyro_vaes.posteriors import NormalPosterior
 from pyro_vaes.priors import MixturePrior, VampPrior

@@ -1,16 +1,90 @@
-"""Recipes and layers: what they refuse, and what each promises beyond the laws."""
+"""The laws of flows, and what recipes refuse and layers promise beyond them."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pyro.distributions as dist
 import pytest
 import torch
-from helpers import jacobian
+from helpers import jacobian, only_row_changed
 from registry import FLOWS, scramble
+from torch import Tensor
 
 from pyro_vaes import flows
 
 pytestmark = pytest.mark.usefixtures("float64")
+
+
+# --- laws ---------------------------------------------------------------------------------------
+
+
+def apply(transforms: list[Any], z: Tensor) -> tuple[Tensor, Tensor]:
+    """The image of z and the log-determinant that the transforms tell."""
+    log_det = torch.zeros(z.shape[:-1])
+    for transform in transforms:
+        y = transform(z)
+        log_det = log_det + transform.log_abs_det_jacobian(z, y)
+        z = y
+    return z, log_det
+
+
+flow_cases = [
+    pytest.param(name, dim, context_dim, id=f"{name}-{dim}{'-context' if context_dim else ''}")
+    for name, case in FLOWS.items()
+    for dim in (1, 2, 5)
+    for context_dim in (0, 3)
+    if dim >= case.min_latent_dim
+]
+
+
+@pytest.mark.parametrize("scale", [0.3, 1.0])
+@pytest.mark.parametrize(("name", "dim", "context_dim"), flow_cases)
+def test_log_determinant_is_autograds(name, dim, context_dim, scale):
+    flow = scramble(FLOWS[name].build(dim, 3).build(context_dim), scale)
+    context = torch.randn(20, context_dim) if context_dim else None
+    z = torch.randn(20, dim)
+    _, log_det = apply(flow(context), z)
+    exact = torch.linalg.slogdet(jacobian(lambda rows: apply(flow(context), rows)[0], z))[1]
+    torch.testing.assert_close(log_det, exact, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "dim", "context_dim"), flow_cases)
+def test_inverse_holds_or_its_lack_is_declared(name, dim, context_dim):
+    """New transforms, as a foreign value meets them: nothing is remembered of the way there."""
+    recipe = FLOWS[name].build(dim, 3)
+    assert recipe.scores == FLOWS[name].scores
+    flow = scramble(recipe.build(context_dim))
+    context = torch.randn(20, context_dim) if context_dim else None
+    z = torch.randn(20, dim)
+    y, log_det = apply(flow(context), z)
+    base = dist.Normal(torch.zeros(20, dim), 1.0).to_event(1)
+    foreign = dist.TransformedDistribution(base, flow(context))
+    if not recipe.scores:
+        with pytest.raises((KeyError, NotImplementedError)):
+            foreign.log_prob(y)
+        return
+    back = y
+    for transform in reversed(flow(context)):
+        back = transform.inv(back)
+    torch.testing.assert_close(back, z, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(
+        foreign.log_prob(y), base.log_prob(z) - log_det, rtol=1e-7, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_flows_are_amortised(name):
+    """The context of a row moves that row and no other."""
+    flow = scramble(FLOWS[name].build(3, 2).build(4))
+    z, context = torch.randn(5, 3), torch.randn(5, 4)
+    changed = context.clone()
+    changed[2] += 1
+    for before, after in zip(apply(flow(context), z), apply(flow(changed), z), strict=True):
+        only_row_changed(before, after, 2)
+
+
+# --- the rest -----------------------------------------------------------------------------------
 
 
 def test_every_flow_has_a_recipe_and_a_row():

@@ -237,6 +237,18 @@ def test_parameters_that_appear_later_are_trained():
     assert pyro.param("loc2").item() > 0
 
 
+def test_models_in_turns_keep_their_own_parameters():
+    first, second = small_vae(0), small_vae(1)
+    a = pv.FastSVI(first.model, first.guide, optim(), mode="eager")
+    b = pv.FastSVI(second.model, second.guide, optim(), mode="eager")
+    for _ in range(3):
+        a.step(data())
+        b.step(data())
+    for svi, vae in ((a, first), (b, second)):
+        trained = {id(p) for group in svi.optimizer.param_groups for p in group["params"]}
+        assert trained == {id(p) for p in vae.parameters()}
+
+
 def test_no_compiler_falls_back(monkeypatch):
     monkeypatch.setattr("pyro_vaes.inference.shutil.which", lambda name: None)
     vae = small_vae()

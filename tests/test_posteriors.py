@@ -138,6 +138,13 @@ def test_one_pass_of_the_network_serves_base_and_flow():
     assert posterior.base.base is base
 
 
+def test_a_flow_on_a_flow_on_a_base_of_ones_own():
+    inner = FlowPosterior(OwnPosterior(2, (4,)), flows.iaf(2, 1), (4,))
+    d = FlowPosterior(inner, flows.planar(2, 1))(torch.randn(5, 4))
+    z = d.rsample()
+    assert d.log_prob(z).shape == (5,)
+
+
 @pytest.mark.parametrize("name", ["planar", "iaf", "maf", "realnvp"])
 def test_a_flow_is_the_change_of_variables_of_its_base(name):
     """log q(z) is the base's log density at its own draw, less the log-determinants in between."""

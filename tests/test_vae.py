@@ -113,10 +113,10 @@ def test_two_vaes_share_no_parameters():
 
 def test_a_name_is_never_given_twice():
     names = set()
-    for _ in range(20):
+    for _ in range(4):
         names.add(make_vae().name)
-        gc.collect()
-    assert len(names) == 20
+        gc.collect()  # The next may well lie at the address of the last.
+    assert len(names) == 4
 
 
 def test_parts_shared_on_purpose_are_trained_by_both():

@@ -1,0 +1,103 @@
+"""Pictures of what the benchmarks measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from harness import quartiles
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+
+def bars(
+    path: Path,
+    panels: Mapping[str, Sequence[Mapping[str, Any]]],
+    label: str,
+    factor: float = 1e3,
+    caption: str = "",
+) -> None:
+    """Draws the medians of each panel's contenders as bars, with their quartiles."""
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(5 * len(panels), 3.6), layout="constrained", squeeze=False
+    )
+    for axis, (title, records) in zip(axes[0], panels.items(), strict=True):
+        names = list(dict.fromkeys(record["contender"] for record in records))
+        spread = [
+            [
+                factor * q
+                for q in quartiles(float(r["seconds"]) for r in records if r["contender"] == n)
+            ]
+            for n in names
+        ]
+        middle = [q[1] for q in spread]
+        errors = [[q[1] - q[0] for q in spread], [q[2] - q[1] for q in spread]]
+        colours = ["tab:blue" if name.startswith("pyro_vaes") else "0.65" for name in names]
+        places = range(len(names))
+        drawn = axis.barh(places, middle, xerr=errors, color=colours, ecolor="0.3")
+        axis.bar_label(drawn, [f"{value:.3g}" for value in middle], padding=4)
+        axis.set_yticks(places, names)
+        axis.invert_yaxis()
+        axis.margins(x=0.15)
+        axis.set(title=title, xlabel=label)
+        axis.spines[["top", "right"]].set_visible(False)
+    if caption:
+        figure.supxlabel(caption, fontsize=7, color="0.4")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def curves(
+    path: Path,
+    points: Sequence[Mapping[str, Any]],
+    values: Mapping[str, str],
+    caption: str = "",
+) -> None:
+    """Draws the medians of each curve's contenders against its size, on logarithmic scales.
+
+    Args:
+        path: of the picture.
+        points: records with ``curve``, ``contender``, ``size`` and the values.
+        values: titles of the rows, by the name of the value each shows.
+        caption: a line below.
+    """
+    names = list(dict.fromkeys(point["curve"] for point in points))
+    figure, axes = plt.subplots(
+        len(values),
+        len(names),
+        figsize=(3.4 * len(names), 2.8 * len(values)),
+        layout="constrained",
+        squeeze=False,
+    )
+    for row, (value, title) in zip(axes, values.items(), strict=True):
+        for axis, name in zip(row, names, strict=True):
+            for contender in dict.fromkeys(p["contender"] for p in points if p["curve"] == name):
+                found: dict[int, list[float]] = {}
+                for point in points:
+                    if (point["curve"], point["contender"]) == (name, contender):
+                        found.setdefault(int(point["size"]), []).append(float(point[value]))
+                spread = [quartiles(found[size]) for size in sorted(found)]
+                line = axis.plot(
+                    sorted(found),
+                    [middle for _, middle, _ in spread],
+                    marker="o",
+                    markersize=3,
+                    linestyle="-" if contender.startswith("pyro_vaes") else "--",
+                    label=contender,
+                )
+                low, high = ([q[i] for q in spread] for i in (0, 2))
+                axis.fill_between(sorted(found), low, high, color=line[0].get_color(), alpha=0.2)
+            # A depth may be 0, which a logarithmic scale has no place for.
+            linear = any(int(p["size"]) == 0 for p in points if p["curve"] == name)
+            scale = "linear" if linear else "log"
+            axis.set(xlabel=name, ylabel=title, xscale=scale, yscale="log")
+            axis.grid(alpha=0.3)
+            axis.legend(fontsize=6)
+            axis.spines[["top", "right"]].set_visible(False)
+    if caption:
+        figure.supxlabel(caption, fontsize=7, color="0.4")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

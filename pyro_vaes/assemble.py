@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import pyro.infer
+import torch
 from pyro.infer import RenyiELBO
 from torch import nn
 
@@ -45,6 +47,8 @@ _LEVELS: dict[str, Any] = {
     "ordinal": OrdinalLikelihood,
 }
 _NEEDS = {"bernoulli": ("binary",), "normal": ("binary", "levels", "real")}
+# Numbers in a datum for which one thread is as fast as two (measured on the digits).
+_SMALL = 256
 # What --augment 1 means, for images from 8x8 up.
 _MOVES = {"max_shift": 0.5, "max_rotate": 8.0, "max_scale": 0.05, "max_shear": 0.05}
 
@@ -142,30 +146,46 @@ def train(
     strength = config.data.augment
     if strength and data.image_shape is not None:
         data = data.augmented(**{name: strength * move for name, move in _MOVES.items()})
-    return fit(
-        vae,
-        data.train,
-        data.val,
-        epochs=training.epochs,
-        objective=build_objective(config),
-        batch_size=training.batch_size,
-        learning_rate=training.learning_rate,
-        optimizer=training.optimizer,
-        weight_decay=training.weight_decay,
-        schedule=training.schedule,
-        clip_norm=training.clip_norm or None,
-        warmup_epochs=objective.warmup_epochs,
-        warmup_steps=objective.warmup_steps,
-        patience=training.patience,
-        ema_decay=training.ema_decay,
-        seed=training.seed,
-        device=training.device,
-        mode=cast(Mode, training.mode),
-        out=out,
-        resume=resume,
-        record={"config": to_yaml(config), "data": facts},
-        progress=progress,
-    )
+    with _threads(config, data):
+        return fit(
+            vae,
+            data.train,
+            data.val,
+            epochs=training.epochs,
+            objective=build_objective(config),
+            batch_size=training.batch_size,
+            learning_rate=training.learning_rate,
+            optimizer=training.optimizer,
+            weight_decay=training.weight_decay,
+            schedule=training.schedule,
+            clip_norm=training.clip_norm or None,
+            warmup_epochs=objective.warmup_epochs,
+            warmup_steps=objective.warmup_steps,
+            patience=training.patience,
+            ema_decay=training.ema_decay,
+            seed=training.seed,
+            device=training.device,
+            mode=cast(Mode, training.mode),
+            out=out,
+            resume=resume,
+            record={"config": to_yaml(config), "data": facts},
+            progress=progress,
+        )
+
+
+@contextmanager
+def _threads(config: RunConfig, data: DataSet) -> Iterator[None]:
+    """Trains small data on one thread.
+
+    More gain nothing there, and on a busy machine they wait for each other most of the time.
+    """
+    before = torch.get_num_threads()
+    small = math.prod(data.event_shape) <= _SMALL
+    torch.set_num_threads(config.training.threads or (1 if small else before))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _encoder(config: RunConfig, data: DataSet, labels: int) -> Any:

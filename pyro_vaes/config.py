@@ -205,6 +205,9 @@ class TrainingConfig(Section):
     seed: int = option(0, "Of weights, data order and noise.", least=0)
     device: str = option("auto", "Where to compute; auto: CUDA if there is one.", choices=DEVICES)
     mode: str = option("auto", "How steps are run; auto goes by their number.", choices=MODES)
+    threads: int = option(
+        0, "CPU threads to train with; 0: one for small data, else as many as torch takes.", least=0
+    )
 
 
 @dataclasses.dataclass(frozen=True)

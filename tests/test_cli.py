@@ -111,7 +111,8 @@ def test_own_data_end_to_end(tmp_path, capsys):
         y=generator.integers(0, 3, 60),
     )
     out = tmp_path / "run"
-    assert run("train", *QUICK, "--data", tmp_path / "mine.npz", "--out", out) == 0
+    own = ["--likelihood", "auto", "--data", tmp_path / "mine.npz"]  # the recipe: for levels
+    assert run("train", *QUICK, *own, "--out", out) == 0
     assert "Likelihood: normal" in capsys.readouterr().out
     assert run("sample", out, "--num", 4) == 0
     assert np.load(out / "samples.npy").shape == (4, 2, 3)

@@ -85,7 +85,7 @@ class DataConfig(Section):
         False, "Model p(x given label): posterior and likelihood see labels."
     )
     augment: float = option(
-        1.0,
+        1.6,
         "Moves of training images: 0 for none, 1 for about half a pixel and 8 degrees.",
         least=0,
     )
@@ -162,7 +162,7 @@ class ObjectiveConfig(Section):
 
     beta: float = option(1.0, "Weight of the KL.", least=0)
     free_bits: float = option(0.0, "Nats of KL per datum that cost nothing.", least=0)
-    warmup_epochs: float = option(0.0, "Epochs over which the KL weight rises from 0.", least=0)
+    warmup_epochs: float = option(100.0, "Epochs over which the KL weight rises from 0.", least=0)
     warmup_steps: int = option(0, "The same in steps; give one of the two.", least=0)
     alpha: float = option(0.0, "InfoVAE: weight of the information of z on x, at most 1.")
     lambda_: float = option(
@@ -191,7 +191,7 @@ class ObjectiveConfig(Section):
 class TrainingConfig(Section):
     """How it is minimised."""
 
-    epochs: int = option(300, "Most passes over the training data.", least=1)
+    epochs: int = option(350, "Most passes over the training data.", least=1)
     patience: int = option(50, "Stop after this many epochs without a better validation.", least=1)
     batch_size: int = option(64, "Data in a step.", least=1)
     learning_rate: float = option(1e-3, "Step size of the optimiser.", above=0)
@@ -250,7 +250,6 @@ RECIPES: dict[str, Recipe] = {
             prior_components=100,
             sharpness=True,
             ema_decay=0.998,
-            augment=1.6,
             epochs=500,
         ),
     ),
@@ -272,6 +271,7 @@ RECIPES: dict[str, Recipe] = {
             optimizer="adamax",
             augment=0.0,
             ema_decay=0.0,
+            warmup_epochs=0.0,
         ),
     ),
 }
@@ -312,7 +312,7 @@ def from_values(values: Mapping[str, Any]) -> RunConfig:
         ConfigError: for an unknown name or a value that makes no sense.
     """
     some = {name: value for name, value in values.items() if name != "recipe"}
-    return unflatten(flatten(RunConfig()) | some)
+    return unflatten(_over(flatten(RunConfig()), some))
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -397,11 +397,15 @@ def resolve(
         name = DEFAULT_RECIPE
     base = flatten(started or RunConfig())
     defaults = {} if name is None else recipe_values(name)
-    if asked.keys() & set(_WARMUPS):  # Asked for in one unit, it takes the place of any other.
-        defaults |= dict.fromkeys(_WARMUPS, 0)
-    elif started is not None:  # The recipe's may have been shortened when the run was started.
+    if started is not None:  # The recipe's may have been shortened when the run was started.
         defaults |= {unit: base[unit] for unit in _WARMUPS}
-    return unflatten(base | defaults | asked), frozenset(asked)
+    return unflatten(_over(_over(base, defaults), asked)), frozenset(asked)
+
+
+def _over(values: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """Some values over others; a warm-up in one unit takes the place of one in the other."""
+    none = dict.fromkeys(_WARMUPS, 0) if others.keys() & set(_WARMUPS) else {}
+    return {**values, **none, **others}
 
 
 def check(
@@ -423,6 +427,14 @@ def check(
     """
     explicit, flat = frozenset(explicit), flatten(config)
     remarks = []
+    samples = flat["train_samples"]
+    for name in _WARMUPS:
+        if samples > 1 and flat[name] and name not in explicit:
+            flat[name] = 0
+            remarks.append(
+                f"The recipe's KL warm-up is left out: the bound of --train-samples {samples} has "
+                "no KL to weigh."
+            )
     for name, per_epoch in zip(_WARMUPS, (1, steps_per_epoch), strict=True):
         length, unit = flat[name], name.removeprefix("warmup_")
         if per_epoch is None or length < (training := flat["epochs"] * per_epoch):

@@ -44,7 +44,7 @@ class FastSVI(SVI):
       ``SVI`` to float rounding.
     - ``traced``: the step's operations are recorded once for each shape of the arguments and
       replayed; the same operations on the same noise.
-    - ``compiled``: the recorded operations compiled by Inductor; other noise at the same seed.
+    - ``compiled``: the recorded operations compiled by Inductor, on the same noise.
     - ``cuda_graph``: the recorded step, optimiser included, captured as one CUDA graph.
     - ``auto``: ``traced``.
 
@@ -289,14 +289,26 @@ class Program:
             if compiled:
                 if sys.platform != "win32" and not any(map(shutil.which, _COMPILERS)):
                     raise RuntimeError("no C++ compiler was found")
-                self._run = torch.compile(graph, fullgraph=True, dynamic=False)
-                # Compiled here, so that a failure is met by whoever can fall back.
-                with torch.no_grad():
-                    self._run(*tensors, *self.constants)
+                self._run = _compile(graph, [*tensors, *self.constants])
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         with torch.no_grad():
             return cast("tuple[Tensor, ...]", self._run(*tensors, *self.constants))
+
+
+def _compile(graph: torch.fx.GraphModule, tensors: list[Tensor]) -> Callable[..., Any]:
+    """Compiles a recording with Inductor, without the front end that it does not need.
+
+    Compiled at once, so that a failure is met by whoever can fall back. Random numbers stay
+    torch's own: the noise is that of the other modes.
+    """
+    from torch import _inductor
+
+    with torch.no_grad():
+        run = _inductor.compile(graph, tensors, options={"fallback_random": True})
+        with torch.random.fork_rng():
+            run(*tensors)
+    return cast("Callable[..., Any]", run)
 
 
 class _Recorded:
@@ -366,7 +378,7 @@ def _fused(constructor: Any, params: Any) -> dict[str, bool]:
 
 def _signature(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return (tuple(value.shape), value.dtype, value.device, value.requires_grad)
+        return value.shape, value.stride(), value.dtype, value.device, value.requires_grad
     if isinstance(value, (tuple, list)):
         return tuple(map(_signature, value))
     return value if value.__hash__ else repr(value)

@@ -32,6 +32,11 @@ def other(option: Option) -> Any:
     return (7, 300, 5) if option.kind not in (int, float) else option.default / 3 + 1e-5
 
 
+def follow(option: Option) -> set[str]:
+    """The options that change with one: a warm-up is told in one unit."""
+    return {option.name, "warmup_epochs"} if option.name == "warmup_steps" else {option.name}
+
+
 def wrong(option: Option) -> list[Any]:
     """Plain values that the option refuses, as a YAML file could hold them."""
     values: list[Any] = [None, [], [[1]], {"a": 1}, ""]
@@ -95,7 +100,7 @@ def test_a_value_survives_flag_yaml_and_flat_form(option: Option) -> None:
     by_flag, explicit = resolve(None, None, train([option.flag, text(value)]))
     assert explicit == {option.name}
     assert getattr(getattr(by_flag, option.section), option.field) == value
-    changed = {option.name} if value != option.default else set()
+    changed = follow(option) if value != option.default else set()
     flat = flatten(by_flag)
     assert {name for name in flat if flat[name] != DEFAULTS[name]} == changed
 
@@ -178,10 +183,12 @@ def test_a_resumed_run_may_not_change_an_option(option: Option) -> None:
     if other(option) == option.default or option.name in ("epochs", "data_root"):
         cfg.check_resume(asked, RunConfig())
         return
-    assert cfg.differences(asked, RunConfig()) == [option.name]
+    assert set(cfg.differences(asked, RunConfig())) == follow(option)
     with pytest.raises(ConfigError) as caught:
         cfg.check_resume(asked, RunConfig())
-    for part in (f"'{option.flag}'", text(option.default), text(other(option))):
+    named = OPTIONS[cfg.differences(asked, RunConfig())[0]]
+    got = getattr(getattr(asked, named.section), named.field)
+    for part in (f"'{named.flag}'", text(named.default), text(got)):
         assert part in str(caught.value)
 
 
@@ -408,3 +415,13 @@ def test_help_shows_every_flag_with_its_default_by_section() -> None:
     for option in OPTIONS.values():
         assert f"{option.flag} {option.metavar} {option.help}" in words
         assert f"[default: {text(option.default)}]" in words
+
+
+def test_a_recipes_warmup_is_left_out_of_a_many_sample_bound(warm: str) -> None:
+    config, explicit = resolve(warm, None, {"train_samples": 5})
+    config, remarks = cfg.check(config, explicit)
+    assert config.objective.warmup_epochs == 0
+    assert any("left out" in remark for remark in remarks)
+    config, explicit = resolve(warm, None, {"train_samples": 5, "warmup_epochs": 3})
+    with pytest.raises(ConfigError, match="'--warmup-epochs': expected 0"):
+        cfg.check(config, explicit)

@@ -259,37 +259,17 @@ def test_no_compiler_falls_back(monkeypatch):
     svi.step(data())
 
 
-@pytest.mark.slow
-def test_compiled_is_the_same_estimator():
-    """Other noise at one seed, but the same distribution, and the gradient of what it reports."""
-    losses = {}
-    for mode in ("traced", "compiled"):
-        vae = small_vae()
-        svi = pv.FastSVI(vae.model, vae.guide, Adam({"lr": 0.0}), mode=mode)
-        torch.manual_seed(0)
-        losses[mode] = torch.tensor([svi.step(data()) for _ in range(1000)])
-    traced, compiled = losses["traced"], losses["compiled"]
-    error = (traced.var() / 1000 + compiled.var() / 1000).sqrt()
-    assert abs(traced.mean() - compiled.mean()) < 5 * error
-    assert compiled.std().item() == pytest.approx(traced.std().item(), rel=0.15)
-    assert len(set(compiled.tolist())) > 990
-
-    (program,) = svi._programs.values()
-
-    def at_fixed_noise():
-        torch.manual_seed(7)
-        return program((data(),), {})
-
-    _, *grads = at_fixed_noise()
-    for param, grad in zip(program.params, grads, strict=True):
-        direction = 1e-5 * torch.randn_like(param)
-        with torch.no_grad():
-            param.add_(direction)
-            up = at_fixed_noise()[0]
-            param.sub_(2 * direction)
-            down = at_fixed_noise()[0]
-            param.add_(direction)
-        torch.testing.assert_close((up - down) / 2, (grad * direction).sum(), rtol=1e-5, atol=1e-9)
+@pytest.mark.parametrize("prior", ["standard", "vamp"])
+def test_compiled_steps_are_eager_steps(prior):
+    """The same noise at one seed: compiling changes rounding, nothing else."""
+    # A last batch of another size and one of another layout are programs of their own.
+    batches = [data(), data(3), data().mT.contiguous().mT]
+    expected = train(lambda v: SVI(v.model, v.guide, optim(), Trace_ELBO()), 6, prior, batches)
+    compiled = train(
+        lambda v: pv.FastSVI(v.model, v.guide, optim(), mode="compiled"), 6, prior, batches
+    )
+    for ours, theirs in zip(compiled, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
 def test_evaluate_loss_takes_no_step():

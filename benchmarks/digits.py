@@ -58,9 +58,24 @@ INGREDIENTS: list[tuple[str, str, dict[str, Any]]] = [
     ("no augmentation", "default", {"augment": 0.0}),
     ("standard prior", "default", {"prior": "standard"}),
     ("no moving average", "default", {"ema_decay": 0.0}),
+    ("no KL warm-up", "default", {"warmup_epochs": 0.0}),
     ("LeakyReLU", "default", {"activation": "leaky_relu"}),
 ]
-TABLES = {"course": COURSE, "recipes": RECIPES, "ingredients": INGREDIENTS}
+# The same for the convolutional recipe: what it has beside the default's ingredients.
+CONVOLUTIONS: list[tuple[str, str, dict[str, Any]]] = [
+    ("digits-conv", "digits-conv", {}),
+    ("no sharpness", "digits-conv", {"sharpness": False}),
+    ("50 components", "digits-conv", {"prior_components": 50}),
+    ("moving average 0.995", "digits-conv", {"ema_decay": 0.995}),
+    ("no augmentation", "digits-conv", {"augment": 0.0}),
+    ("no KL warm-up", "digits-conv", {"warmup_epochs": 0.0}),
+]
+TABLES = {
+    "course": COURSE,
+    "recipes": RECIPES,
+    "ingredients": INGREDIENTS,
+    "convolutions": CONVOLUTIONS,
+}
 
 
 def run(recipe: str, flags: dict[str, Any], seed: int, samples: int) -> dict[str, Any]:

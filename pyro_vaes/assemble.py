@@ -166,6 +166,7 @@ def train(
             seed=training.seed,
             device=training.device,
             mode=cast(Mode, training.mode),
+            precision=training.precision,
             out=out,
             resume=resume,
             record={"config": to_yaml(config), "data": facts},

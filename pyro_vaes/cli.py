@@ -193,6 +193,7 @@ def _summarise(
         "best_epoch": history.best_epoch,
         "stopped": history.stopped,
         "mode": history.mode,
+        "precision_shift": history.precision_shift,
         "device": history.device,
         "train_seconds": round(history.seconds, 3),
         "parameters": sum(p.numel() for p in vae.parameters()),
@@ -219,6 +220,11 @@ def _report(summary: dict[str, Any], out: Path) -> None:
         f"({why.get(summary['stopped'], summary['stopped'])}; {summary['mode']} steps on "
         f"{summary['device']}); kept epoch {summary['best_epoch']}."
     )
+    if summary.get("precision_shift") is not None:
+        click.echo(
+            "In the precision of training the validation ELBO is "
+            f"{summary['precision_shift']:+.3f} nats off that in float32."
+        )
     click.echo(f"\nTest figures, nats per datum ({summary['num_samples']} samples each)")
     for title, key, sign in (
         ("-log p(x), importance weighted", "nll", 1),

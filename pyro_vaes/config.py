@@ -64,6 +64,7 @@ OPTIMIZERS = ("adam", "adamw", "adamax")
 SCHEDULES = ("constant", "cosine", "linear")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 MODES = ("auto", "eager", "traced", "compiled", "cuda_graph")
+PRECISIONS = ("float32", "tf32", "bf16")
 DIVERGENCES = ("none", "mmd", "adversarial")
 KERNELS = ("imq", "rbf")
 
@@ -205,6 +206,9 @@ class TrainingConfig(Section):
     seed: int = option(0, "Of weights, data order and noise.", least=0)
     device: str = option("auto", "Where to compute; auto: CUDA if there is one.", choices=DEVICES)
     mode: str = option("auto", "How steps are run; auto goes by their number.", choices=MODES)
+    precision: str = option(
+        "float32", "Of the matrix products in training; its effect is reported.", choices=PRECISIONS
+    )
     threads: int = option(
         0, "CPU threads to train with; 0: one for small data, else as many as torch takes.", least=0
     )

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from pyro_vaes.networks import positive
 
-__all__ = ["OPTIMIZERS", "SCHEDULES", "FitOptions", "device_of"]
+__all__ = ["OPTIMIZERS", "PRECISIONS", "SCHEDULES", "FitOptions", "computed_in", "device_of"]
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -24,6 +25,7 @@ SCHEDULES = {
     "cosine": lambda fraction: 0.5 * (1 + math.cos(math.pi * fraction)),
     "linear": lambda fraction: 1.0 - fraction,
 }
+PRECISIONS = ("float32", "tf32", "bf16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +46,7 @@ class FitOptions:
     seed: int
     device: str
     mode: str
+    precision: str = "float32"
 
     def check(self, has_val: bool) -> None:
         """Refuses options that make no sense."""
@@ -61,6 +64,7 @@ class FitOptions:
         for name, value, choices in (
             ("optimizer", self.optimizer, OPTIMIZERS),
             ("schedule", self.schedule, SCHEDULES),
+            ("precision", self.precision, PRECISIONS),
         ):
             if value not in choices:
                 raise ValueError(f"Expected {name} among {', '.join(choices)}; got {value!r}.")
@@ -89,3 +93,21 @@ def device_of(name: str) -> torch.device:
     if not available[name]:
         raise ValueError(f"Expected a device that this machine has; got {name!r}.")
     return torch.device(name)
+
+
+@contextmanager
+def computed_in(precision: str, device: torch.device) -> Iterator[None]:
+    """Multiplies matrices in a precision; densities and weights stay as they are."""
+    if precision == "bf16":
+        # No cache of cast weights: a step may change them inside.
+        with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):
+            yield
+    elif precision == "tf32":
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+    else:
+        yield

@@ -27,6 +27,7 @@ from pyro_vaes.objectives import ELBO, NotReparameterizedError
 
 __all__ = ["MODES", "FastSVI", "Mode", "Program"]
 
+Fill = Callable[[Sequence[Tensor]], tuple[Any, Any]]
 Mode = Literal["auto", "eager", "traced", "compiled", "cuda_graph"]
 MODES: tuple[Mode, ...] = ("auto", "eager", "traced", "compiled", "cuda_graph")
 
@@ -103,14 +104,9 @@ class FastSVI(SVI):
         """Like :meth:`step`, but the loss stays a tensor on its device: nothing waits for it."""
         if self._objective is None or self.optimizer is None or self.mode == "eager":
             return self._eager_update(args, kwargs)
-        recorded = self._program(args, kwargs)
-        if recorded is None:
-            return self._eager_update(args, kwargs)
-        loss, *grads = recorded(args, kwargs)
-        for param, grad in zip(recorded.params, grads, strict=True):
-            param.grad = grad
-        self._apply_gradients()
-        return loss
+        tensors, fill = _split_tensors(args, kwargs)
+        recorded = self._program(args, kwargs, tensors, fill)
+        return self._eager_update(args, kwargs) if recorded is None else recorded(tensors)
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
         """The loss without a step, in nats summed over the batch."""
@@ -188,12 +184,15 @@ class FastSVI(SVI):
 
     # --- recorded ----------------------------------------------------------------------------
 
-    def _program(self, args: Any, kwargs: Any) -> _Recorded | None:
+    def _program(
+        self, args: Any, kwargs: Any, tensors: list[Tensor], fill: Fill
+    ) -> _Recorded | None:
         key = (_signature(args), _signature(tuple(sorted(kwargs.items()))))
         recorded = self._programs.get(key)
         if recorded is None or recorded.stale:
+            kind = _Captured if self.mode == "cuda_graph" else _Recorded
             try:
-                recorded = self._programs[key] = _Recorded(self, args, kwargs)
+                recorded = self._programs[key] = kind(self, tensors, fill)
             except Exception as error:
                 self._fall_back(error)
                 return None
@@ -240,7 +239,13 @@ class FastSVI(SVI):
             return self.optim(groups)
         constructor: Any = self.optim.pt_optim_constructor
         options = _fused(constructor, self._params.values())
+        if self.mode == "cuda_graph":
+            options["capturable"] = True
         optimizer = constructor(groups, **options)
+        if self.mode == "cuda_graph":
+            # A graph reads the rate where it is: as a tensor it can be scheduled.
+            for group in optimizer.param_groups:
+                group["lr"] = torch.tensor(group["lr"], device=group["params"][0].device)
         scheduler = getattr(self.optim, "pt_scheduler_constructor", None)
         if scheduler is not None:
             # Pyro's scheduler steps whatever stands in optim_objs: let it be the one we have.
@@ -296,7 +301,7 @@ class Program:
             return cast("tuple[Tensor, ...]", self._run(*tensors, *self.constants))
 
 
-def _compile(graph: torch.fx.GraphModule, tensors: list[Tensor]) -> Callable[..., Any]:
+def _compile(graph: torch.fx.GraphModule, tensors: list[Any]) -> Callable[..., Any]:
     """Compiles a recording with Inductor, without the front end that it does not need.
 
     Compiled at once, so that a failure is met by whoever can fall back. Random numbers stay
@@ -312,17 +317,17 @@ def _compile(graph: torch.fx.GraphModule, tensors: list[Tensor]) -> Callable[...
 
 
 class _Recorded:
-    """One step, loss and gradients, recorded for one set of shapes."""
+    """One step, recorded for one set of shapes: loss, gradients and the optimiser's step."""
 
-    def __init__(self, svi: FastSVI, args: Any, kwargs: Any) -> None:
+    def __init__(self, svi: FastSVI, tensors: list[Tensor], fill: Fill) -> None:
         groups = cast(torch.optim.Optimizer, svi.optimizer).param_groups
+        self.svi = svi
         self.params = [p for group in groups for p in group["params"] if p.requires_grad]
-        tensors, fill = _split_tensors(args, kwargs)
 
         def step(*inputs: Tensor) -> tuple[Tensor, ...]:
-            new_args, new_kwargs = fill(inputs)
+            args, kwargs = fill(inputs)
             objective = cast(ELBO, svi._objective)
-            loss = objective.tensor_loss(svi.model, svi.guide, *new_args, **new_kwargs)
+            loss = objective.tensor_loss(svi.model, svi.guide, *args, **kwargs)
             grads = torch.autograd.grad(loss, self.params, allow_unused=True)
             pairs = zip(grads, self.params, strict=True)
             return (loss, *(torch.zeros_like(p) if g is None else g for g, p in pairs))
@@ -338,8 +343,42 @@ class _Recorded:
         """Whether a parameter was frozen or thawed since."""
         return self._requires_grad() != self._flags
 
-    def __call__(self, args: Any, kwargs: Any) -> tuple[Tensor, ...]:
-        return self._program(*_split_tensors(args, kwargs)[0])
+    def __call__(self, tensors: Sequence[Tensor]) -> Tensor:
+        loss, *grads = self._program(*tensors)
+        for param, grad in zip(self.params, grads, strict=True):
+            param.grad = grad
+        self.svi._apply_gradients()
+        return loss
+
+
+class _Captured(_Recorded):
+    """The same as one CUDA graph: a single launch for the whole step, and no wait for it.
+
+    The noise of a replay follows the device's generator, which counts on from where it is.
+    """
+
+    def __init__(self, svi: FastSVI, tensors: list[Tensor], fill: Fill) -> None:
+        super().__init__(svi, tensors, fill)
+        # A graph reads and writes fixed places.
+        self._inputs = [tensor.clone() for tensor in tensors]
+        here = torch.cuda.current_device()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        # Libraries set themselves up at first use, which a graph may not hold: use them before,
+        # and take no step. (The optimiser's were used in the first step, which is eager.)
+        with torch.random.fork_rng(devices=[here]), torch.cuda.stream(stream):
+            for _ in range(2):
+                self._program(*self._inputs)
+        torch.cuda.current_stream().wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._loss = super().__call__(self._inputs)
+
+    def __call__(self, tensors: Sequence[Tensor]) -> Tensor:
+        for place, tensor in zip(self._inputs, tensors, strict=True):
+            place.copy_(tensor, non_blocking=True)
+        self._graph.replay()
+        return self._loss.clone()
 
 
 def _as_objective(loss: Any) -> ELBO | None:
@@ -384,14 +423,14 @@ def _signature(value: Any) -> Any:
     return value if value.__hash__ else repr(value)
 
 
-def _split_tensors(
-    args: Any, kwargs: Any
-) -> tuple[list[Tensor], Callable[[tuple[Tensor, ...]], tuple[Any, Any]]]:
+def _split_tensors(args: Any, kwargs: Any) -> tuple[list[Tensor], Fill]:
     """The tensors among the arguments, and a function that puts others in their places."""
+    if not kwargs and all(isinstance(value, Tensor) for value in args):  # Mostly, and quickly.
+        return list(args), lambda tensors: (tuple(tensors), {})
     flat, spec = torch.utils._pytree.tree_flatten((args, kwargs))
     places = [i for i, value in enumerate(flat) if isinstance(value, Tensor)]
 
-    def fill(tensors: tuple[Tensor, ...]) -> tuple[Any, Any]:
+    def fill(tensors: Sequence[Tensor]) -> tuple[Any, Any]:
         values = list(flat)
         for place, tensor in zip(places, tensors, strict=True):
             values[place] = tensor

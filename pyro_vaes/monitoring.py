@@ -50,6 +50,8 @@ class History:
         stopped: why training ended: ``epochs``, ``patience`` or ``interrupted``.
         mode: how steps were run, see :class:`~pyro_vaes.inference.FastSVI`.
         device: where they were run.
+        precision_shift: what the precision of training does to the bound: the validation ELBO in it
+            minus that in float32, nats per datum, same weights and noise; None for float32.
     """
 
     records: list[dict[str, Any]] = dataclasses.field(default_factory=list)
@@ -58,6 +60,7 @@ class History:
     stopped: str = ""
     mode: str = ""
     device: str = ""
+    precision_shift: float | None = None
 
     @property
     def epochs(self) -> int:

@@ -38,7 +38,7 @@ from pyro_vaes.checkpoints import (
     write_text,
 )
 from pyro_vaes.data import Split, as_split, batches
-from pyro_vaes.fit_options import OPTIMIZERS, SCHEDULES, FitOptions, device_of
+from pyro_vaes.fit_options import OPTIMIZERS, SCHEDULES, FitOptions, computed_in, device_of
 from pyro_vaes.inference import FastSVI, Mode
 from pyro_vaes.monitoring import (
     History,
@@ -84,6 +84,7 @@ def fit(
     seed: int = 0,
     device: str = "auto",
     mode: Mode = "auto",
+    precision: str = "float32",
     out: str | Path | None = None,
     resume: bool = False,
     record: Mapping[str, Any] | None = None,
@@ -115,6 +116,8 @@ def fit(
         seed: see above.
         device: ``auto`` (CUDA if there is one, else the CPU), ``cpu``, ``cuda``, ``mps``.
         mode: how steps are run; ``auto`` decides from the number of steps, never from a timing.
+        precision: of the matrix products in training: ``float32``, ``tf32`` (on CUDA) or ``bf16``.
+            Validation is in float32; what the precision does to the bound is in the history.
         out: a run folder for weights, metrics and checkpoints; none if None.
         resume: go on with the run in ``out``; an absent or empty folder starts one, a finished run
             is left as it is.
@@ -149,6 +152,7 @@ def fit(
             seed=seed,
             device=device,
             mode=mode,
+            precision=precision,
         ),
         None if out is None else Path(out),
         record,
@@ -405,6 +409,7 @@ class _Trainer:
             # The checkpoint of the last whole epoch is on disk; the broken-off one is repeated.
             history.stopped = "interrupted"
         self._keep_best()
+        self._note_precision()
         if self.out is not None and history.epochs:
             save(self.vae, self.out, self.record)
         return history
@@ -412,6 +417,16 @@ class _Trainer:
     def _keep_best(self) -> None:
         if self.best is not None or self.average is not None:
             fill(self.vae, cast("dict[str, Tensor]", self.best or self.average))
+
+    def _note_precision(self) -> None:
+        """Notes what the precision of training does to the bound."""
+        precision, seed = self.options.precision, self.options.seed
+        if self.val is None or precision == "float32":
+            return
+        with computed_in(precision, self.device):
+            here = validate(self.vae, self.objective, self.val, seed)
+        there = validate(self.vae, self.objective, self.val, seed)
+        self.history.precision_shift = here["val_elbo"] - there["val_elbo"]
 
     def _epoch(self, epoch: int) -> dict[str, Any]:
         started = time.perf_counter()
@@ -422,7 +437,8 @@ class _Trainer:
         step = epoch * self.steps_per_epoch
         for x, y in batches(self.train, options.batch_size, self.order):
             rate = self._schedule(step)
-            loss = self.svi.update(*arguments(self.vae, x, y))
+            with computed_in(options.precision, self.device):
+                loss = self.svi.update(*arguments(self.vae, x, y))
             total += loss
             # On the CPU a look costs nothing; a GPU would have to be waited for.
             if self.device.type == "cpu" and not math.isfinite(loss):
@@ -445,7 +461,10 @@ class _Trainer:
         fraction = step / (options.epochs * self.steps_per_epoch)
         rate = options.learning_rate * SCHEDULES[options.schedule](fraction)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            if isinstance(group["lr"], Tensor):  # A CUDA graph reads it where it is.
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
         if isinstance(self.objective, ELBO):
             self.objective.warmup.fill_(
                 min(1.0, step / self.warmup_steps) if self.warmup_steps else 1.0

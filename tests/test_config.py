@@ -210,6 +210,7 @@ def test_choices_are_those_of_the_modules_that_honour_them() -> None:
     assert set(cfg.OPTIMIZERS) == training.OPTIMIZERS.keys()
     assert set(cfg.SCHEDULES) == training.SCHEDULES.keys()
     assert cfg.MODES == inference.MODES
+    assert cfg.PRECISIONS == training.PRECISIONS
     for name in (*cfg.FLOW_PRIORS, *cfg.FLOW_POSTERIORS):
         assert callable(getattr(flows, name))
 

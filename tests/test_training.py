@@ -88,7 +88,7 @@ def test_early_stopping():
         {"optimizer": "adamax", "schedule": "cosine", "clip_norm": 1.0},
         {"ema_decay": 0.9, "optimizer": "adamw", "weight_decay": 0.01},
         {"warmup_epochs": 4, "patience": 3},
-        {"mode": "eager"},
+        {"mode": "eager", "precision": "bf16"},
     ],
 )
 @pytest.mark.parametrize("prior", ["standard", "vamp"])
@@ -121,6 +121,21 @@ def test_resume_is_exact(tmp_path, options, prior, monkeypatch):
     assert [r["val_loss"] for r in history.records] == [r["val_loss"] for r in expected.records]
     lines = (tmp_path / METRICS).read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == list(range(1, history.epochs + 1))
+
+
+@pytest.mark.parametrize("mode", ["eager", "traced"])
+def test_a_precision_is_used_and_its_effect_on_the_bound_noted(mode):
+    exact, rough = make_vae(), make_vae()
+    assert fit(exact, mode=mode).precision_shift is None
+    history = fit(rough, mode=mode, precision="bf16")
+    assert not tensors_equal(exact, rough)
+    assert 0 < abs(history.precision_shift) < 0.1
+    # The note is of the weights that are kept, which stay in float32.
+    assert {p.dtype for p in rough.parameters()} == {torch.float32}
+    with torch.autocast("cpu", torch.bfloat16):
+        here = validate(rough, pv.ELBO(), pv.Split(VAL), seed=0)
+    there = validate(rough, pv.ELBO(), pv.Split(VAL), seed=0)
+    assert history.precision_shift == pytest.approx(here["val_elbo"] - there["val_elbo"])
 
 
 def test_resume_of_absent_finished_and_longer_runs(tmp_path):

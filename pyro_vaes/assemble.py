@@ -18,6 +18,7 @@ from pyro_vaes.config import ConfigError, RunConfig, to_yaml
 from pyro_vaes.convolutions import ConvDecoder, ConvEncoder
 from pyro_vaes.data import DataSet
 from pyro_vaes.divergences import MMD, Adversarial, Divergence
+from pyro_vaes.fit_options import device_of
 from pyro_vaes.inference import Mode
 from pyro_vaes.likelihoods import (
     BernoulliLikelihood,
@@ -67,6 +68,15 @@ def build(config: RunConfig, data: DataSet) -> tuple[VAE, list[str]]:
         ConfigError: for options that do not go together, or not with the data.
     """
     remarks: list[str] = []
+    try:
+        device = device_of(config.training.device)
+    except ValueError as error:
+        raise ConfigError(f"Invalid value for '--device': {error}") from error
+    if config.training.mode == "cuda_graph" and device.type != "cuda":
+        raise ConfigError(
+            "Invalid value for '--mode': expected a CUDA device beside cuda_graph; "
+            f"got {device.type}."
+        )
     if config.data.conditional and not data.num_labels:
         raise ConfigError(
             "Invalid value for '--conditional': expected data with labels; "

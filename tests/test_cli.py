@@ -189,9 +189,11 @@ def test_bad_options(capsys, tmp_path, options, words):
     assert not out.exists()
 
 
-def save_csv(path, text):
-    path.write_text(text)
-    return path
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has what is asked for")
+@pytest.mark.parametrize("option", [("--device", "cuda"), ("--mode", "cuda_graph")])
+def test_a_machine_without_what_is_asked_for(capsys, tmp_path, option):
+    assert option[0] in refused(capsys, "train", *option, "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def bad_files(folder):

@@ -16,7 +16,6 @@ import csv
 import math
 import platform
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -145,7 +144,12 @@ def main() -> None:
             f"{mean['epochs']:.0f} | {mean['seconds']:.1f} |"
         )
         records += [{"model": title, "recipe": recipe, **flags, **r} for r in runs]
-    command = "python benchmarks/digits.py " + " ".join(sys.argv[1:])
+    command = f"python benchmarks/digits.py {options.table}"
+    command += "".join(
+        f" --{name} {getattr(options, name)!r}"
+        for name in ("seeds", "samples", "rows")
+        if getattr(options, name) != parser.get_default(name)
+    )
     lines += [
         "",
         f"Digits, {options.seeds} seeds, {options.samples} importance samples, nats per image; "

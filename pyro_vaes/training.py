@@ -447,6 +447,7 @@ class _Trainer:
             step += 1
         if not math.isfinite(total):
             self._fail(epoch, good, x, y)
+        self.history.mode = self.svi.mode  # It may have fallen back.
         record: dict[str, Any] = {"epoch": epoch + 1, "train_loss": total.item() / len(self.train)}
         with self._weights(self.average):
             if self.val is not None:

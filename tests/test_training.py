@@ -324,3 +324,10 @@ def test_checkpoint_follows_each_epoch(tmp_path):
     fit(make_vae(), epochs=2, out=tmp_path)
     assert (tmp_path / CHECKPOINT).exists()
     assert len((tmp_path / METRICS).read_text().splitlines()) == 2
+
+
+def test_the_mode_that_was_used_is_recorded(monkeypatch):
+    monkeypatch.setattr("pyro_vaes.inference.shutil.which", lambda name: None)
+    with pytest.warns(UserWarning, match="eager"):
+        history = fit(make_vae(), epochs=1, mode="compiled")
+    assert history.mode == "eager"

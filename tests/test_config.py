@@ -204,13 +204,13 @@ def test_names_are_unique_and_defaults_are_values() -> None:
 
 
 def test_choices_are_those_of_the_modules_that_honour_them() -> None:
-    from pyro_vaes import flows, inference, networks, training
+    from pyro_vaes import fit_options, flows, inference, networks, training
 
     assert set(cfg.ACTIVATIONS) == networks.ACTIVATIONS.keys()
     assert set(cfg.OPTIMIZERS) == training.OPTIMIZERS.keys()
     assert set(cfg.SCHEDULES) == training.SCHEDULES.keys()
     assert cfg.MODES == inference.MODES
-    assert cfg.PRECISIONS == training.PRECISIONS
+    assert cfg.PRECISIONS == fit_options.PRECISIONS
     for name in (*cfg.FLOW_PRIORS, *cfg.FLOW_POSTERIORS):
         assert callable(getattr(flows, name))
 

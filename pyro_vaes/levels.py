@@ -35,27 +35,6 @@ def _moments(log_pmf: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (pmf * (level - mean.unsqueeze(-1)).square()).sum(-1)
 
 
-class CategoricalLevels(dist.Categorical):
-    """A categorical over the levels ``0..L-1``, which, unlike its parent, has a mean.
-
-    Levels are numbers (pixel intensities), not names, so their mean and variance make sense.
-    """
-
-    @property
-    def mean(self) -> Tensor:
-        """Expected level, of the batch shape."""
-        return _moments(self.logits)[0]
-
-    @property
-    def variance(self) -> Tensor:
-        """Variance of the level, of the batch shape."""
-        return _moments(self.logits)[1]
-
-    def log_pmf(self) -> Tensor:
-        """The log probability of every level, ``(*batch, L)``."""
-        return self.logits
-
-
 class Levels(dist.TorchDistribution):
     """What distributions over ordered levels share; a subclass says how a level is scored.
 
@@ -127,6 +106,33 @@ class Levels(dist.TorchDistribution):
     def variance(self) -> Tensor:
         """Variance of the level, of the batch shape."""
         return _moments(self.log_pmf())[1]
+
+
+class CategoricalLevels(Levels):
+    """A categorical over the levels, each with a probability of its own.
+
+    Args:
+        logits: ``(*batch, L)``, unnormalised log probabilities.
+    """
+
+    def __init__(self, logits: Tensor, validate_args: bool | None = None) -> None:
+        self.logits = functional.log_softmax(logits, -1)
+        super().__init__(logits.shape[-1], logits.shape[:-1], validate_args)
+
+    @property
+    def _like(self) -> Tensor:
+        return self.logits
+
+    def _log_prob(self, value: Tensor) -> Tensor:
+        if value.shape == self.logits.shape[:-1]:  # As in training: one kernel, also backward.
+            rows = self.logits.reshape(-1, self.num_levels)
+            scores = functional.nll_loss(rows, value.reshape(-1), reduction="none")
+            return -scores.view(value.shape)
+        value, log_pmf = torch.broadcast_tensors(value.unsqueeze(-1), self.logits)
+        return log_pmf.gather(-1, value[..., :1]).squeeze(-1)
+
+    def log_pmf(self) -> Tensor:
+        return self.logits.expand(*self.batch_shape, -1)
 
 
 class _LogisticLevels(Levels):

@@ -181,7 +181,7 @@ class CategoricalLikelihood(LevelLikelihood):
         super().__init__(network, event_shape, num_levels, num_labels, num_levels)
 
     def elements(self, parameters: Tensor) -> Any:
-        return CategoricalLevels(logits=parameters)
+        return CategoricalLevels(parameters)
 
 
 class OrdinalLikelihood(LevelLikelihood):

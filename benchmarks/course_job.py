@@ -47,7 +47,7 @@ def ours(seed: int, epochs: int, threads: int) -> dict[str, Any]:
         out = Path(folder) / "run"
         command = [sys.executable, "-m", "pyro_vaes", "train", "--recipe", "course"]
         # The default may move on to better likelihoods; the job is the course's.
-        command += ["--likelihood", "categorical"]
+        command += ["--likelihood", "categorical", "--threads", str(threads)]
         command += ["--seed", str(seed), "--epochs", str(epochs), "--out", str(out)]
         seconds, _ = _run(command, threads)
         figures = json.loads((out / "summary.json").read_text())

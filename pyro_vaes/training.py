@@ -62,6 +62,8 @@ METRICS = "metrics.jsonl"
 
 # From this many steps on, compiling (some 20 s) pays for itself.
 _COMPILE_FROM_STEPS = 30_000
+# At least so long between two checkpoints: what a kill may cost.
+_CHECKPOINT_SECONDS = 2.0
 
 
 def fit(
@@ -205,6 +207,8 @@ class _Trainer:
         self._averaged: tuple[list[Tensor], list[Tensor]] | None = None
         self.order = torch.Generator()
         self.writer = BackgroundWriter()
+        self.better = False  # Whether the best weights are newer than their file.
+        self.next_write = -math.inf
 
     # --- state ---------------------------------------------------------------------------------
 
@@ -290,13 +294,17 @@ class _Trainer:
             "objective": {"name": type(objective).__name__, "divergence": divergence, **given},
         }
 
-    def _write(self, improved: bool) -> None:
+    def _write(self, improved: bool, ended: bool) -> None:
         """Writes the checkpoint, then better weights, while training goes on.
 
-        A kill in between costs nothing: the weights are also in the checkpoint.
+        A kill in between costs nothing: the weights are also in the checkpoint. Epochs may be much
+        shorter than the writing: those that follow a checkpoint closely have none of their own.
         """
-        if self.out is None:
+        self.better = self.better or improved
+        if self.out is None or not (ended or time.monotonic() >= self.next_write):
             return
+        self.next_write = time.monotonic() + _CHECKPOINT_SECONDS
+        improved, self.better = self.better, False
         generators = {"order": self.order.get_state(), "cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             generators["cuda"] = torch.cuda.get_rng_state(self.device)
@@ -399,14 +407,15 @@ class _Trainer:
                     if self._out_of_patience():
                         history.stopped = "patience"
                     self._log(record, writer)
-                    self._write(improved)
+                    ended = history.epochs == options.epochs or history.stopped == "patience"
+                    self._write(improved, ended)
                     bar.update()
                     shown = {"loss": record["train_loss"], "val": record.get("val_loss")}
                     bar.set_postfix({k: f"{v:.2f}" for k, v in shown.items() if v is not None})
                     if history.stopped == "patience":
                         break
         except KeyboardInterrupt:
-            # The checkpoint of the last whole epoch is on disk; the broken-off one is repeated.
+            # What came after the last checkpoint is repeated when the run is resumed.
             history.stopped = "interrupted"
         self._keep_best()
         self._note_precision()

@@ -102,14 +102,17 @@ def test_resume_is_exact(tmp_path, options, prior, monkeypatch):
     class Killed(BaseException):
         pass
 
-    def write_and_die(self, improved):
+    def write_and_die(self, improved, ended):
         nonlocal writes
-        write(self, improved)
+        write(self, improved, ended)
         writes += 1
         if writes == 3:
             raise Killed
 
     monkeypatch.setattr(pv.training._Trainer, "_write", write_and_die)
+    # A checkpoint after each epoch, or after the first one only.
+    seconds = 0.0 if prior == "standard" else 1e9
+    monkeypatch.setattr(pv.training, "_CHECKPOINT_SECONDS", seconds)
     with pytest.raises(Killed):
         fit(killed, epochs=8, out=tmp_path, **options)
     monkeypatch.setattr(pv.training._Trainer, "_write", write)
@@ -310,6 +313,7 @@ def test_a_full_disk_stops_training_and_keeps_the_previous_checkpoint(tmp_path, 
             raise OSError(28, "No space left on device")
         fsync(descriptor)
 
+    monkeypatch.setattr(pv.training, "_CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr(checkpoints.os, "fsync", full)
     with pytest.raises(RunFolderError, match="No space left"):
         fit(make_vae(), epochs=20, out=tmp_path)

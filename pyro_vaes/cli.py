@@ -263,7 +263,7 @@ def _report(summary: dict[str, Any], out: Path) -> None:
 @click.option(
     "--chunk-size",
     type=click.IntRange(min=1),
-    default=2048,
+    default=1024,
     show_default=True,
     help="Decoder evaluations at once: bounds the memory, changes no figure.",
 )

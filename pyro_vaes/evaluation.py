@@ -42,7 +42,7 @@ def evaluate(
     *,
     num_samples: int = 1000,
     seed: int = 0,
-    chunk_size: int = 2048,
+    chunk_size: int = 1024,
     diagnostics: bool = True,
     train: Any = None,
 ) -> Evaluation:
@@ -95,7 +95,7 @@ def log_marginal(
     *,
     y: Tensor | None = None,
     seed: int = 0,
-    chunk_size: int = 2048,
+    chunk_size: int = 1024,
 ) -> Tensor:
     """The importance-weighted estimate of log p(x), or of log p(x | y), for each datum.
 

@@ -25,7 +25,7 @@ import torch
 
 import pyro_vaes as pv
 from pyro_vaes.assemble import build, train
-from pyro_vaes.config import check, resolve
+from pyro_vaes.recipes import check, resolve
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -17,23 +17,20 @@ from pyro_vaes._version import __version__
 from pyro_vaes.assemble import build, train
 from pyro_vaes.catalogue import catalogue
 from pyro_vaes.checkpoints import RunFolderError, load, load_record, write_bytes, write_text
-from pyro_vaes.config import (
+from pyro_vaes.config import ConfigError, RunConfig, to_yaml, unflatten
+from pyro_vaes.data import DataError, DataSet, load_data
+from pyro_vaes.evaluation import evaluate
+from pyro_vaes.monitoring import History, NonFiniteError
+from pyro_vaes.options import ConfigCommand, given
+from pyro_vaes.recipes import (
     DEFAULT_RECIPE,
     RECIPES,
-    ConfigError,
-    RunConfig,
     check,
     check_resume,
     from_yaml,
     options,
     resolve,
-    to_yaml,
-    unflatten,
 )
-from pyro_vaes.data import DataError, DataSet, load_data
-from pyro_vaes.evaluation import evaluate
-from pyro_vaes.monitoring import History, NonFiniteError
-from pyro_vaes.options import ConfigCommand, given
 from pyro_vaes.vae import VAE
 
 __all__ = ["main"]

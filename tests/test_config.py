@@ -13,8 +13,10 @@ import pytest
 from click.testing import CliRunner
 
 from pyro_vaes import config as cfg
-from pyro_vaes.config import OPTIONS, RECIPES, ConfigError, RunConfig, flatten, resolve
+from pyro_vaes import recipes
+from pyro_vaes.config import OPTIONS, ConfigError, RunConfig, flatten
 from pyro_vaes.options import ConfigCommand, Option, given
+from pyro_vaes.recipes import RECIPES, resolve
 
 DEFAULTS = flatten(RunConfig())
 
@@ -67,7 +69,7 @@ def train(arguments: list[str]) -> Mapping[str, Any]:
         assert values.keys() == OPTIONS.keys()
         seen.update(given(click.get_current_context()))
 
-    command = ConfigCommand("train", callback=callback, params=cfg.options())
+    command = ConfigCommand("train", callback=callback, params=recipes.options())
     command.main(arguments, prog_name="pyro-vaes", standalone_mode=False)
     return seen
 
@@ -105,10 +107,10 @@ def test_a_value_survives_flag_yaml_and_flat_form(option: Option) -> None:
     assert {name for name in flat if flat[name] != DEFAULTS[name]} == changed
 
     written = cfg.to_yaml(by_flag)
-    assert cfg.unflatten(cfg.from_yaml(written)) == cfg.unflatten(flat) == by_flag
+    assert cfg.unflatten(recipes.from_yaml(written)) == cfg.unflatten(flat) == by_flag
     assert len(written.splitlines()) == len(OPTIONS)
     assert cfg.to_yaml(cfg.unflatten(dict(reversed(flat.items())))) == written
-    by_file, _ = resolve(None, cfg.from_yaml(f"{option.name}: {flat[option.name]!r}"))
+    by_file, _ = resolve(None, recipes.from_yaml(f"{option.name}: {flat[option.name]!r}"))
     assert by_file == by_flag
     assert (cfg.digest(by_flag) != cfg.digest(RunConfig())) == bool(changed)
 
@@ -160,7 +162,7 @@ def test_flags_stand_before_the_file_the_file_before_the_recipe(
         str: [*(option.choices or "abc")] * 3,
     }
     first, second, third = values.get(option.kind, [[1], [2], [3]])[:3]
-    monkeypatch.setitem(RECIPES, "mine", cfg.Recipe("for this test", {option.name: first}))
+    monkeypatch.setitem(RECIPES, "mine", recipes.Recipe("for this test", {option.name: first}))
 
     def got(**arguments: Any) -> Any:
         return flatten(resolve(**arguments)[0])[option.name]
@@ -181,12 +183,12 @@ def test_a_resumed_run_may_not_change_an_option(option: Option) -> None:
     asked, explicit = resolve(flag_values={option.name: other(option)}, started=RunConfig())
     assert explicit == {option.name}
     if other(option) == option.default or option.name in ("epochs", "data_root"):
-        cfg.check_resume(asked, RunConfig())
+        recipes.check_resume(asked, RunConfig())
         return
-    assert set(cfg.differences(asked, RunConfig())) == follow(option)
+    assert set(recipes.differences(asked, RunConfig())) == follow(option)
     with pytest.raises(ConfigError) as caught:
-        cfg.check_resume(asked, RunConfig())
-    named = OPTIONS[cfg.differences(asked, RunConfig())[0]]
+        recipes.check_resume(asked, RunConfig())
+    named = OPTIONS[recipes.differences(asked, RunConfig())[0]]
     got = getattr(getattr(asked, named.section), named.field)
     for part in (f"'{named.flag}'", text(named.default), text(got)):
         assert part in str(caught.value)
@@ -238,19 +240,21 @@ def test_unflatten_takes_every_option_and_no_other() -> None:
 
 
 def test_yaml_numbers_words_and_lists_are_read_as_meant() -> None:
-    values = cfg.from_yaml("learning_rate: 1e-3\nhidden_dims: 64,32\nconditional: yes\nbeta: 2\n")
+    values = recipes.from_yaml(
+        "learning_rate: 1e-3\nhidden_dims: 64,32\nconditional: yes\nbeta: 2\n"
+    )
     assert values["learning_rate"] == 1e-3
     assert values["hidden_dims"] == (64, 32)
     assert values["conditional"] is True
     assert type(values["beta"]) is float
-    assert cfg.from_yaml("") == cfg.from_yaml("# nothing") == {}
+    assert recipes.from_yaml("") == recipes.from_yaml("# nothing") == {}
 
 
 def test_a_recipe_may_stand_in_the_file() -> None:
-    values = cfg.from_yaml("recipe: course\nepochs: 7\n")
+    values = recipes.from_yaml("recipe: course\nepochs: 7\n")
     assert resolve(None, values) == resolve("course", None, {"epochs": 7})
     with pytest.raises(ConfigError, match=r"'recipe' in run.yaml: expected one of default"):
-        cfg.from_yaml("recipe: [course]", "run.yaml")
+        recipes.from_yaml("recipe: [course]", "run.yaml")
     with pytest.raises(ConfigError, match=r"'--recipe': expected one of default.*; got 'nosuch'"):
         resolve("nosuch")
 
@@ -286,7 +290,7 @@ def test_a_recipe_may_stand_in_the_file() -> None:
 )
 def test_a_bad_file_is_one_line(source: str, named: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        cfg.from_yaml(source, "run.yaml")
+        recipes.from_yaml(source, "run.yaml")
     assert one_line(str(caught.value))
     assert named in str(caught.value)
     assert "run.yaml" in str(caught.value)
@@ -295,7 +299,7 @@ def test_a_bad_file_is_one_line(source: str, named: str) -> None:
 def test_aliases_that_grow_without_end_are_refused_at_once() -> None:
     levels = [f"&a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 40)]
     with pytest.raises(ConfigError, match="'hidden_dims'") as caught:
-        cfg.from_yaml(f"hidden_dims: [&a0 [1], {', '.join(levels)}]")
+        recipes.from_yaml(f"hidden_dims: [&a0 [1], {', '.join(levels)}]")
     assert one_line(str(caught.value))
 
 
@@ -305,7 +309,7 @@ def test_aliases_that_grow_without_end_are_refused_at_once() -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_resolves_without_remark(name: str) -> None:
     config, explicit = resolve(name)
-    assert cfg.check(config, explicit) == (config, [])
+    assert recipes.check(config, explicit) == (config, [])
     assert one_line(RECIPES[name].description)
 
 
@@ -321,19 +325,19 @@ def test_the_course_recipe_is_what_the_notebook_does() -> None:
 
 @pytest.fixture
 def warm(monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setitem(RECIPES, "warm", cfg.Recipe("warms up", {"warmup_epochs": 30}))
+    monkeypatch.setitem(RECIPES, "warm", recipes.Recipe("warms up", {"warmup_epochs": 30}))
     return "warm"
 
 
 def test_a_recipes_warmup_is_shortened_and_said_so(warm: str) -> None:
     config, explicit = resolve(warm, None, {"epochs": 20})
-    config, remarks = cfg.check(config, explicit)
+    config, remarks = recipes.check(config, explicit)
     assert config.objective.warmup_epochs == 10
     assert len(remarks) == 1
     assert "30" in remarks[0]
     assert "10" in remarks[0]
-    assert cfg.check(config, explicit) == (config, [])
-    config, _ = cfg.check(*resolve(warm, None, {"epochs": 1}))
+    assert recipes.check(config, explicit) == (config, [])
+    config, _ = recipes.check(*resolve(warm, None, {"epochs": 1}))
     assert config.objective.warmup_epochs == 0
 
 
@@ -341,44 +345,44 @@ def test_a_recipes_warmup_is_shortened_and_said_so(warm: str) -> None:
 def test_a_warmup_asked_for_must_be_shorter_than_training(warm: str, source: str) -> None:
     arguments: dict[str, Any] = {source: {"warmup_epochs": 20, "epochs": 20}}
     with pytest.raises(ConfigError, match="'--warmup-epochs': expected fewer than the 20 epochs"):
-        cfg.check(*resolve(warm, **arguments))
+        recipes.check(*resolve(warm, **arguments))
     steps: dict[str, Any] = {source: {"warmup_steps": 320, "epochs": 20}}
     config, explicit = resolve(warm, **steps)
     assert config.objective.warmup_epochs == 0
-    assert cfg.check(config, explicit) == (config, [])
-    assert cfg.check(config, explicit, steps_per_epoch=17) == (config, [])
+    assert recipes.check(config, explicit) == (config, [])
+    assert recipes.check(config, explicit, steps_per_epoch=17) == (config, [])
     with pytest.raises(ConfigError, match="'--warmup-steps': expected fewer than the 320 steps"):
-        cfg.check(config, explicit, steps_per_epoch=16)
+        recipes.check(config, explicit, steps_per_epoch=16)
     with pytest.raises(ConfigError, match="'--warmup-steps': expected 0 beside --warmup-epochs 2"):
         resolve(None, None, {"warmup_steps": 3, "warmup_epochs": 2})
 
 
 def test_an_option_without_effect_is_said() -> None:
-    remarks = cfg.check(*resolve(None, None, {"prior_flows": 8, "prior": "vamp"}))[1]
+    remarks = recipes.check(*resolve(None, None, {"prior_flows": 8, "prior": "vamp"}))[1]
     assert remarks == ["--prior-flows has no effect with --prior vamp."]
-    assert cfg.check(*resolve(None, None, {"prior_flows": 8, "prior": "maf"}))[1] == []
-    assert cfg.check(*resolve(None, None, {"prior_flows": 4}))[1] == []
+    assert recipes.check(*resolve(None, None, {"prior_flows": 8, "prior": "maf"}))[1] == []
+    assert recipes.check(*resolve(None, None, {"prior_flows": 4}))[1] == []
     # A run's own file, which holds every option, is no reason for remarks.
-    assert cfg.check(*resolve(None, cfg.from_yaml(cfg.to_yaml(RunConfig()))))[1] == []
+    assert recipes.check(*resolve(None, recipes.from_yaml(cfg.to_yaml(RunConfig()))))[1] == []
 
 
 def test_a_conditional_prior_needs_a_conditional_model() -> None:
     with pytest.raises(ConfigError, match="'--conditional-prior'"):
-        cfg.check(*resolve(None, None, {"conditional_prior": True}))
-    cfg.check(*resolve(None, None, {"conditional_prior": True, "conditional": True}))
+        recipes.check(*resolve(None, None, {"conditional_prior": True}))
+    recipes.check(*resolve(None, None, {"conditional_prior": True, "conditional": True}))
 
 
 def test_resuming_needs_nothing_said_twice(warm: str) -> None:
-    started, _ = cfg.check(*resolve(warm, None, {"epochs": 20, "latent_dim": 3}))
+    started, _ = recipes.check(*resolve(warm, None, {"epochs": 20, "latent_dim": 3}))
     assert resolve(started=started) == (started, frozenset())
     for flags in ({}, {"epochs": 20}, {"epochs": 90, "latent_dim": 3}, {"data_root": "there"}):
         for recipe in (None, warm):
             config, explicit = resolve(recipe, None, flags, started)
-            config, _ = cfg.check(config, explicit)
-            cfg.check_resume(config, started)
+            config, _ = recipes.check(config, explicit)
+            recipes.check_resume(config, started)
             assert config.network.latent_dim == 3
     with pytest.raises(ConfigError, match=r"'--epochs': expected at least 20, .*; got 19"):
-        cfg.check_resume(resolve(None, None, {"epochs": 19}, started)[0], started)
+        recipes.check_resume(resolve(None, None, {"epochs": 19}, started)[0], started)
 
 
 # --- click --------------------------------------------------------------------------------------
@@ -395,7 +399,7 @@ def test_only_what_stands_on_the_command_line_is_given() -> None:
 
 
 def test_a_default_map_is_read_like_flags_and_not_explicit() -> None:
-    command = ConfigCommand("train", params=cfg.options())
+    command = ConfigCommand("train", params=recipes.options())
     context = command.make_context("train", ["--seed", "3"], default_map={"hidden_dims": [5]})
     assert context.params == {**dict(vars_of(RunConfig())), "hidden_dims": (5,), "seed": 3}
     assert given(context) == {"seed": 3}
@@ -406,7 +410,7 @@ def vars_of(config: RunConfig) -> dict[str, Any]:
 
 
 def test_help_shows_every_flag_with_its_default_by_section() -> None:
-    command = ConfigCommand("train", params=[*cfg.options(), click.Option(["--out"])])
+    command = ConfigCommand("train", params=[*recipes.options(), click.Option(["--out"])])
     result = CliRunner().invoke(command, ["--help"], terminal_width=200)
     assert result.exit_code == 0
     words = " ".join(result.output.split())
@@ -420,9 +424,9 @@ def test_help_shows_every_flag_with_its_default_by_section() -> None:
 
 def test_a_recipes_warmup_is_left_out_of_a_many_sample_bound(warm: str) -> None:
     config, explicit = resolve(warm, None, {"train_samples": 5})
-    config, remarks = cfg.check(config, explicit)
+    config, remarks = recipes.check(config, explicit)
     assert config.objective.warmup_epochs == 0
     assert any("left out" in remark for remark in remarks)
     config, explicit = resolve(warm, None, {"train_samples": 5, "warmup_epochs": 3})
     with pytest.raises(ConfigError, match="'--warmup-epochs': expected 0"):
-        cfg.check(config, explicit)
+        recipes.check(config, explicit)

@@ -21,6 +21,7 @@ FLOORS = {
     "assemble": 5,
     "catalogue": 5,
     "cli": 5,
+    "recipes": 5,
     "report": 5,
     "studies": 5,
     # 4: act on any VAE.

@@ -403,8 +403,9 @@ class _Params(Messenger):
         self.params = params
 
     def _pyro_post_param(self, msg: Any) -> None:
-        if msg["name"] not in self.params:
-            self.params[msg["name"]] = msg["value"].unconstrained()
+        # The last of a name counts: an autoguide sets itself up in its first call, and replaces what
+        # it announced there.
+        self.params[msg["name"]] = msg["value"].unconstrained()
 
 
 def _fused(constructor: Any, params: Any) -> dict[str, bool]:

@@ -7,6 +7,13 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer.autoguide import (
+    AutoDelta,
+    AutoDiagonalNormal,
+    AutoIAFNormal,
+    AutoMultivariateNormal,
+    AutoNormal,
+)
 from pyro.optim import Adam, ClippedAdam, ExponentialLR
 from torch import nn
 
@@ -235,6 +242,29 @@ def test_parameters_that_appear_later_are_trained():
     svi.step(1)
     svi.step(3)
     assert pyro.param("loc2").item() > 0
+
+
+@pytest.mark.parametrize("mode", ["eager", "traced"])
+@pytest.mark.parametrize(
+    "kind", [AutoDelta, AutoNormal, AutoDiagonalNormal, AutoMultivariateNormal, AutoIAFNormal]
+)
+def test_autoguides_are_trained(kind, mode):
+    """They build themselves in the first step, replacing the parameters announced meanwhile."""
+
+    def model(x):
+        loc = pyro.sample("loc", dist.Normal(torch.zeros(2), 5.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+    def losses(make_svi):
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        x = torch.randn(20, 2) + 3
+        svi = make_svi(model, kind(model), optim(), Trace_ELBO())
+        return torch.tensor([svi.step(x) for _ in range(5)])
+
+    ours = losses(lambda *args: pv.FastSVI(*args, mode=mode))
+    torch.testing.assert_close(ours, losses(SVI), rtol=1e-4, atol=0)
 
 
 def test_models_in_turns_keep_their_own_parameters():

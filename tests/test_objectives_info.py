@@ -17,10 +17,10 @@ from registry import data, make_vae
 from torch import Tensor
 
 import pyro_vaes as pv
-from pyro_vaes import assemble
-from pyro_vaes import config as cfg
+from pyro_vaes import assemble, recipes
 from pyro_vaes.assemble import build_objective
 from pyro_vaes.checkpoints import RunFolderError, named_tensors, optimizer_tensors
+from pyro_vaes.config import ConfigError
 from pyro_vaes.divergences import KERNELS, MMD, Adversarial, mmd2
 from pyro_vaes.monitoring import validate
 from pyro_vaes.objectives import ELBO, InfoELBO, bound_terms
@@ -634,8 +634,8 @@ def test_many_sample_bounds_train_and_refuse_a_warm_up() -> None:
 
 
 def configured(**values: Any) -> Any:
-    config, explicit = cfg.resolve(None, None, values)
-    return cfg.check(config, explicit)
+    config, explicit = recipes.resolve(None, None, values)
+    return recipes.check(config, explicit)
 
 
 def test_options_become_the_objective() -> None:
@@ -673,7 +673,7 @@ def test_options_become_the_objective() -> None:
     ],
 )
 def test_options_that_are_no_objective_are_one_line(values: Any, message: str) -> None:
-    with pytest.raises(cfg.ConfigError, match=message) as caught:
+    with pytest.raises(ConfigError, match=message) as caught:
         configured(**values)
     assert "\n" not in str(caught.value)
 
@@ -707,6 +707,6 @@ def test_batches_of_one_are_an_option_refused() -> None:
     table = pv.load_data(torch.randint(0, 4, (60, 4)).numpy())
     config, _ = configured(batch_size=len(table.train) - 1, alpha=0.5, divergence="mmd")
     with pytest.raises(
-        cfg.ConfigError, match="'--divergence': Expected at least 2 data in a batch"
+        ConfigError, match="'--divergence': Expected at least 2 data in a batch"
     ):
         assemble.build(config, table)

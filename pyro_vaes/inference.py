@@ -63,6 +63,8 @@ class FastSVI(SVI):
         mode: one of the above.
         clip_norm: largest global norm of the gradient; None for no limit. (Pyro's own
             ``clip_args`` limit each tensor by itself and are honoured too.)
+        combine: called with parameters and loss between gradients and step; may change the former's
+            gradients and returns the loss. For processes that add up theirs.
 
     Raises:
         ValueError: for an unknown mode, or ``cuda_graph`` without CUDA.
@@ -76,6 +78,7 @@ class FastSVI(SVI):
         loss: Any = None,
         mode: Mode = "auto",
         clip_norm: float | None = None,
+        combine: Callable[[Sequence[Tensor], Tensor], Tensor] | None = None,
     ) -> None:
         if mode not in MODES:
             raise ValueError(f"Expected mode to be one of {', '.join(MODES)}; got {mode!r}.")
@@ -86,6 +89,7 @@ class FastSVI(SVI):
         self.loss_object = Trace_ELBO() if loss is None else loss
         self.mode: Mode = "traced" if mode == "auto" else mode
         self.clip_norm = clip_norm
+        self.combine = combine
         self.optimizer: torch.optim.Optimizer | None = None
         self._objective = _as_objective(self.loss_object)
         self._programs: dict[Any, _Recorded] = {}
@@ -140,8 +144,7 @@ class FastSVI(SVI):
         if met.keys() - self._params.keys():
             self._params |= met
             self._adopt()
-        self._apply_gradients()
-        return loss
+        return self._apply_gradients(loss)
 
     def _loss_and_grads(self, args: Any, kwargs: Any) -> Tensor:
         if self._objective is not None:
@@ -253,9 +256,13 @@ class FastSVI(SVI):
             self.optim.optim_objs = {"all": schedule}
         return cast(torch.optim.Optimizer, optimizer)
 
-    def _apply_gradients(self) -> None:
+    def _apply_gradients(self, loss: Tensor) -> Tensor:
+        """Takes the step; returns the loss, of all processes if there are several."""
         if self.optimizer is None:
-            return
+            return loss
+        if self.combine is not None:
+            every = (p for group in self.optimizer.param_groups for p in group["params"])
+            loss = self.combine([p for p in every if p.requires_grad], loss)
         for param, clips in self._clips:
             if param.grad is not None:
                 PyroOptim._clip_grad(param, **clips)
@@ -264,6 +271,7 @@ class FastSVI(SVI):
             torch.nn.utils.clip_grad_norm_(params, self.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        return loss
 
 
 class Program:
@@ -347,8 +355,7 @@ class _Recorded:
         loss, *grads = self._program(*tensors)
         for param, grad in zip(self.params, grads, strict=True):
             param.grad = grad
-        self.svi._apply_gradients()
-        return loss
+        return self.svi._apply_gradients(loss)
 
 
 class _Captured(_Recorded):

@@ -15,6 +15,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_vaes.data import Split, batches
+from pyro_vaes.distributed import ALONE, Processes
 from pyro_vaes.evaluation import untouched
 from pyro_vaes.objectives import ELBO, bound_terms
 from pyro_vaes.vae import VAE
@@ -78,7 +79,9 @@ def arguments(vae: VAE, x: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:
     return (x, y) if y is not None and vae.conditional else (x,)
 
 
-def validate(vae: VAE, objective: Any, val: Split, seed: int) -> dict[str, float]:
+def validate(
+    vae: VAE, objective: Any, val: Split, seed: int, processes: Processes = ALONE
+) -> dict[str, float]:
     """The validation figures, from the same noise at each call, so that epochs compare.
 
     Args:
@@ -86,6 +89,7 @@ def validate(vae: VAE, objective: Any, val: Split, seed: int) -> dict[str, float
         objective: what is minimised; judged at its full weights, whatever its warm-up.
         val: validation data.
         seed: seed of the noise.
+        processes: those that share the rows, and all get the figures of the whole.
 
     Returns:
         ``val_loss`` (the objective) and ``val_elbo``, ``val_reconstruction`` and ``val_kl`` (at
@@ -93,20 +97,23 @@ def validate(vae: VAE, objective: Any, val: Split, seed: int) -> dict[str, float
     """
     ours = isinstance(objective, ELBO)
     estimator = objective if ours else ELBO()
+    model, guide = processes.sharing(vae.model, vae.guide)
     log_likelihood = kl = loss = 0.0
     with untouched(vae):
         torch.manual_seed(seed)
         for x, y in batches(val, _rows(objective, len(val))):
-            batch = arguments(vae, x, y)
-            traces = estimator._get_trace(vae.model, vae.guide, batch, {})
+            batch = processes.part(arguments(vae, x, y))
+            weight = processes.weight
+            traces = estimator._get_trace(model, guide, batch, {})
             terms = bound_terms(*traces)
-            log_likelihood += float(terms.log_likelihood)
-            kl += float(terms.kl)
+            log_likelihood += weight * float(terms.log_likelihood)
+            kl += weight * float(terms.kl)
             if ours:
                 with objective.full_weights():
-                    loss += float(objective.trace_loss(*traces))
+                    loss += weight * float(objective.trace_loss(*traces))
             else:
-                loss += objective.loss(vae.model, vae.guide, *batch)
+                loss += weight * objective.loss(model, guide, *batch)
+    log_likelihood, kl, loss = processes.figures(log_likelihood, kl, loss)
     n = len(val)
     return {
         "val_loss": loss / n,

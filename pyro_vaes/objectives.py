@@ -16,7 +16,7 @@ and posterior will do.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
@@ -91,6 +91,7 @@ class ELBO(Trace_ELBO):
     Attributes:
         kl_weight: the weight asked for, a tensor.
         warmup: factor in [0, 1] on ``kl_weight``, a tensor that ``fit`` raises to 1.
+        total: sums a term over processes that share a batch, which ``fit`` sets; None for one.
 
     Raises:
         ValueError: for a negative or infinite weight.
@@ -104,6 +105,7 @@ class ELBO(Trace_ELBO):
         self.kl_weight = torch.tensor(float(kl_weight))
         self.free_bits = float(free_bits)
         self.warmup = torch.ones(())
+        self.total: Callable[[Tensor], Tensor] | None = None
 
     @property
     def recordable(self) -> bool:
@@ -136,7 +138,11 @@ class ELBO(Trace_ELBO):
         terms = bound_terms(model_trace, guide_trace)
         kl = terms.kl
         if self.free_bits:
-            kl = kl.clamp(min=self.free_bits * terms.pairs)
+            free = self.free_bits * terms.pairs
+            if self.total is None:
+                kl = kl.clamp(min=free)
+            else:  # What is free is so in the whole batch or not at all.
+                kl = torch.where(self.total(kl.detach() - free) > 0, kl, free)
         return self.kl_weight * self.warmup * kl - terms.log_likelihood
 
     # The rest puts this loss in the place of Trace_ELBO's own in each of its entry points.

@@ -15,7 +15,6 @@ from typing import Any, cast
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.distributions import multivariate_normal, normal
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 
 from pyro_vaes.checkpoints import fill, named_tensors
@@ -23,6 +22,7 @@ from pyro_vaes.data import Split, as_split
 from pyro_vaes.fit_options import OPTIMIZERS, SCHEDULES, FitOptions, device_of
 from pyro_vaes.inference import Program
 from pyro_vaes.monitoring import History
+from pyro_vaes.noise import normals_drawn_by
 from pyro_vaes.objectives import ELBO
 from pyro_vaes.vae import VAE
 
@@ -139,8 +139,6 @@ def _given_noise(noise: Tensor) -> Iterator[None]:
     PyTorch fills a tensor in place there, which a batched function may not do; and each model is to
     see the noise of its own seed.
     """
-    places: tuple[Any, ...] = (normal, multivariate_normal)
-    before = [place._standard_normal for place in places]
 
     def given(shape: Any, dtype: Any, device: Any) -> Tensor:
         if tuple(shape) != tuple(noise.shape):
@@ -150,13 +148,8 @@ def _given_noise(noise: Tensor) -> Iterator[None]:
             )
         return noise
 
-    for place in places:
-        place._standard_normal = given
-    try:
+    with normals_drawn_by(given):
         yield
-    finally:
-        for place, original in zip(places, before, strict=True):
-            place._standard_normal = original
 
 
 class _Sweep:

@@ -73,7 +73,7 @@ class Mixture(dist.MixtureSameFamily):
     """A joint mixture of K components over vectors: log sum_k w_k p_k(z).
 
     The same distribution as its parent, with three differences. Components that are diagonal
-    normals are scored by matrix products (:func:`diagonal_normal_log_prob`). ``expand`` keeps the
+    normals are scored by matrix products (``diagonal_normal_log_prob``). ``expand`` keeps the
     parameters as they are, so a mixture inside a plate of n data costs (n, K) memory, not
     (n, K, D). And the weights may carry batch dimensions that the components lack, as in a mixture
     whose weights depend on a label.
@@ -96,7 +96,7 @@ class Mixture(dist.MixtureSameFamily):
 
     @property
     def support(self) -> Any:
-        """That of the components: PyTorch's own is one that no autoguide can transform."""
+        """That of the components; PyTorch's own is one that no autoguide can transform."""
         return self.component_distribution.support
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Mixture:

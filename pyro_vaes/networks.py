@@ -20,6 +20,7 @@ from pyro_vaes.spec import Described
 
 __all__ = ["ACTIVATIONS", "MLP", "GatedMLP", "Network", "join", "takes_labels", "with_labels"]
 
+#: The activations by name.
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "elu": nn.ELU,
     "gelu": nn.GELU,

@@ -1,6 +1,6 @@
 """Objectives: what SVI minimises.
 
-One family, minimised over the data of a batch (sums of nats over the plate, as Pyro counts):
+One family, minimised over the data of a batch (sums of nats over the plate, as Pyro counts)::
 
     - E_q[log p(x | z)] + kl_weight KL(q(z | x) || p(z)) + n divergence_weight D(q(z), p(z))
 
@@ -38,7 +38,7 @@ class Terms(NamedTuple):
     log_likelihood: Tensor
     """Log densities of the observed sites."""
     kl: Tensor
-    """Log density under the guide minus under the model, of the latent sites: a sampled KL."""
+    """Log density under the guide minus under the model, of the latent sites, a sampled KL."""
     pairs: int
     """Number of (datum, particle) pairs in the sums."""
 
@@ -109,7 +109,7 @@ class ELBO(Trace_ELBO):
 
     @property
     def recordable(self) -> bool:
-        """Whether a step may be recorded and replayed: not if the objective itself learns in it."""
+        """Whether a step may be recorded and replayed (not if the objective itself learns in it)."""
         return True
 
     @property
@@ -185,7 +185,7 @@ class InfoELBO(ELBO):
     """The objective of InfoVAE, which weighs inference against fit (assignment, question 4).
 
     Zhao, Song and Ermon, "InfoVAE" (2019); the assignment's equation 16 as rewritten in 4.3. It
-    minimises
+    minimises::
 
         - E[log p(x | z)] + (1 - alpha) KL(q(z | x) || p(z)) + (alpha + lambda_ - 1) D(q(z), p(z))
 

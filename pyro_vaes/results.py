@@ -32,7 +32,7 @@ class Evaluation:
     """Figures of a VAE on a data set, in nats for each datum unless they are said to be other.
 
     ``NAME_se`` is the standard error of ``NAME`` over the data. A figure that cannot be had is
-    None, and :attr:`reasons` says why. In a conditional model all is given the label: p(x) reads
+    None, and ``reasons`` says why. In a conditional model all is given the label: p(x) reads
     p(x | y), q(z) reads q(z | y), and so on.
 
     Attributes:

@@ -9,6 +9,7 @@ from pyro_vaes.divergences import MMD, Adversarial
 from pyro_vaes.evaluation import Evaluation, evaluate, log_marginal
 from pyro_vaes.inference import FastSVI
 from pyro_vaes.likelihoods import (
+    AutoregressiveLikelihood,
     BernoulliLikelihood,
     BetaBinomialLikelihood,
     CategoricalLikelihood,
@@ -31,6 +32,7 @@ __all__ = [
     "MMD",
     "VAE",
     "Adversarial",
+    "AutoregressiveLikelihood",
     "BernoulliLikelihood",
     "BetaBinomialLikelihood",
     "BetaELBO",

@@ -21,6 +21,7 @@ from pyro_vaes.divergences import MMD, Adversarial, Divergence
 from pyro_vaes.fit_options import device_of
 from pyro_vaes.inference import Mode
 from pyro_vaes.likelihoods import (
+    AutoregressiveLikelihood,
     BernoulliLikelihood,
     BetaBinomialLikelihood,
     CategoricalLikelihood,
@@ -42,6 +43,7 @@ __all__ = ["build", "build_objective", "train"]
 
 # Likelihoods over levels take their number beside the shape.
 _LEVELS: dict[str, Any] = {
+    "autoregressive": AutoregressiveLikelihood,
     "beta_binomial": BetaBinomialLikelihood,
     "categorical": CategoricalLikelihood,
     "discretized_logistic": DiscretizedLogisticLikelihood,

@@ -48,6 +48,7 @@ CATALOGUE: dict[str, dict[str, tuple[object, str]]] = {
             likelihoods.DiscretizedLogisticLikelihood,
             "Salimans et al. 2017",
         ),
+        "autoregressive": (likelihoods.AutoregressiveLikelihood, "Germain et al. 2015"),
         "normal": (likelihoods.NormalLikelihood, _KINGMA),
     },
     "network": {

@@ -41,7 +41,13 @@ __all__ = [
 ]
 
 # The names that flags know: a part is entered here, or a registry's keys put in a tuple's place.
-LEVEL_LIKELIHOODS = ("categorical", "ordinal", "beta_binomial", "discretized_logistic")
+LEVEL_LIKELIHOODS = (
+    "categorical",
+    "ordinal",
+    "beta_binomial",
+    "discretized_logistic",
+    "autoregressive",
+)
 LIKELIHOODS = ("auto", "bernoulli", *LEVEL_LIKELIHOODS, "normal")
 COMPONENT_PRIORS = ("mixture", "vamp")
 FLOW_PRIORS = ("realnvp", "maf", "spline")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pyro_vaes.autoregressive import AutoregressiveLevels, AutoregressiveNetwork
 from pyro_vaes.levels import (
     CategoricalLevels,
     DiscretizedLogisticLevels,
@@ -24,6 +25,7 @@ from pyro_vaes.networks import Network, join, positive
 from pyro_vaes.spec import Described
 
 __all__ = [
+    "AutoregressiveLikelihood",
     "BernoulliLikelihood",
     "BetaBinomialLikelihood",
     "CategoricalLikelihood",
@@ -274,6 +276,47 @@ class BetaBinomialLikelihood(LevelLikelihood):
     def elements(self, parameters: Tensor) -> Any:
         ones, zeros = (functional.softplus(parameters) + 1e-4).unbind(-1)
         return dist.BetaBinomial(ones, zeros, total_count=self.num_levels - 1)
+
+
+class AutoregressiveLikelihood(LevelLikelihood):
+    """Levels one after another: each element sees z and all elements before it.
+
+    p(x | z) = prod_i p(x_i | x_<i, z), elements in the order of the flat datum, by a masked network
+    (Germain et al., "MADE: masked autoencoder for distribution estimation", 2015) on top of
+    :class:`CategoricalLikelihood`, which it equals where the masked network's outputs are zero. So
+    strong a decoder can do without z, and then the posterior collapses (Bowman et al. 2016). It
+    scores in one pass and draws in as many as there are elements; its mean is known from draws.
+
+    Args:
+        network: see :class:`Likelihood`; its features are the masked network's context.
+        event_shape: see :class:`Likelihood`.
+        num_levels: number of levels.
+        num_labels: see :class:`Likelihood`.
+        hidden_dims: hidden layers of the masked network, each at least as large as the datum; one
+            of 256 (or the size of the datum, if larger) if None.
+        activation: of the masked network, one of :data:`~pyro_vaes.networks.ACTIVATIONS`.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        event_shape: Sequence[int],
+        num_levels: int,
+        num_labels: int = 0,
+        hidden_dims: Sequence[int] | None = None,
+        activation: str = "leaky_relu",
+    ) -> None:
+        super().__init__(network, event_shape, num_levels, num_labels, num_levels)
+        size = math.prod(self.event_shape)
+        hidden_dims = [max(256, size)] if hidden_dims is None else hidden_dims
+        self.masked = AutoregressiveNetwork(
+            size, num_levels, network.out_features, hidden_dims, activation
+        )
+
+    def forward(self, z: Tensor, y: Tensor | None = None) -> Any:
+        features = self.network(join(z, y, self.num_labels))
+        logits = self.head(features).unflatten(-1, (-1, self.num_levels))
+        return AutoregressiveLevels(logits, features, self.masked, self.event_shape)
 
 
 class NormalLikelihood(Likelihood):

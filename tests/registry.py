@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pyro_vaes import flows
 from pyro_vaes.divergences import MMD, Adversarial
 from pyro_vaes.likelihoods import (
+    AutoregressiveLikelihood,
     BernoulliLikelihood,
     BetaBinomialLikelihood,
     CategoricalLikelihood,
@@ -50,6 +51,7 @@ class Case:
         min_latent_dim: the smallest latent size that makes sense.
         own: whether the part is made of the library's modules alone, and so can be rebuilt.
         mixes: for priors: whether it is given a posterior.
+        tells_mean: for likelihoods: whether its distribution has its mean in closed form.
         support: for likelihoods: "binary", "levels" (0..NUM_LEVELS - 1) or "real".
     """
 
@@ -59,6 +61,7 @@ class Case:
     min_latent_dim: int = 1
     own: bool = True
     mixes: bool = False
+    tells_mean: bool = True
     support: str = "real"
 
     def make(
@@ -188,11 +191,12 @@ def _vamp_of_flow(latent_dim: int, event_shape: Shape, labels: int) -> VampPrior
     )
 
 
-def _levels(likelihood: type, **options: Any) -> Case:
+def _levels(likelihood: type, tells_mean: bool = True, **options: Any) -> Case:
     return Case(
         lambda d, shape, labels: likelihood(
             _decoder(d, labels), shape, NUM_LEVELS, labels, **options
         ),
+        tells_mean=tells_mean,
         support="levels",
     )
 
@@ -251,6 +255,14 @@ LIKELIHOODS: dict[str, Case] = {
     "ordinal_sharp": _levels(OrdinalLikelihood, sharpness=True),
     "beta_binomial": _levels(BetaBinomialLikelihood),
     "discretized_logistic": _levels(DiscretizedLogisticLikelihood),
+    "autoregressive": _levels(AutoregressiveLikelihood, tells_mean=False, hidden_dims=[8]),
+    "autoregressive_binary": Case(
+        lambda d, shape, labels: AutoregressiveLikelihood(
+            _decoder(d, labels), shape, 2, labels, hidden_dims=[8, 9]
+        ),
+        tells_mean=False,
+        support="binary",
+    ),
     "normal": Case(lambda d, shape, labels: NormalLikelihood(_decoder(d, labels), shape, labels)),
     "own": Case(OwnLikelihood, own=False),
 }

@@ -6,6 +6,7 @@ it.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ import seaborn as sns
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from pyro_vaes.data import Split
@@ -131,23 +133,29 @@ def learning_curves(records: Sequence[Mapping[str, Any]], best_epoch: int | None
         axes = figure.add_subplot()
         epochs = [record["epoch"] for record in records]
         shown = []
-        for name, key, color in (
-            ("training", "train_loss", _PALETTE[0]),
-            ("validation", "val_loss", _PALETTE[1]),
+        curves = [
+            (name, [record[key] for record in records], color)
+            for name, key, color in (
+                ("training", "train_loss", _PALETTE[0]),
+                ("validation", "val_loss", _PALETTE[1]),
+            )
+            if records and key in records[0]
+        ]
+        # Where the curves end in one place, their names still stand apart.
+        for (name, values, color), va in zip(
+            sorted(curves, key=lambda curve: curve[1][-1]), ("top", "bottom"), strict=False
         ):
-            if records and key in records[0]:
-                values = [record[key] for record in records]
-                axes.plot(epochs, values, color=color)
-                axes.text(epochs[-1], values[-1], f" {name}", color=color, va="center")
-                shown += values
+            axes.plot(epochs, values, color=color)
+            axes.text(epochs[-1], values[-1], f" {name}", color=color, va=va)
+            shown += values
         if best_epoch is not None:
             axes.axvline(best_epoch, color="0.6", linewidth=0.8, linestyle=":")
             axes.text(
                 best_epoch,
                 1.0,
-                "kept ",
+                " kept ",
                 color="0.4",
-                ha="right",
+                ha="right" if 2 * best_epoch > len(records) else "left",
                 va="top",
                 transform=axes.get_xaxis_transform(),
                 fontsize=9,
@@ -156,6 +164,7 @@ def learning_curves(records: Sequence[Mapping[str, Any]], best_epoch: int | None
             # The first epochs tower over all that matters.
             low, high = min(shown), float(np.quantile(shown, 0.9))
             axes.set_ylim(low - 0.05 * (high - low + 1), high + 0.6 * (high - low) + 1)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("epoch")
         axes.set_ylabel("loss (nats per datum)")
     return figure
@@ -165,7 +174,8 @@ def latent_space(vae: VAE, split: Split, *, num: int = 1000) -> Figure:
     """Posterior means in two dimensions, over the prior's density there.
 
     Beyond two latent dimensions the picture shows the plane of the means' first two principal
-    components, and the prior's density in it is that of its own draws, projected.
+    components, and the prior's density in it is that of its own draws, projected. In one dimension
+    the height is the prior's density, and the means of each label have a line of their own.
     """
     with untouched(vae):
         torch.manual_seed(0)
@@ -183,12 +193,16 @@ def latent_space(vae: VAE, split: Split, *, num: int = 1000) -> Figure:
         prior = vae.p_z(labels)
         z = prior.sample(() if prior.batch_shape else (draws,)).float()
         points, ground = (((v - center) @ axes_.mT).cpu().numpy() for v in (means, z))
-    if points.shape[1] == 1:
-        points, ground = (np.column_stack([v, np.zeros_like(v)]) for v in (points, ground))
+    classes = None if y is None else y.cpu().numpy()
     with style():
         figure = Figure(figsize=(_WIDTH, 0.85 * _WIDTH))
         axes = figure.add_subplot()
-        if ground[:, 1].std() > 0:
+        plane = points.shape[1] > 1
+        if not plane:
+            sns.kdeplot(x=ground[:, 0], fill=True, color="0.6", linewidth=0, ax=axes)
+            lines = _lines(classes, len(points)) * axes.get_ylim()[1]
+            points = np.column_stack([points, lines])
+        else:
             sns.kdeplot(
                 x=ground[:, 0],
                 y=ground[:, 1],
@@ -200,15 +214,17 @@ def latent_space(vae: VAE, split: Split, *, num: int = 1000) -> Figure:
                 gridsize=80,  # The default's 200 take a second and look the same.
                 ax=axes,
             )
-        if y is None:
+        if classes is None:
             axes.scatter(points[:, 0], points[:, 1], s=6, color=_PALETTE[0], linewidths=0)
         else:
-            classes = y.cpu().numpy()
-            for label in np.unique(classes):
+            present = np.unique(classes)
+            for label in present:
                 here = points[classes == label]
                 color = _PALETTE[int(label) % len(_PALETTE)]
                 axes.scatter(here[:, 0], here[:, 1], s=8, color=color, linewidths=0, alpha=0.8)
-                x0, y0 = np.median(here, axis=0)
+            # Drawn last, so that no points lie over them.
+            medians = np.array([np.median(points[classes == label], axis=0) for label in present])
+            for label, (x0, y0) in zip(present, _apart(medians, axes), strict=True):
                 axes.text(
                     x0,
                     y0,
@@ -221,11 +237,36 @@ def latent_space(vae: VAE, split: Split, *, num: int = 1000) -> Figure:
                     bbox={
                         "boxstyle": "circle,pad=0.15",
                         "facecolor": "white",
-                        "edgecolor": color,
+                        "edgecolor": _PALETTE[int(label) % len(_PALETTE)],
                         "alpha": 0.85,
                     },
                 )
         what = "principal component" if means.shape[1] > 2 else "dimension"
         axes.set_xlabel(f"first {what} of z")
-        axes.set_ylabel(f"second {what} of z")
+        axes.set_ylabel(f"second {what} of z" if plane else "prior's density")
     return figure
+
+
+def _lines(classes: Any, n: int) -> Any:
+    """The height of each datum: a line for each label, evenly over (0, 1)."""
+    if classes is None:
+        return np.full(n, 0.5)
+    labels, index = np.unique(classes, return_inverse=True)
+    return (index + 1) / (len(labels) + 1)
+
+
+def _apart(places: Any, axes: Any, least: float = 0.06) -> Any:
+    """Places of names, moved until no two are nearer than a share of the axes."""
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    corner, size = np.array([left, low]), np.array([right - left, high - low])
+    places = (places - corner) / size
+    for _ in range(100):
+        for i, j in itertools.combinations(range(len(places)), 2):
+            way = places[j] - places[i]
+            distance = np.hypot(*way)
+            if distance < least:
+                # In one and the same place, any direction will do.
+                way = way / distance if distance else np.array([math.cos(j), math.sin(j)])
+                places[i] -= way * (least - distance) / 2
+                places[j] += way * (least - distance) / 2
+    return places * size + corner

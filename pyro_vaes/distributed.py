@@ -133,7 +133,7 @@ class Processes:
 
     @property
     def weight(self) -> float:
-        """What a figure over this process's last part counts: 0 if it had no row of its own."""
+        """What a figure over this process's last part counts, 0 if it had no row of its own."""
         return 0.0 if self._idle else 1.0
 
     def _add_up(self, tensor: Tensor) -> None:

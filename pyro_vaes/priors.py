@@ -64,7 +64,7 @@ class MixturePrior(Described):
 
     Args:
         latent_dim: size of z.
-        num_components: K.
+        num_components: their number K.
         num_labels: number of labels; each then has a mixture of its own. 0 for none.
         learn_weights: False keeps the weights uniform.
     """

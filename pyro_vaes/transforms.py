@@ -192,7 +192,7 @@ class SplineCoupling(CachedTransform):
         split: number of components that stay.
         network: maps them, ``(*batch, split)``, to widths, heights and slopes of all the splines,
             ``(*batch, n * K)`` twice and ``(*batch, n * (K - 1))``.
-        count_bins: K.
+        count_bins: bins of each spline, K.
         bound: see :func:`rational_quadratic`.
     """
 

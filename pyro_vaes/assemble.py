@@ -142,7 +142,7 @@ def train(
         data: the data set.
         config: the options.
         out: the run folder, if one is wanted.
-        resume: see :func:`~pyro_vaes.training.fit`.
+        resume: see :func:`.fit`.
         progress: show a progress bar.
 
     Returns:

@@ -55,7 +55,7 @@ def augment_images(
     """A transform that moves some images of a batch, each by its own small affine map.
 
     Every strength is drawn uniformly and independently for each image; zero switches a move off.
-    See :func:`~pyro_vaes.augmentation.move_images` for the geometry. What moves in from outside is 0.
+    See :func:`.move_images` for the geometry. What moves in from outside is 0.
 
     Args:
         image_shape: ``(C, H, W)``; batches may hold images of that shape or flat rows.

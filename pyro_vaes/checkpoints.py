@@ -57,7 +57,7 @@ def save(vae: VAE, folder: str | Path, record: Mapping[str, Any] | None = None) 
 
 
 def load(folder: str | Path, into: VAE | None = None) -> VAE:
-    """Reads a VAE that :func:`~pyro_vaes.checkpoints.save` or a training run wrote. Nothing from the folder is executed.
+    """Reads a VAE that :func:`.save` or a training run wrote. Nothing from the folder is executed.
 
     Args:
         folder: the run folder.

@@ -124,7 +124,7 @@ class DataSet:
 
         Args:
             strengths: ``max_shift``, ``max_rotate``, ``max_scale`` and ``max_shear``, see
-                :func:`~pyro_vaes.augmentation.augment_images`. Levels stay levels and binary images binary; grey images
+                :func:`.augment_images`. Levels stay levels and binary images binary; grey images
                 are moved before they are binarised.
 
         Raises:

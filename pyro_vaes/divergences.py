@@ -118,7 +118,7 @@ def _check(kernel: str, bandwidth: float | Sequence[float] | None) -> None:
 
 
 class MMD(Divergence):
-    """The squared maximum mean discrepancy between q(z) and p(z), by :func:`~pyro_vaes.divergences.mmd2`.
+    """The squared maximum mean discrepancy between q(z) and p(z), by :func:`.mmd2`.
 
     As many draws of the prior as there are data in the minibatch are drawn at each step. The
     estimate is unbiased, so it is negative now and then.

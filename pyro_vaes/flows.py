@@ -126,22 +126,22 @@ class FlowRecipe:
 
 
 def planar(dim: int, depth: int) -> FlowRecipe:
-    """A planar flow of ``depth`` layers, see :class:`~pyro_vaes.flow_layers.PlanarLayer`; posteriors only."""
+    """A planar flow of ``depth`` layers, see :class:`.PlanarLayer`; posteriors only."""
     return FlowRecipe("planar", dim, depth)
 
 
 def iaf(dim: int, depth: int, hidden_dims: Sequence[int] | None = None) -> FlowRecipe:
-    """An inverse autoregressive flow, see :class:`~pyro_vaes.flow_layers.IAFLayer`; draws fast, scores slowly."""
+    """An inverse autoregressive flow, see :class:`.IAFLayer`; draws fast, scores slowly."""
     return FlowRecipe("iaf", dim, depth, _given(hidden_dims=hidden_dims))
 
 
 def maf(dim: int, depth: int, hidden_dims: Sequence[int] | None = None) -> FlowRecipe:
-    """A masked autoregressive flow, see :class:`~pyro_vaes.flow_layers.MAFLayer`; scores fast, draws slowly."""
+    """A masked autoregressive flow, see :class:`.MAFLayer`; scores fast, draws slowly."""
     return FlowRecipe("maf", dim, depth, _given(hidden_dims=hidden_dims))
 
 
 def realnvp(dim: int, depth: int, hidden_dims: Sequence[int] | None = None) -> FlowRecipe:
-    """A RealNVP of affine couplings, see :class:`~pyro_vaes.flow_layers.RealNVPLayer`; fast both ways."""
+    """A RealNVP of affine couplings, see :class:`.RealNVPLayer`; fast both ways."""
     return FlowRecipe("realnvp", dim, depth, _given(hidden_dims=hidden_dims))
 
 
@@ -152,7 +152,7 @@ def spline(
     count_bins: int | None = None,
     bound: float | None = None,
 ) -> FlowRecipe:
-    """A flow of spline couplings, see :class:`~pyro_vaes.flow_layers.SplineLayer`; fast both ways.
+    """A flow of spline couplings, see :class:`.SplineLayer`; fast both ways.
 
     Args:
         dim: size of z, at least 2.
@@ -172,7 +172,7 @@ def sylvester(
     num_columns: int | None = None,
     num_reflections: int | None = None,
 ) -> FlowRecipe:
-    """A Sylvester flow of ``depth`` layers, see :class:`~pyro_vaes.flow_layers.SylvesterLayer`; posteriors only.
+    """A Sylvester flow of ``depth`` layers, see :class:`.SylvesterLayer`; posteriors only.
 
     Args:
         dim: size of z, D.

@@ -410,8 +410,8 @@ class _Params(Messenger):
         self.params = params
 
     def _pyro_post_param(self, msg: Any) -> None:
-        # The last of a name counts: an autoguide sets itself up in its first call, and replaces what
-        # it announced there.
+        # The last of a name counts: an autoguide sets itself up in its first call, and replaces
+        # what it announced there.
         self.params[msg["name"]] = msg["value"].unconstrained()
 
 

@@ -109,7 +109,7 @@ class ELBO(Trace_ELBO):
 
     @property
     def recordable(self) -> bool:
-        """Whether a step may be recorded and replayed (not if the objective itself learns in it)."""
+        """Whether a step may be recorded and replayed (not if the objective learns in it)."""
         return True
 
     @property

@@ -182,7 +182,7 @@ class VampPrior(Described):
     Args:
         posterior: a posterior that scores any z.
         pseudo_inputs: where the u_k start, ``(K, *event_shape)`` in the units of the data; see
-            :func:`~pyro_vaes.splits.pseudo_inputs`. They are learned. Or a module whose call returns them,
+            :func:`.pseudo_inputs`. They are learned. Or a module whose call returns them,
             such as :class:`pyro_vaes.topographic.GTMPseudoInputs`, which learns in their stead.
         bounds: ``(low, high)`` to keep the pseudo-inputs within (to rounding); unbounded if None.
             A module of pseudo-inputs keeps its own.

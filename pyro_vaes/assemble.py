@@ -14,7 +14,7 @@ from pyro.infer import RenyiELBO
 from torch import nn
 
 from pyro_vaes import flows
-from pyro_vaes.config import ConfigError, RunConfig, to_yaml
+from pyro_vaes.config import MAY_DIFFER, ConfigError, RunConfig, digest, to_yaml
 from pyro_vaes.convolutions import ConvDecoder, ConvEncoder
 from pyro_vaes.data import DataSet
 from pyro_vaes.divergences import MMD, Adversarial, Divergence
@@ -181,7 +181,11 @@ def train(
             precision=training.precision,
             out=out,
             resume=resume,
-            record={"config": to_yaml(config), "data": facts},
+            record={
+                "config": to_yaml(config),
+                "digest": digest(config, MAY_DIFFER),
+                "data": facts,
+            },
             progress=progress,
         )
 

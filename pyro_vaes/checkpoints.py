@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +19,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from pyro_vaes.config import CONFIG, ConfigError, read_config, to_yaml
+from pyro_vaes.folders import RunFolderError, write_bytes
 from pyro_vaes.spec import SpecError, describe, rebuild
 from pyro_vaes.vae import VAE
 
@@ -28,10 +29,6 @@ __all__ = ["RunFolderError", "load", "load_record", "save"]
 WEIGHTS = "weights.safetensors"
 _ENTRY = "pyro_vaes"
 _FORMAT = 1
-
-
-class RunFolderError(ValueError):
-    """A run folder, or a file in one, that cannot be used; the message is one line."""
 
 
 def save(vae: VAE, folder: str | Path, record: Mapping[str, Any] | None = None) -> Path:
@@ -67,10 +64,12 @@ def load(folder: str | Path, into: VAE | None = None) -> VAE:
         ``into``, or a new VAE in evaluation mode on the CPU.
 
     Raises:
-        RunFolderError: if the folder or file is missing, damaged, or does not fit ``into``.
+        RunFolderError: if the folder or file is missing, damaged, or does not fit ``into``; if a
+            training run wrote it under another configuration than that in the folder.
     """
     path = Path(folder) / WEIGHTS
     tensors, record = read_tensors(path)
+    _check_belongs(Path(folder), record)
     vae = into
     if vae is None:
         if record.get("architecture") is None:
@@ -92,7 +91,24 @@ def load(folder: str | Path, into: VAE | None = None) -> VAE:
 
 def load_record(folder: str | Path) -> dict[str, Any]:
     """The record that stands beside the weights of a run folder, checked like the weights."""
-    return read_tensors(Path(folder) / WEIGHTS)[1]
+    record = read_tensors(Path(folder) / WEIGHTS)[1]
+    _check_belongs(Path(folder), record)
+    return record
+
+
+def _check_belongs(folder: Path, record: Mapping[str, Any]) -> None:
+    """Refuses weights that a training run wrote under another configuration than the folder's."""
+    if "digest" not in record or not (folder / CONFIG).exists():
+        return
+    try:
+        config = read_config(folder)
+    except ConfigError as error:
+        raise RunFolderError(str(error)) from error
+    if record.get("config") != to_yaml(config):
+        raise RunFolderError(
+            f"Expected {folder / WEIGHTS} and {CONFIG} of one run; got weights that were trained "
+            "under other options. (Was a file altered or moved? Resuming the run puts it right.)"
+        )
 
 
 def named_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -156,15 +172,16 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         entry = json.loads(metadata[_ENTRY])
         text, digest = entry["record"], entry["digest"]
         record = json.loads(text)
-    except (KeyError, TypeError, ValueError) as error:
+        version = record["format"]
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise RunFolderError(
             f"Expected a file that pyro_vaes wrote at {path}; got one without its record."
         ) from error
     if digest != _digest(text, tensors):
         raise RunFolderError(f"Expected {path} as it was written; got an altered file.")
-    if record.get("format") != _FORMAT:
+    if version != _FORMAT:
         raise RunFolderError(
-            f"Expected format {_FORMAT} in {path}; got {record.get('format')} (another version?)."
+            f"Expected format {_FORMAT} in {path}; got {version!r} (another version?)."
         )
     return tensors, record
 
@@ -178,11 +195,17 @@ def write_groups(
 
 
 def read_groups(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """Reads what :func:`write_groups` wrote; empty groups are absent."""
+    """Reads what :func:`write_groups` wrote; empty groups are absent.
+
+    Raises:
+        RunFolderError: see :func:`read_tensors`.
+    """
     tensors, record = read_tensors(path)
     groups: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
-        group, name = key.split("/", 1)
+        group, slash, name = key.partition("/")
+        if not slash:
+            raise RunFolderError(f"Expected a checkpoint at {path}; got weights.")
         groups.setdefault(group, {})[name] = tensor
     return groups, record
 
@@ -261,23 +284,3 @@ def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
         # NumPy lacks bfloat16: look at the bytes.
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all, keeping a previous one until the new one is on disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.new")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise RunFolderError(f"Could not write {path}: {error.strerror or error}.") from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Like :func:`write_bytes`, for text."""
-    write_bytes(path, text.encode())

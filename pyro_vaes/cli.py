@@ -16,10 +16,11 @@ import torch
 from pyro_vaes._version import __version__
 from pyro_vaes.assemble import build, train
 from pyro_vaes.catalogue import catalogue
-from pyro_vaes.checkpoints import RunFolderError, load, load_record, write_bytes, write_text
-from pyro_vaes.config import ConfigError, RunConfig, to_yaml, unflatten
+from pyro_vaes.checkpoints import load, load_record
+from pyro_vaes.config import CONFIG, ConfigError, RunConfig, read_config, to_yaml
 from pyro_vaes.data import DataError, DataSet, load_data
 from pyro_vaes.evaluation import evaluate
+from pyro_vaes.folders import RunFolderError, contents, locked, write_bytes, write_text
 from pyro_vaes.monitoring import History, NonFiniteError
 from pyro_vaes.options import ConfigCommand, given
 from pyro_vaes.recipes import (
@@ -35,8 +36,16 @@ from pyro_vaes.vae import VAE
 
 __all__ = ["main"]
 
-_CONFIG = "config.yaml"
 _SUMMARY = "summary.json"
+# Figures of the test rows that the command prints, each with its sign.
+_FIGURES = (
+    ("-log p(x), importance weighted", "nll", 1),
+    ("-ELBO", "elbo", -1),
+    ("  reconstruction -E[log p(x|z)]", "reconstruction", -1),
+    ("  KL(q(z|x) || p(z))", "kl", 1),
+)
+_RUN = ("epochs", "train_seconds", "stopped", "mode", "device", "best_epoch", "num_samples")
+_REPORTED = {*_RUN, *(f"{key}{end}" for _, key, _ in _FIGURES for end in ("", "_se"))}
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -94,16 +103,19 @@ def _train(
     for remark in dict.fromkeys((data.describe(), *remarks, *more, *choices)):
         click.echo(remark)
     # All that can be refused has been: from here on the folder is written.
-    if started is None or started != config:
-        write_text(out / _CONFIG, to_yaml(config))
-    history = train(vae, data, config, out=out, resume=True)
-    if history.stopped == "interrupted":
-        click.echo(f"Stopped by the user after {history.epochs} epochs.")
-        click.echo(f"To go on: pyro-vaes train --resume --out {out}")
-        return
-    summary = _finished(out, history)
-    if summary is None:
-        summary = _summarise(vae, data, config, history, out)
+    with locked(out):
+        if _started(out, resume) != started:
+            raise RunFolderError(f"Expected {out} as it was just now; another process wrote there.")
+        if started != config:
+            write_text(out / CONFIG, to_yaml(config))
+        history = train(vae, data, config, out=out, resume=True)
+        if history.stopped == "interrupted":
+            click.echo(f"Stopped by the user after {history.epochs} epochs.")
+            click.echo(f"To go on: pyro-vaes train --resume --out {out}")
+            return
+        summary = _finished(out, history)
+        if summary is None:
+            summary = _summarise(vae, data, config, history, out)
     _report(summary, out)
 
 
@@ -123,25 +135,14 @@ def _started(out: Path, resume: bool) -> RunConfig | None:
     """The options of the run in a folder that is to be gone on with; None for a new run."""
     if out.exists() and not out.is_dir():
         raise ConfigError(f"Invalid value for '--out': expected a folder; got the file {out}.")
-    if not out.exists() or not any(out.iterdir()):
+    if not contents(out):
         return None
     if not resume:
         raise ConfigError(
             f"Invalid value for '--out': expected a new or empty folder; got {out}, which holds "
             "another run (--resume goes on with it)."
         )
-    return _config_of(out)
-
-
-def _config_of(run: Path) -> RunConfig:
-    path = run / _CONFIG
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RunFolderError(
-            f"Expected a run folder with {_CONFIG}; found none in {run}."
-        ) from error
-    return unflatten(from_yaml(text, str(path)), str(path))
+    return read_config(out)
 
 
 def _data(config: RunConfig) -> DataSet:
@@ -159,7 +160,8 @@ def _finished(out: Path, history: History) -> dict[str, Any] | None:
         summary = json.loads((out / _SUMMARY).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return summary if summary.get("epochs") == history.epochs else None
+    whole = isinstance(summary, dict) and summary.keys() >= _REPORTED
+    return summary if whole and summary["epochs"] == history.epochs else None
 
 
 def _summarise(
@@ -223,12 +225,7 @@ def _report(summary: dict[str, Any], out: Path) -> None:
             f"{summary['precision_shift']:+.3f} nats off that in float32."
         )
     click.echo(f"\nTest figures, nats per datum ({summary['num_samples']} samples each)")
-    for title, key, sign in (
-        ("-log p(x), importance weighted", "nll", 1),
-        ("-ELBO", "elbo", -1),
-        ("  reconstruction -E[log p(x|z)]", "reconstruction", -1),
-        ("  KL(q(z|x) || p(z))", "kl", 1),
-    ):
+    for title, key, sign in _FIGURES:
         value, error = summary[key], summary[f"{key}_se"]
         text = "n/a" if value is None else f"{sign * value:.2f}"
         click.echo(f"  {title:<34}{text:>9}" + ("" if error is None else f" +- {error:.2f}"))
@@ -282,7 +279,7 @@ def _evaluate(
 ) -> None:
     """Evaluates the VAE in a run folder."""
     vae, record = _open(run)
-    data = _data(_config_of(run))
+    data = _data(read_config(run))
     if data.digest != record["data"]["digest"]:
         raise RunFolderError(f"Expected the data that {run} was trained on; got others.")
     result = evaluate(
@@ -365,14 +362,10 @@ def _open(run: Path) -> tuple[VAE, dict[str, Any]]:
     """The VAE and record of a run folder, both checked."""
     if not run.is_dir():
         raise RunFolderError(f"Expected a run folder; found none at {run}.")
-    config = _config_of(run)
+    read_config(run)
     record = load_record(run)
-    if "config" not in record or "data" not in record:
+    if not {"config", "data", "digest"} <= record.keys():
         raise RunFolderError(f"Expected weights that a training run wrote in {run}; got others.")
-    if record["config"] != to_yaml(config):
-        raise RunFolderError(
-            f"Expected the {_CONFIG} that {run} was trained with; it was altered since."
-        )
     return load(run), record
 
 

@@ -4,7 +4,7 @@ Each field of a section is an option. Its flat name (the field's own unless ``na
 is its key in a YAML file and, with dashes, its flag: adding an option is adding one field. How
 flags, files and recipes stand over the fields' defaults is told in :mod:`pyro_vaes.recipes`.
 
-Neither this module nor :mod:`pyro_vaes.options` imports others, so that any may read it.
+This module and :mod:`pyro_vaes.options` stand on the lowest floor, so that any may read them.
 """
 
 from __future__ import annotations
@@ -12,21 +12,26 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any, cast, get_type_hints
 
 import yaml
 
+from pyro_vaes.folders import RunFolderError
 from pyro_vaes.options import (
     ConfigError,
     Option,
     Section,
+    load_yaml,
     option,
     options_of,
     shown,
 )
 
 __all__ = [
+    "CONFIG",
+    "MAY_DIFFER",
     "OPTIONS",
     "WARMUPS",
     "ConfigError",
@@ -36,6 +41,7 @@ __all__ = [
     "from_values",
     "known",
     "over",
+    "read_config",
     "to_yaml",
     "unflatten",
 ]
@@ -231,6 +237,11 @@ OPTIONS: dict[str, Option] = {
 
 # The KL warm-up, in one unit or the other.
 WARMUPS = ("warmup_epochs", "warmup_steps")
+# What a run may be gone on with under another value of: training may grow longer, downloads lie
+# elsewhere.
+MAY_DIFFER = ("data_root", "epochs")
+# Where a run folder keeps its options.
+CONFIG = "config.yaml"
 
 
 # --- the tree and its flat form -------------------------------------------------------------------
@@ -285,9 +296,27 @@ def known(values: Mapping[Any, Any], where: str) -> dict[str, Any]:
     return {name: OPTIONS[name].read(v, f"{name!r} in {where}") for name, v in values.items()}
 
 
-def digest(config: RunConfig) -> str:
-    """SHA-256 of all options, in hexadecimal."""
-    return hashlib.sha256(json.dumps(flatten(config), sort_keys=True).encode()).hexdigest()
+def digest(config: RunConfig, but: Collection[str] = ()) -> str:
+    """SHA-256 of all options but some, in hexadecimal."""
+    values = {name: value for name, value in flatten(config).items() if name not in but}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def read_config(folder: Path) -> RunConfig:
+    """Reads the options of a run folder.
+
+    Raises:
+        RunFolderError: if they are not there.
+        ConfigError: if they are no options.
+    """
+    path = folder / CONFIG
+    try:
+        source = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunFolderError(
+            f"Expected a run folder with {CONFIG}; found none in {folder}."
+        ) from error
+    return unflatten(load_yaml(source, str(path)), str(path))
 
 
 def over(values: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:

@@ -74,9 +74,10 @@ class FitOptions:
             raise ValueError("Expected a warm-up of at least 0; got a negative one.")
 
     def changed_since(self, earlier: Mapping[str, Any]) -> list[str]:
-        """Names of options that differ from a run's, the number of epochs aside: it may grow."""
+        """Names of options that differ from a run's; the number of epochs may grow."""
         now = dataclasses.asdict(self)
-        return [name for name in now if name != "epochs" and now[name] != earlier.get(name)]
+        changed = [name for name in now if name != "epochs" and now[name] != earlier.get(name)]
+        return changed + ["epochs"] * (self.epochs < earlier.get("epochs", 0))
 
 
 def device_of(name: str) -> torch.device:

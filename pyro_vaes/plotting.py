@@ -24,6 +24,7 @@ from torch import Tensor
 
 from pyro_vaes.data import Split
 from pyro_vaes.evaluation import untouched
+from pyro_vaes.folders import replacing
 from pyro_vaes.vae import VAE
 
 __all__ = [
@@ -57,14 +58,15 @@ def style() -> Iterator[None]:
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
-    """Writes a figure whole or not at all; the suffix says the format."""
+    """Writes a figure whole or not at all; the suffix says the format.
+
+    Raises:
+        RunFolderError: if it cannot be written.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.new{path.suffix}")
     FigureCanvasAgg(figure)
-    with style():
+    with style(), replacing(path) as temporary:
         figure.savefig(temporary)
-    temporary.replace(path)
     return path
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import click
 
 from pyro_vaes.config import (
+    MAY_DIFFER,
     OPTIONS,
     WARMUPS,
     ConfigError,
@@ -252,8 +253,8 @@ def differences(config: RunConfig, earlier: RunConfig) -> list[str]:
     mode among them: a resumed run repeats the uninterrupted one bit for bit.
     """
     now, then = flatten(config), flatten(earlier)
-    may_differ = {"data_root"} | ({"epochs"} if now["epochs"] > then["epochs"] else set())
-    return [name for name in now if now[name] != then[name] and name not in may_differ]
+    shorter = ["epochs"] * (now["epochs"] < then["epochs"])
+    return [n for n in now if now[n] != then[n] and n not in MAY_DIFFER] + shorter
 
 
 def check_resume(config: RunConfig, earlier: RunConfig) -> None:

@@ -13,7 +13,7 @@ import hashlib
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,7 +25,6 @@ from tqdm.auto import tqdm
 from pyro_vaes.checkpoints import (
     WEIGHTS,
     BackgroundWriter,
-    RunFolderError,
     copied,
     fill,
     named_tensors,
@@ -35,10 +34,10 @@ from pyro_vaes.checkpoints import (
     save,
     write_groups,
     write_tensors,
-    write_text,
 )
 from pyro_vaes.data import Split, as_split, batches
 from pyro_vaes.fit_options import OPTIMIZERS, SCHEDULES, FitOptions, computed_in, device_of
+from pyro_vaes.folders import RunFolderError, append_text, contents, locked, write_text
 from pyro_vaes.inference import FastSVI, Mode
 from pyro_vaes.monitoring import (
     History,
@@ -123,7 +122,8 @@ def fit(
         out: a run folder for weights, metrics and checkpoints; none if None.
         resume: go on with the run in ``out``; an absent or empty folder starts one, a finished run
             is left as it is.
-        record: JSON-ready facts to keep beside the weights.
+        record: JSON-ready facts to keep beside the weights. A ``digest`` among them is that of a
+            configuration: only a run with the same one is gone on with.
         progress: show a progress bar, if there is a terminal or notebook to show it.
 
     Returns:
@@ -131,7 +131,8 @@ def fit(
 
     Raises:
         ValueError: for options that make no sense, a warm-up as long as the training among them.
-        RunFolderError: if ``out`` holds another run, or one with other options.
+        RunFolderError: if ``out`` holds another run, or one with other options; if another process
+            is at work in it, or it cannot be written to.
         NonFiniteError: if the loss is not finite; the weights of the last good epoch are kept.
     """
     trainer = _Trainer(
@@ -159,8 +160,9 @@ def fit(
         None if out is None else Path(out),
         record,
     )
+    alone = nullcontext() if out is None else locked(Path(out))
     # The caller's generators and Pyro's store are the caller's: both are given back as they were.
-    with torch.random.fork_rng(), pyro.get_param_store().scope():
+    with alone, torch.random.fork_rng(), pyro.get_param_store().scope():
         trainer.start(resume)
         return trainer.run(progress)
 
@@ -249,7 +251,8 @@ class _Trainer:
             groups, record = read_groups(self.out / CHECKPOINT)
             self._check_same(record)
             return groups, record
-        if self.out.exists() and any(self.out.iterdir()) and not resume and not self._only_ours():
+        # A caller may have put its configuration there for this very run.
+        if not resume and contents(self.out) - {"config.yaml"}:
             raise RunFolderError(
                 f"Expected an empty or new folder for out; got {self.out}, which holds files "
                 "(resume to go on with the run in it)."
@@ -266,11 +269,6 @@ class _Trainer:
             return "eager"
         long = self.options.epochs * self.steps_per_epoch >= _COMPILE_FROM_STEPS
         return "compiled" if long else "traced"
-
-    def _only_ours(self) -> bool:
-        """Whether the folder holds nothing but what a caller put there for this very run."""
-        assert self.out is not None
-        return {path.name for path in self.out.iterdir()} <= {"config.yaml"}
 
     def _identity(self) -> dict[str, Any]:
         """What a resumed run must share with the one it goes on with, beside its options."""
@@ -290,6 +288,7 @@ class _Trainer:
         divergence = type(getattr(objective, "divergence", None)).__name__
         return {
             "data": digest.hexdigest(),
+            "configuration": (self.record or {}).get("digest"),
             "architecture": architecture,
             "objective": {"name": type(objective).__name__, "divergence": divergence, **given},
         }
@@ -322,15 +321,18 @@ class _Trainer:
             "identity": self.identity,
             "history": dataclasses.asdict(self.history),
         }
-        weights = {**(self.record or {}), "architecture": self.identity["architecture"]}
-        out, best = self.out, self.best
+        out, best, facts = self.out, self.best, self._facts()
 
         def write() -> None:
             write_groups(out / CHECKPOINT, groups, record)
             if improved and best is not None:
-                write_tensors(out / WEIGHTS, best, weights)
+                write_tensors(out / WEIGHTS, best, facts)
 
         self.writer.submit(write)
+
+    def _facts(self) -> dict[str, Any]:
+        """What is kept beside the weights."""
+        return {**(self.record or {}), "architecture": self.identity["architecture"]}
 
     def _objective_groups(self) -> Groups:
         """What the objective itself has learned: its divergence's weights and optimiser state."""
@@ -344,6 +346,10 @@ class _Trainer:
 
     def _check_same(self, record: Mapping[str, Any]) -> None:
         """Refuses to go on with a run of other options, data or architecture."""
+        if not {"options", "identity", "history"} <= record.keys():
+            raise RunFolderError(
+                f"Expected a checkpoint at {self.out}; got a file that lacks what one holds."
+            )
         changed = self.options.changed_since(record["options"])
         if changed:
             raise RunFolderError(
@@ -351,12 +357,26 @@ class _Trainer:
                 f"{', '.join(changed)}."
             )
         for name, value in self.identity.items():
-            if record["identity"][name] != value:
+            if record["identity"].get(name) != value:
                 raise RunFolderError(
                     f"Expected the {name} that the run in {self.out} was started with; got another."
                 )
 
     def _restore(self, groups: Groups, record: Mapping[str, Any]) -> None:
+        assert self.out is not None
+        try:
+            self._take_up(groups, record)
+        except RunFolderError:
+            raise
+        # A whole file of ours that is no checkpoint of this run: made by hand, or by a version that
+        # kept other things.
+        except (AttributeError, KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            raise RunFolderError(
+                f"Expected a checkpoint of this run at {self.out / CHECKPOINT}; got another "
+                f"({type(error).__name__}: {error})."
+            ) from error
+
+    def _take_up(self, groups: Groups, record: Mapping[str, Any]) -> None:
         assert self.out is not None
         fill(self.vae, groups["model"], self.out / CHECKPOINT)
         self.best, self.average = (
@@ -383,11 +403,14 @@ class _Trainer:
         """Trains until the epochs or the patience run out, or the user stops it."""
         options, history = self.options, self.history
         if history.stopped == "patience" or history.epochs >= options.epochs:
-            self._keep_best()
+            self._finish()
             return history
-        if self.out is not None and history.epochs:
+        if self.out is not None and (history.epochs or (self.out / METRICS).exists()):
             # A kill may have come after the metrics of an epoch and before its checkpoint.
             write_text(self.out / METRICS, "".join(map(metrics_line, history.records)))
+        if self.out is not None and self.best is not None:
+            # So may the weights' file, and what it says of the run may have changed.
+            write_tensors(self.out / WEIGHTS, self.best, self._facts())
         history.stopped = "epochs"
         bar = tqdm(
             total=options.epochs,
@@ -417,11 +440,18 @@ class _Trainer:
         except KeyboardInterrupt:
             # What came after the last checkpoint is repeated when the run is resumed.
             history.stopped = "interrupted"
+        self._finish()
+        return history
+
+    def _finish(self) -> None:
+        """Leaves the weights to keep in the VAE and the folder; in a finished run they are there.
+
+        They are not if a kill came after the last checkpoint and before them.
+        """
         self._keep_best()
         self._note_precision()
-        if self.out is not None and history.epochs:
+        if self.out is not None and self.history.epochs:
             save(self.vae, self.out, self.record)
-        return history
 
     def _keep_best(self) -> None:
         if self.best is not None or self.average is not None:
@@ -451,16 +481,26 @@ class _Trainer:
             total += loss
             # On the CPU a look costs nothing; a GPU would have to be waited for.
             if self.device.type == "cpu" and not math.isfinite(loss):
-                self._fail(epoch, good, x, y)
+                self._fail(epoch, good, first_not_finite(self.vae, arguments(self.vae, x, y)))
             self._update_average()
             step += 1
         if not math.isfinite(total):
-            self._fail(epoch, good, x, y)
+            self._fail(epoch, good, first_not_finite(self.vae, arguments(self.vae, x, y)))
+        # The last step may have spoilt what its loss does not show.
+        for name, tensor in named_tensors(self.vae).items():
+            if not torch.isfinite(tensor).all():
+                self._fail(epoch, good, f"the parameter {name!r} is not finite")
         self.history.mode = self.svi.mode  # It may have fallen back.
         record: dict[str, Any] = {"epoch": epoch + 1, "train_loss": total.item() / len(self.train)}
+        culprit = None
         with self._weights(self.average):
             if self.val is not None:
                 record |= validate(self.vae, self.objective, self.val, options.seed)
+                if not all(map(math.isfinite, record.values())):
+                    rows = arguments(self.vae, self.val.x, self.val.y)
+                    culprit = f"in validation, {first_not_finite(self.vae, rows)}"
+        if culprit is not None:
+            self._fail(epoch, good, culprit)
         if isinstance(self.objective, ELBO):
             record["kl_weight"] = float(self.objective.kl_weight * self.objective.warmup)
         return record | {"learning_rate": rate, "seconds": round(time.perf_counter() - started, 4)}
@@ -521,10 +561,12 @@ class _Trainer:
         finally:
             fill(self.vae, own)
 
-    def _fail(self, epoch: int, good: dict[str, Tensor], x: Tensor, y: Tensor | None) -> None:
-        """Names what is not finite, puts the last good weights back, and stops."""
-        culprit = first_not_finite(self.vae, arguments(self.vae, x, y))
+    def _fail(self, epoch: int, good: dict[str, Tensor], culprit: str) -> None:
+        """Puts the last good weights back, and stops."""
         fill(self.vae, self.best or good)
+        if self.out is not None and epoch:
+            self.writer.wait()
+            save(self.vae, self.out, self.record)
         raise NonFiniteError(
             f"Training stopped in epoch {epoch + 1}: {culprit}. The weights of the last good epoch "
             "are kept. Try a lower learning_rate, or clip_norm."
@@ -532,9 +574,7 @@ class _Trainer:
 
     def _log(self, record: dict[str, Any], writer: Any) -> None:
         if self.out is not None:
-            self.out.mkdir(parents=True, exist_ok=True)
-            with (self.out / METRICS).open("a") as file:
-                file.write(metrics_line(record))
+            append_text(self.out / METRICS, metrics_line(record))
         if writer is not None:
             for name, value in record.items():
                 writer.add_scalar(name, value, record["epoch"])

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import pyro_vaes as pv
-from pyro_vaes import checkpoints
+from pyro_vaes import checkpoints, folders
 from pyro_vaes.checkpoints import RunFolderError, load_record, named_tensors
 
 
@@ -148,7 +148,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints.os, "fsync", full)
+    monkeypatch.setattr(folders.os, "fsync", full)
     with pytest.raises(RunFolderError, match="No space left") as error:
         pv.save(make_vae(1), tmp_path)
     one_line(error)

@@ -302,9 +302,9 @@ def test_bad_options_are_refused(options, message, tmp_path):
 
 
 def test_a_full_disk_stops_training_and_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
-    from pyro_vaes import checkpoints
+    from pyro_vaes import folders
 
-    writes, fsync = 0, checkpoints.os.fsync
+    writes, fsync = 0, folders.os.fsync
 
     def full(descriptor):
         nonlocal writes
@@ -314,7 +314,7 @@ def test_a_full_disk_stops_training_and_keeps_the_previous_checkpoint(tmp_path, 
         fsync(descriptor)
 
     monkeypatch.setattr(pv.training, "_CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(checkpoints.os, "fsync", full)
+    monkeypatch.setattr(folders.os, "fsync", full)
     with pytest.raises(RunFolderError, match="No space left"):
         fit(make_vae(), epochs=20, out=tmp_path)
     monkeypatch.undo()

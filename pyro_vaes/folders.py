@@ -1,0 +1,148 @@
+"""Writing into a run folder: a file whole or not at all, and one process at a time.
+
+A file is written beside its place and moved into it, so that a full disk or a kill leaves the
+previous one. What a killed process left half-written is cleared away by the next one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+__all__ = [
+    "RunFolderError",
+    "append_text",
+    "contents",
+    "locked",
+    "replacing",
+    "write_bytes",
+    "write_text",
+]
+
+_LOCK = ".lock"
+_PARTIAL = ".partial-"
+
+
+class RunFolderError(ValueError):
+    """A run folder, or a file in one, that cannot be used; the message is one line."""
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Lends a place beside a file, and moves what was written there into the file's place.
+
+    Raises:
+        RunFolderError: if it cannot be written; a previous file stays, and nothing beside it.
+    """
+    temporary = path.with_name(f"{_PARTIAL}{os.getpid()}-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            raise _unwritable(path, error) from error
+        raise
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file whole or not at all; one that holds just this is left as it is.
+
+    Raises:
+        RunFolderError: see :func:`replacing`.
+    """
+    with suppress(OSError):
+        if path.stat().st_size == len(data) and path.read_bytes() == data:
+            return
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Like :func:`write_bytes`, for text."""
+    write_bytes(path, text.encode())
+
+
+def append_text(path: Path, text: str) -> None:
+    """Adds to a file, which is made if need be.
+
+    Raises:
+        RunFolderError: if it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def contents(folder: Path) -> set[str]:
+    """Names of what a folder holds, but for the lock and what a killed process left half-written.
+
+    Raises:
+        RunFolderError: if it is no folder, or one that cannot be read.
+    """
+    if not folder.exists():
+        return set()
+    try:
+        names = {path.name for path in folder.iterdir()}
+    except OSError as error:
+        raise RunFolderError(
+            f"Expected a folder that can be read; got {folder} ({error.strerror or error})."
+        ) from error
+    return {name for name in names if name != _LOCK and not name.startswith(_PARTIAL)}
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Makes a run folder if need be and keeps other processes from writing into it.
+
+    The system takes the lock back when a process ends, however it ends. A thread that has it may
+    ask for it again.
+
+    Raises:
+        RunFolderError: if the folder cannot be made, or another process is writing into it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        place = folder.resolve() / _LOCK
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    lock = FileLock(place, timeout=0, is_singleton=True)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise RunFolderError(
+            f"Expected a run folder for this process alone; got {folder}, which another one is "
+            "writing into."
+        ) from error
+    except OSError:
+        # Where not even a lock can be written, nobody writes: a finished run may still be read,
+        # and whoever wants to write is told by the first file.
+        yield
+        return
+    try:
+        if lock.lock_counter == 1:
+            for path in folder.rglob(f"{_PARTIAL}*"):
+                with suppress(OSError):
+                    path.unlink()
+        yield
+    finally:
+        if lock.lock_counter == 1:
+            # While it is ours: whoever opened this file meanwhile sees that it is gone.
+            with suppress(OSError):
+                place.unlink()
+        lock.release()
+
+
+def _unwritable(path: Path, error: OSError) -> RunFolderError:
+    return RunFolderError(f"Could not write {path}: {error.strerror or error}.")

@@ -17,6 +17,7 @@ from pyro_vaes import flows
 from pyro_vaes.config import MAY_DIFFER, ConfigError, RunConfig, digest, to_yaml
 from pyro_vaes.convolutions import ConvDecoder, ConvEncoder
 from pyro_vaes.data import DataSet
+from pyro_vaes.distributed import SharingError, join
 from pyro_vaes.divergences import MMD, Adversarial, Divergence
 from pyro_vaes.fit_options import device_of
 from pyro_vaes.inference import Mode
@@ -39,7 +40,7 @@ from pyro_vaes.topographic import GTMPseudoInputs
 from pyro_vaes.training import fit
 from pyro_vaes.vae import VAE
 
-__all__ = ["build", "build_objective", "train"]
+__all__ = ["build", "build_objective", "record_of", "train"]
 
 # Likelihoods over levels take their number beside the shape.
 _LEVELS: dict[str, Any] = {
@@ -79,6 +80,12 @@ def build(config: RunConfig, data: DataSet) -> tuple[VAE, list[str]]:
             "Invalid value for '--mode': expected a CUDA device beside cuda_graph; "
             f"got {device.type}."
         )
+    training, divergence = config.training, config.objective.divergence
+    try:
+        join().check(training.mode, training.batch_size, device.type, divergence)
+    except SharingError as error:
+        flag = error.option.replace("_", "-")
+        raise ConfigError(f"Invalid value for '--{flag}': {error}") from error
     if config.data.conditional and not data.num_labels:
         raise ConfigError(
             "Invalid value for '--conditional': expected data with labels; "
@@ -149,12 +156,7 @@ def train(
         The history.
     """
     training, objective = config.training, config.objective
-    facts = {
-        "event_shape": list(data.event_shape),
-        "image_shape": data.image_shape and list(data.image_shape),
-        "num_labels": data.num_labels if config.data.conditional else None,
-        "digest": data.digest,
-    }
+    record = record_of(config, data)
     strength = config.data.augment
     if strength and data.image_shape is not None:
         data = data.augmented(**{name: strength * move for name, move in _MOVES.items()})
@@ -181,13 +183,23 @@ def train(
             precision=training.precision,
             out=out,
             resume=resume,
-            record={
-                "config": to_yaml(config),
-                "digest": digest(config, MAY_DIFFER),
-                "data": facts,
-            },
+            record=record,
             progress=progress,
         )
+
+
+def record_of(config: RunConfig, data: DataSet) -> dict[str, Any]:
+    """What a run folder keeps beside the weights: their options, and the data they are for."""
+    return {
+        "config": to_yaml(config),
+        "digest": digest(config, MAY_DIFFER),
+        "data": {
+            "event_shape": list(data.event_shape),
+            "image_shape": data.image_shape and list(data.image_shape),
+            "num_labels": data.num_labels if config.data.conditional else None,
+            "digest": data.digest,
+        },
+    }
 
 
 @contextmanager

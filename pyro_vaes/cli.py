@@ -19,6 +19,7 @@ from pyro_vaes.catalogue import catalogue
 from pyro_vaes.checkpoints import load, load_record
 from pyro_vaes.config import CONFIG, ConfigError, RunConfig, read_config, to_yaml
 from pyro_vaes.data import DataError, DataSet, load_data
+from pyro_vaes.distributed import PeerError, join, silent
 from pyro_vaes.evaluation import evaluate
 from pyro_vaes.folders import RunFolderError, contents, locked, write_bytes, write_text
 from pyro_vaes.monitoring import History, NonFiniteError
@@ -32,6 +33,8 @@ from pyro_vaes.recipes import (
     options,
     resolve,
 )
+from pyro_vaes.report_command import report_command
+from pyro_vaes.study_commands import reproduce, study_command
 from pyro_vaes.vae import VAE
 
 __all__ = ["main"]
@@ -82,24 +85,32 @@ def _train(
 ) -> None:
     """Trains a VAE and writes a run folder.
 
-    With no option at all, trains on the embedded digits and prints test figures.
+    With no option at all, trains on the embedded digits and prints test figures. Under torchrun,
+    its processes share each batch.
     """
+    processes = join()
     if out is None:
         if resume:
             raise ConfigError("Invalid value for '--resume': expected --out with the run's folder.")
         out = Path("runs") / datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
-    started = _started(out, resume)
-    file_values = None if file is None else from_yaml(_read(file), str(file))
-    flags = given(click.get_current_context())
-    config, explicit = resolve(recipe, file_values, flags, started)
-    config, remarks = check(config, explicit)
-    if started is not None:
-        check_resume(config, started)
-    data = _data(config)
-    steps = math.ceil(len(data.train) / config.training.batch_size)
-    config, more = check(config, explicit, steps)
-    torch.manual_seed(config.training.seed)
-    vae, choices = build(config, data)
+    out = Path(processes.agree(str(out)))
+    with processes.together():
+        started = _started(out, resume)
+        file_values = None if file is None else from_yaml(_read(file), str(file))
+        flags = given(click.get_current_context())
+        config, explicit = resolve(recipe, file_values, flags, started)
+        config, remarks = check(config, explicit)
+        if started is not None:
+            check_resume(config, started)
+    with processes.together():
+        data = processes.in_turn(lambda: _data(config))
+        steps = math.ceil(len(data.train) / config.training.batch_size)
+        config, more = check(config, explicit, steps)
+        torch.manual_seed(config.training.seed)
+        vae, choices = build(config, data)
+    if processes.rank:
+        train(vae, data, config, out=out, resume=True)
+        return
     for remark in dict.fromkeys((data.describe(), *remarks, *more, *choices)):
         click.echo(remark)
     # All that can be refused has been: from here on the folder is written.
@@ -194,6 +205,7 @@ def _summarise(
         "mode": history.mode,
         "precision_shift": history.precision_shift,
         "device": history.device,
+        "processes": join().size,
         "train_seconds": round(history.seconds, 3),
         "parameters": sum(p.numel() for p in vae.parameters()),
         "versions": _versions(),
@@ -214,10 +226,12 @@ def _versions() -> dict[str, str]:
 
 def _report(summary: dict[str, Any], out: Path) -> None:
     why = {"patience": "no better validation", "epochs": "all epochs done"}
+    processes = summary.get("processes", 1)
+    shared = f", {processes} processes" if processes > 1 else ""
     click.echo(
         f"\nTrained {summary['epochs']} epochs in {summary['train_seconds']:.1f} s "
         f"({why.get(summary['stopped'], summary['stopped'])}; {summary['mode']} steps on "
-        f"{summary['device']}); kept epoch {summary['best_epoch']}."
+        f"{summary['device']}{shared}); kept epoch {summary['best_epoch']}."
     )
     if summary.get("precision_shift") is not None:
         click.echo(
@@ -352,6 +366,11 @@ def _sample(
     click.echo(f"{num} samples: {out}")
 
 
+cli.add_command(study_command)
+cli.add_command(reproduce)
+cli.add_command(report_command)
+
+
 @cli.command("parts")
 def _parts() -> None:
     """Lists every part a flag can name, with the paper it comes from."""
@@ -377,12 +396,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _die(error.format_message(), 2)
     except (ConfigError, DataError, RunFolderError) as error:
         _die(str(error), 2)
-    except NonFiniteError as error:
+    except (NonFiniteError, PeerError) as error:
         _die(str(error), 1)
     except (click.Abort, KeyboardInterrupt):
         _die("interrupted", 130)
 
 
 def _die(message: str, status: int) -> None:
-    click.echo(f"pyro-vaes: {' '.join(message.split())}", err=True)
+    if not silent():
+        click.echo(f"pyro-vaes: {' '.join(message.split())}", err=True)
     sys.exit(status)

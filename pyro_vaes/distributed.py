@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from pyro_vaes.noise import Rows, drawing_rows
 
-__all__ = ["ALONE", "PeerError", "Processes", "SharingError", "join"]
+__all__ = ["ALONE", "PeerError", "Processes", "SharingError", "join", "silent"]
 
 T = TypeVar("T")
 
@@ -142,7 +142,7 @@ class Processes:
 
     # --- a run ---------------------------------------------------------------------------------
 
-    def check(self, mode: str, batch_size: int, device: str, diverges: bool) -> None:
+    def check(self, mode: str, batch_size: int, device: str, divergence: str) -> None:
         """Refuses options that several processes cannot share a batch with.
 
         Raises:
@@ -158,19 +158,19 @@ class Processes:
                 "and the gradients are added up between the two)",
                 mode,
             ),
-            ("batch_size", batch_size >= self.size, "a datum for each", str(batch_size)),
+            ("batch_size", batch_size >= self.size, "at least a datum for each", str(batch_size)),
             ("device", device in ("cpu", "cuda"), "cpu or cuda", device),
             (
                 "divergence",
-                not diverges,
+                divergence == "none",
                 "none (it compares all draws of a batch with each other)",
-                "one",
+                divergence,
             ),
         ):
             if not fits:
                 raise SharingError(
                     option,
-                    f"Expected {option} to be {expected} with {self.size} processes; got {got}.",
+                    f"Expected {option} {expected} with {self.size} processes; got {got}.",
                 )
 
     def check_modules(self, module: nn.Module) -> None:
@@ -322,6 +322,12 @@ def join() -> Processes:
         _connect(int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]))
     rank, size = dist.get_rank(), dist.get_world_size()
     return Processes(rank, size, int(os.environ.get("LOCAL_RANK", rank)))
+
+
+def silent() -> bool:
+    """Whether another process is the one that speaks: known before any are connected."""
+    launched = dist.is_available() and dist.is_torchelastic_launched()
+    return launched and os.environ["RANK"] != "0"
 
 
 def _connect(local_rank: int, here: int) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 __all__ = [
+    "FolderInUseError",
     "RunFolderError",
     "append_text",
     "contents",
@@ -29,6 +30,10 @@ _PARTIAL = ".partial-"
 
 class RunFolderError(ValueError):
     """A run folder, or a file in one, that cannot be used; the message is one line."""
+
+
+class FolderInUseError(RunFolderError):
+    """A run folder that another process is writing into."""
 
 
 @contextmanager
@@ -110,7 +115,8 @@ def locked(folder: Path) -> Iterator[None]:
     ask for it again.
 
     Raises:
-        RunFolderError: if the folder cannot be made, or another process is writing into it.
+        RunFolderError: if the folder cannot be made.
+        FolderInUseError: if another process is writing into it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -121,7 +127,7 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout as error:
-        raise RunFolderError(
+        raise FolderInUseError(
             f"Expected a run folder for this process alone; got {folder}, which another one is "
             "writing into."
         ) from error

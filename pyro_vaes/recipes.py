@@ -44,6 +44,25 @@ class Recipe(NamedTuple):
     values: Mapping[str, Any]
 
 
+# The single-level network of Tomczak and Welling, "VAE with a VampPrior" (2018), and its training.
+_VAMP_LITERATURE: dict[str, Any] = dict(
+    data="mnist",
+    likelihood="bernoulli",
+    posterior="normal",
+    latent_dim=40,
+    network="gated",
+    hidden_dims=(300, 300),
+    input_scaling="none",  # the encoder sees 0 and 1
+    epochs=2000,
+    patience=50,
+    batch_size=100,
+    learning_rate=5e-4,
+    optimizer="adam",
+    augment=0.0,
+    ema_decay=0.0,
+    warmup_epochs=100.0,
+)
+
 RECIPES: dict[str, Recipe] = {
     "default": Recipe(
         "an MLP with ordered levels, a joint mixture prior, a moving average of its weights and "
@@ -81,6 +100,20 @@ RECIPES: dict[str, Recipe] = {
             ema_decay=0.0,
             warmup_epochs=0.0,
         ),
+    ),
+    "mnist-standard": Recipe(
+        "MNIST as the VampPrior literature has it: gated 784-300-300, latent 40, standard prior",
+        {**_VAMP_LITERATURE, "prior": "standard"},
+    ),
+    "mnist-vamp": Recipe(
+        "the same with a VampPrior of 500 pseudo-inputs between 0 and 1",
+        {
+            **_VAMP_LITERATURE,
+            "prior": "vamp",
+            "prior_components": 500,
+            "prior_weights": "uniform",
+            "pseudo_input_bounds": True,
+        },
     ),
 }
 DEFAULT_RECIPE = "default"

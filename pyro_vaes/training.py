@@ -36,6 +36,7 @@ from pyro_vaes.checkpoints import (
     write_tensors,
 )
 from pyro_vaes.data import Split, as_split, batches
+from pyro_vaes.distributed import Processes, join
 from pyro_vaes.fit_options import OPTIMIZERS, SCHEDULES, FitOptions, computed_in, device_of
 from pyro_vaes.folders import RunFolderError, append_text, contents, locked, write_text
 from pyro_vaes.inference import FastSVI, Mode
@@ -96,6 +97,10 @@ def fit(
     The seed governs the order of the data and all noise; the generators of the caller are left
     as they were. (The initial weights were drawn when the parts were built: seed before that.)
 
+    Under ``torchrun`` the processes share each batch and take the steps that one process would, to
+    float rounding; see :mod:`pyro_vaes.distributed`. All get the weights and the history, the first
+    one writes. What compares the data of a batch with each other is refused there.
+
     Args:
         vae: the model; moved to the device.
         train: a split, tensor, array, ``Dataset`` or ``DataLoader``.
@@ -134,12 +139,15 @@ def fit(
         RunFolderError: if ``out`` holds another run, or one with other options; if another process
             is at work in it, or it cannot be written to.
         NonFiniteError: if the loss is not finite; the weights of the last good epoch are kept.
+        PeerError: if another process was lost.
     """
+    processes = join()
+    objective = ELBO() if objective is None else objective
     trainer = _Trainer(
         vae,
         as_split(train),
         None if val is None else as_split(val).frozen(),
-        ELBO() if objective is None else objective,
+        objective,
         FitOptions(
             epochs=epochs,
             batch_size=batch_size,
@@ -159,12 +167,14 @@ def fit(
         ),
         None if out is None else Path(out),
         record,
+        processes,
     )
-    alone = nullcontext() if out is None else locked(Path(out))
+    alone = nullcontext() if out is None or processes.rank else locked(Path(out))
     # The caller's generators and Pyro's store are the caller's: both are given back as they were.
-    with alone, torch.random.fork_rng(), pyro.get_param_store().scope():
-        trainer.start(resume)
-        return trainer.run(progress)
+    with alone, processes.at_work(objective):  # noqa: SIM117
+        with torch.random.fork_rng(), pyro.get_param_store().scope():
+            trainer.start(resume)
+            return trainer.run(progress and not processes.rank)
 
 
 class _Trainer:
@@ -179,10 +189,11 @@ class _Trainer:
         options: FitOptions,
         out: Path | None,
         record: Mapping[str, Any] | None,
+        processes: Processes,
     ) -> None:
         options.check(val is not None)
         self.vae, self.objective, self.options = vae, objective, options
-        self.out, self.record = out, record
+        self.out, self.record, self.processes = out, record, processes
         self.device = device_of(options.device)
         self.steps_per_epoch = math.ceil(len(train) / options.batch_size)
         self.warmup_steps = options.warmup_steps or round(
@@ -198,6 +209,10 @@ class _Trainer:
                 f"Expected a warm-up shorter than the training; got {self.warmup_steps} steps of "
                 f"{options.epochs * self.steps_per_epoch}."
             )
+        divergence = getattr(objective, "divergence", None)
+        named = "none" if divergence is None else type(divergence).__name__
+        processes.check(options.mode, options.batch_size, self.device.type, named)
+        processes.check_modules(vae)
         check_batches(objective, train, options.batch_size)
         if val is not None:
             check_batches(objective, val)
@@ -221,26 +236,48 @@ class _Trainer:
         self.order.manual_seed(options.seed)
         if isinstance(self.objective, ELBO):
             self.objective.to(self.device)
-        saved = self._saved(resume)
+        with self.processes.together():
+            saved = self._saved(resume)
+        self._check_processes(saved)
         self.history.mode = mode = self._mode(saved)
         kind = OPTIMIZERS[options.optimizer]
+        model, guide = self.processes.sharing(self.vae.model, self.vae.guide)
         self.svi = FastSVI(
-            self.vae.model,
-            self.vae.guide,
+            model,
+            guide,
             pyro.optim.PyroOptim(
                 kind, {"lr": options.learning_rate, "weight_decay": options.weight_decay}
             ),
             loss=self.objective,
             mode=cast(Mode, mode),
             clip_norm=options.clip_norm,
+            combine=self.processes.combine if self.processes.size > 1 else None,
         )
         # A generator of its own: the rows are drawn as in training, the run's order is untouched.
         first = next(batches(self.train, min(2, len(self.train)), torch.Generator()))
-        self.optimizer = self.svi.prepare(*arguments(self.vae, *first))
+        self.optimizer = self.svi.prepare(*self.processes.part(arguments(self.vae, *first)))
         if options.ema_decay:
             self.average = copied(named_tensors(self.vae))
         if saved is not None:
             self._restore(*saved)
+        if self.processes.rank:
+            self.out = None  # Read, but written by the first process alone.
+
+    def _check_processes(self, saved: tuple[Groups, dict[str, Any]] | None) -> None:
+        """Sees to it that all processes are about to do the same, with the same weights."""
+        if self.processes.size == 1:
+            return
+        tensors = named_tensors(self.vae)
+        epochs = 0 if saved is None else len(saved[1]["history"]["records"])
+        facts = {
+            **self._identity(),
+            "options": dataclasses.asdict(self.options),
+            "weights": {name: list(tensor.shape) for name, tensor in tensors.items()},
+            "validation data": None if self.val is None else list(self.val.x.shape),
+            "run folder (on a disk that all see)": epochs,
+        }
+        self.processes.check_same(facts)
+        self.processes.spread(tensors)
 
     def _saved(self, resume: bool) -> tuple[Groups, dict[str, Any]] | None:
         """The checkpoint to go on with, None to begin; refuses a folder that holds another run."""
@@ -459,12 +496,12 @@ class _Trainer:
 
     def _note_precision(self) -> None:
         """Notes what the precision of training does to the bound."""
-        precision, seed = self.options.precision, self.options.seed
+        precision = self.options.precision
         if self.val is None or precision == "float32":
             return
         with computed_in(precision, self.device):
-            here = validate(self.vae, self.objective, self.val, seed)
-        there = validate(self.vae, self.objective, self.val, seed)
+            here = self._validate(self.val)
+        there = self._validate(self.val)
         self.history.precision_shift = here["val_elbo"] - there["val_elbo"]
 
     def _epoch(self, epoch: int) -> dict[str, Any]:
@@ -477,7 +514,8 @@ class _Trainer:
         for x, y in batches(self.train, options.batch_size, self.order):
             rate = self._schedule(step)
             with computed_in(options.precision, self.device):
-                loss = self.svi.update(*arguments(self.vae, x, y))
+                batch = self.processes.part(arguments(self.vae, x, y))
+                loss = self.svi.update(*batch)
             total += loss
             # On the CPU a look costs nothing; a GPU would have to be waited for.
             if self.device.type == "cpu" and not math.isfinite(loss):
@@ -495,7 +533,7 @@ class _Trainer:
         culprit = None
         with self._weights(self.average):
             if self.val is not None:
-                record |= validate(self.vae, self.objective, self.val, options.seed)
+                record |= self._validate(self.val)
                 if not all(map(math.isfinite, record.values())):
                     rows = arguments(self.vae, self.val.x, self.val.y)
                     culprit = f"in validation, {first_not_finite(self.vae, rows)}"
@@ -504,6 +542,9 @@ class _Trainer:
         if isinstance(self.objective, ELBO):
             record["kl_weight"] = float(self.objective.kl_weight * self.objective.warmup)
         return record | {"learning_rate": rate, "seconds": round(time.perf_counter() - started, 4)}
+
+    def _validate(self, val: Split) -> dict[str, float]:
+        return validate(self.vae, self.objective, val, self.options.seed, self.processes)
 
     def _schedule(self, step: int) -> float:
         """Sets the learning rate and the KL weight of a step."""

@@ -706,7 +706,5 @@ def test_a_configured_objective_trains(values: Any, tmp_path: Any) -> None:
 def test_batches_of_one_are_an_option_refused() -> None:
     table = pv.load_data(torch.randint(0, 4, (60, 4)).numpy())
     config, _ = configured(batch_size=len(table.train) - 1, alpha=0.5, divergence="mmd")
-    with pytest.raises(
-        ConfigError, match="'--divergence': Expected at least 2 data in a batch"
-    ):
+    with pytest.raises(ConfigError, match="'--divergence': Expected at least 2 data in a batch"):
         assemble.build(config, table)

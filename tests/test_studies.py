@@ -1,0 +1,329 @@
+"""Studies: their grids, what is claimed, and that no run is done twice."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from click.testing import CliRunner
+
+import pyro_vaes as pv
+from pyro_vaes import measures, study_runs
+from pyro_vaes.assemble import build
+from pyro_vaes.banana import families, fitted_banana
+from pyro_vaes.cli import main
+from pyro_vaes.config import ConfigError, digest, flatten
+from pyro_vaes.outcomes import Difference, Outcome
+from pyro_vaes.studies import STUDIES, Cell, Study, configuration
+from pyro_vaes.study_commands import study_command
+from pyro_vaes.study_report import Settings, study
+
+
+def configured(cell: Cell, seed: int = 0, **options: Any) -> Any:
+    cell = dataclasses.replace(cell, options={**cell.options, **options})
+    return configuration(cell, "digits", "data", "levels", seed, quick=False)
+
+
+# --- the grids ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("quick", [True, False])
+def test_every_cell_of_a_grid_is_a_model_of_its_own(name, quick):
+    data = pv.load_data("digits")
+    cells = STUDIES[name].grid(data, quick)
+    configs = [configured(cell) for cell in cells]
+    assert len({digest(config) for config in configs}) == len(configs)
+    assert len({cell.label for cell in cells}) == len(cells)
+    assert STUDIES[name].reference in ("", *(cell.label for cell in cells))
+    assert set(STUDIES[name].measures) <= measures.MEASURES.keys()
+    for config in configs[:: len(configs) if quick else 4]:
+        build(config, data)
+
+
+def test_grids_are_those_of_the_assignment():
+    data = pv.load_data("digits")
+    betas = {cell.factors["beta"] for cell in STUDIES["beta"].grid(data, False)}
+    assert betas >= {0, 0.5, 1, 10}
+    counts = {cell.factors["K"] for cell in STUDIES["components"].grid(data, False)}
+    assert counts == {1, 2, 5, 10, 20, 50, 100, 200, 500}
+
+
+# --- claims -------------------------------------------------------------------------------------
+
+
+def outcome(**log_marginal: list[list[float]]) -> Outcome:
+    """An outcome of cells with these log-likelihoods, a row for each seed."""
+    values = {(k, s): np.array(v) for k, rows in log_marginal.items() for s, v in enumerate(rows)}
+    table = pd.DataFrame(
+        [{"label": k, "seed": s, "nll": -v.mean()} for (k, s), v in values.items()]
+    )
+    data: Any = None
+    return Outcome("test", data, table, values, {})
+
+
+def test_a_comparison_is_paired_over_data_and_seeds():
+    generator = np.random.default_rng(0)
+    common = 50 * generator.normal(size=400)  # How hard each datum is: the same for both.
+    a = [common + generator.normal(size=400) for _ in range(3)]
+    b = [common + 0.5 + generator.normal(size=400) for _ in range(3)]
+    o = outcome(a=[list(v) for v in a], b=[list(v) for v in b])
+    gaps = np.stack(b) - np.stack(a)
+    over_data = gaps.mean(0).std(ddof=1) / 20
+    over_seeds = gaps.mean(1).std(ddof=1) / math.sqrt(3)
+    gap = o.paired("a", "b")
+    assert gap.mean == pytest.approx(gaps.mean())
+    assert gap.error == pytest.approx(math.hypot(over_data, over_seeds))
+    assert gap.error < 0.2 < common.std() / 20  # What an unpaired comparison would have.
+    assert o.compared("a", "b").startswith("b has a lower NLL than a, by 0.")
+    assert o.best() == "b"
+
+
+def test_what_does_not_exceed_its_error_is_not_claimed():
+    o = outcome(a=[[0.0, 1.0, 2.0], [0.0, 1.0, 3.0]], b=[[0.5, 1.0, 1.4], [0.1, 1.2, 3.0]])
+    assert not o.paired("a", "b").clear
+    assert "cannot be told apart" in o.compared("a", "b")
+    (sentence,) = o.ranked("a", o.labels)
+    assert "cannot be told" in sentence
+    assert Difference(1.0, 0.4).clear
+    assert not Difference(1.0, 0.6).clear
+    single = outcome(a=[[0.0, 1.0]], b=[[0.5, 1.0]])
+    assert not single.differs("a", "b", "nll").clear  # One seed tells nothing of the others.
+
+
+# --- measures -----------------------------------------------------------------------------------
+
+
+def test_reliability_of_events_that_come_true_as_often_as_said(float64):
+    probability = torch.rand(200_000)
+    happened = torch.rand(200_000) < probability
+    found = measures.reliability(probability, happened)
+    assert found["calibration_error"] < 0.01
+    assert sum(found["counts"]) == 200_000
+    half = measures.reliability(probability, torch.rand(200_000) < 0.5)
+    # |p - 1/2| averaged over ten bins of p.
+    assert half["calibration_error"] == pytest.approx(0.25, abs=0.01)
+
+
+def test_components_that_are_used_are_counted():
+    data = pv.load_data("digits")
+    vae, _ = build(configured(Cell("", {"prior": "mixture", "prior_components": 5})), data)
+    prior: Any = vae.prior
+    with torch.no_grad():
+        prior.logits.copy_(torch.tensor([9.0, -99, -99, -99, -99]))
+    assert measures.components_used(vae, data, 1)["components_used"] == pytest.approx(1)
+    with torch.no_grad():  # Five equal components do a fifth of the work each.
+        for parameter in prior.parameters():
+            parameter.copy_(parameter[:1].expand_as(parameter))
+    assert measures.components_used(vae, data, 1)["components_used"] == pytest.approx(5)
+
+
+def test_the_banana_has_the_gap_of_its_family():
+    diagonal = fitted_banana("diagonal", steps=400)
+    assert 0.3 < diagonal.gap < 3
+    # The true posterior is a density.
+    cell = 25 / 119**2
+    assert diagonal.density.sum().item() * cell == pytest.approx(1, abs=0.02)
+    # It is its own mirror image, so the best full covariance has no correlation.
+    full = fitted_banana("full covariance", steps=400)
+    assert full.gap == pytest.approx(diagonal.gap, abs=0.06)
+    assert len(families()) == 6
+
+
+# --- running ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch) -> Settings:
+    """A small study of two cells on small data of one's own."""
+    x = torch.randint(0, 4, (60, 4, 4)).numpy()
+    np.savez(tmp_path / "own.npz", x=x, y=np.arange(60) % 3)
+    options = {"epochs": 2, "hidden_dims": (8,), "latent_dim": 2}
+
+    def draw(o: Outcome) -> Any:
+        from matplotlib.figure import Figure
+
+        assert o.vae("one").posterior.latent_dim == 2
+        assert len(o.history("two")[0]) == 2
+        return {"nothing": (Figure(), "nothing")}
+
+    tiny = Study(
+        "Tiny",
+        "What?",
+        lambda data, quick: [
+            Cell("one", options, {"beta": 1}),
+            Cell("two", {**options, "beta": 2.0}, {"beta": 2}),
+        ],
+        draw,
+        lambda o: [f"{o.compared('one', 'two')}."],
+        {"active_units": "active units", "nll_val": "validation NLL"},
+        ("other_splits",),
+    )
+    monkeypatch.setitem(STUDIES, "tiny", tiny)
+    out, runs = tmp_path / "out", tmp_path / "runs"
+    return Settings(
+        data=str(tmp_path / "own.npz"), seeds=2, samples=20, out=out, runs=runs, workers=1
+    )
+
+
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Counts the trainings from here on."""
+    count: list[int] = []
+    train = study_runs.train
+    monkeypatch.setattr(
+        study_runs, "train", lambda *args, **kwargs: count.append(1) or train(*args, **kwargs)
+    )
+    return count
+
+
+def test_a_study_writes_table_figures_and_findings_and_runs_nothing_twice(small, monkeypatch):
+    count = trained(monkeypatch)
+    (path,) = study(["tiny"], small)
+    assert len(count) == 4
+    text = path.read_text()
+    assert text.startswith("# Tiny\n\nWhat?\n\n|")
+    assert "![nothing](tiny_nothing.png)" in text
+    assert (small.out / "tiny_nothing.png").exists()
+    assert "`pyro-vaes study tiny --data" in text
+    table = pd.read_csv(small.out / "tiny.csv")
+    assert list(table["label"]) == ["one", "one", "two", "two"]
+    assert list(table["seed"]) == [0, 1, 0, 1]
+    assert (table["num_samples"] == 20).all()
+    assert {"nll", "elbo", "active_units", "seconds", "nll_val", "beta", "gap"} <= set(table)
+    # Each figure is that of the run's own folder.
+    vae = pv.load(small.runs / table["run"][0])
+    data = pv.load_data(small.data)
+    again = pv.evaluate(vae, data.test, num_samples=20, train=data.train)
+    assert table["nll"][0] == pytest.approx(again.nll, rel=1e-5)
+    before = path.read_text(), (small.out / "tiny.csv").read_text()
+    study(["tiny"], small)
+    assert len(count) == 4
+    assert (path.read_text(), (small.out / "tiny.csv").read_text()) == before
+    # More samples ask for another evaluation, not for another training; another seed for two.
+    study(["tiny"], small._replace(samples=30))
+    assert len(count) == 4
+    study(["tiny"], small._replace(samples=30, seeds=3))
+    assert len(count) == 6
+
+
+def test_a_killed_study_goes_on_where_it_was(small, monkeypatch):
+    undisturbed = small._replace(out=small.out / "a", runs=small.runs / "a")
+    disturbed = small._replace(out=small.out / "b", runs=small.runs / "b")
+    study(["tiny"], undisturbed)
+    measure, count = study_runs._measure, []
+
+    def killed(*args: Any) -> Any:
+        count.append(1)
+        if len(count) == 3:
+            raise KeyboardInterrupt
+        return measure(*args)
+
+    monkeypatch.setattr(study_runs, "_measure", killed)
+    with pytest.raises(KeyboardInterrupt):
+        study(["tiny"], disturbed)
+    assert not (disturbed.out / "tiny.csv").exists()
+    monkeypatch.setattr(study_runs, "_measure", measure)
+    study(["tiny"], disturbed)
+    tables = [pd.read_csv(s.out / "tiny.csv") for s in (undisturbed, disturbed)]
+    timed = [c for c in tables[0] if "seconds" in c]
+    pd.testing.assert_frame_equal(*(table.drop(columns=timed) for table in tables))
+
+
+def test_workers_find_what_one_process_finds(small):
+    study(["tiny"], small)
+    several = small._replace(runs=small.runs / "2", out=small.out / "2", workers=2, seeds=1)
+    study(["tiny"], several)
+    one, two = (pd.read_csv(s.out / "tiny.csv") for s in (small, several))
+    assert list(two["nll"]) == [one["nll"][0], one["nll"][2]]
+
+
+def test_models_of_one_architecture_train_together(small, monkeypatch):
+    monkeypatch.setattr(study_runs, "_TOGETHER_FROM", 4)
+    count = trained(monkeypatch)
+    study(["tiny"], small)
+    assert not count  # All four went through one program.
+    together = pd.read_csv(small.out / "tiny.csv")
+    monkeypatch.setattr(study_runs, "_TOGETHER_FROM", 99)
+    alone = small._replace(runs=small.runs / "alone", out=small.out / "alone")
+    study(["tiny"], alone)
+    assert len(count) == 4
+    figures = ["nll", "elbo", "kl"]
+    expected = pd.read_csv(alone.out / "tiny.csv")[figures]
+    pd.testing.assert_frame_equal(together[figures], expected, rtol=1e-3, atol=1e-2)
+    # A run that trained in company is a run folder like any other.
+    result = CliRunner().invoke(study_command, ["tiny"])
+    assert result.exit_code == 2 or result.exception is not None
+    evaluated = pv.load(small.runs / together["run"][0])
+    assert evaluated.posterior.latent_dim == 2
+
+
+def test_a_run_that_fails_is_told_of_and_the_others_stand(small, monkeypatch):
+    def fail(run: Any, data: Any) -> Any:
+        if run.config.objective.beta == 2.0 and run.config.training.seed == 1:
+            raise pv.NonFiniteError("the value of site 'z' is not finite")
+        return train(run, data)
+
+    train = study_runs._train
+    monkeypatch.setattr(study_runs, "_train", fail)
+    (path,) = study(["tiny"], small)
+    assert "No figures: two, seed 1: the value of site 'z' is not finite" in path.read_text()
+    assert pd.read_csv(small.out / "tiny.csv")["nll"].isna().tolist() == [False] * 3 + [True]
+
+
+def test_runs_are_known_by_their_options_and_shared_by_studies(tmp_path):
+    runs = {
+        digest(configured(cell))
+        for name in ("vae", "beta", "priors", "components", "posteriors", "flow_priors")
+        for cell in STUDIES[name].grid(pv.load_data("digits"), False)
+        if flatten(configured(cell)) == flatten(configured(Cell("VAE", {})))
+    }
+    assert len(runs) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nonsense"], "Invalid value for 'NAME': expected one of vae, beta, .*; got 'nonsense'"),
+        (["vae", "--seeds", "0"], "--seeds"),
+        (["vae", "--data", "absent.npy"], "absent.npy"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main(["study", *arguments])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    import re
+
+    assert re.search(message, error)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_study_says_what_its_data_lack(tmp_path):
+    torch.manual_seed(0)
+    np.save(tmp_path / "own.npy", torch.randn(50, 3).numpy())
+    settings = Settings(data=str(tmp_path / "own.npy"), out=tmp_path, runs=tmp_path)
+    with pytest.raises(ConfigError, match="expected data with labels for the study 'conditional'"):
+        study(["conditional"], settings)
+    with pytest.raises(ConfigError, match="expected data with levels for the study 'info'"):
+        study(["info"], settings)
+    assert [path.name for path in tmp_path.iterdir()] == ["own.npy"]
+
+
+def test_results_survive_a_damaged_file(small):
+    study(["tiny"], small)
+    run = next(path for path in Path(small.runs).rglob("result.json"))
+    whole = json.loads(run.read_text())
+    run.write_text("{")
+    study(["tiny"], small)
+    again = json.loads(run.read_text())
+    assert again["figures"] == whole["figures"]

@@ -218,12 +218,16 @@ def prior_marginals(vae: VAE, z: Tensor, y: Tensor | None, chunk_size: int) -> T
     Raises:
         Unavailable: for any other prior.
     """
-    _, loc, _ = _as_mixture(vae.p_z(None if y is None else y[:1]))
-    size = max(1, chunk_size * _NUMBERS_PER_DECODING // loc.shape[-2:].numel())
+    given = y is not None and vae.prior_is_conditional
+    # Made once: a VampPrior encodes its pseudo-inputs each time.
+    mixture = _as_mixture(vae.p_z(y[:1] if given and y is not None else None))
+    size = max(1, chunk_size * _NUMBERS_PER_DECODING // mixture[1].shape[-2:].numel())
     scores = []
     for start in range(0, len(z), size):
         rows = slice(start, start + size)
-        logits, loc, scale = _as_mixture(vae.p_z(None if y is None else y[rows]))
+        if given and y is not None:
+            mixture = _as_mixture(vae.p_z(y[rows]))
+        logits, loc, scale = mixture
         standard = (z[rows].double().unsqueeze(-2) - loc) / scale
         log_prob = -0.5 * standard.square() - scale.log() - 0.5 * math.log(2 * math.pi)
         scores.append((logits.unsqueeze(-1) + log_prob).logsumexp(-2))

@@ -448,3 +448,17 @@ def test_every_part_is_diagnosed(prior, posterior, num_labels):
     assert figures["num_unreliable"] is not None
     assert len(figures["unit_variances"]) == 2
     assert figures["verdict"] in str(report)
+
+
+def test_a_mixture_prior_is_made_once_however_small_the_chunks(monkeypatch):
+    vae = make_vae("vamp")
+    made: list[int] = []
+    forward = vae.prior.forward
+    monkeypatch.setattr(vae.prior, "forward", lambda: made.append(1) or forward())
+    x = data("categorical", 70, 4)
+    counts = []
+    for chunk_size in (1, 1000):
+        made.clear()
+        pv.evaluate(vae, x, num_samples=5, chunk_size=chunk_size)
+        counts.append(len(made))
+    assert counts[0] == counts[1] <= 4

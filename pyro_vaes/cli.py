@@ -14,6 +14,7 @@ import click
 import torch
 
 from pyro_vaes._version import __version__
+from pyro_vaes.allocator import keep_freed_memory
 from pyro_vaes.assemble import build, train
 from pyro_vaes.catalogue import catalogue
 from pyro_vaes.checkpoints import load, load_record
@@ -391,6 +392,7 @@ def _open(run: Path) -> tuple[VAE, dict[str, Any]]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line; bad input ends with one line and status 2."""
     try:
+        keep_freed_memory()
         cli.main(args=arguments, prog_name="pyro-vaes", standalone_mode=False)
     except click.ClickException as error:
         _die(error.format_message(), 2)

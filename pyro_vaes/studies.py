@@ -173,7 +173,7 @@ def _components(data: DataSet, quick: bool) -> list[Cell]:
 
 
 def _flow_priors(data: DataSet, quick: bool) -> list[Cell]:
-    depths = _few((1, 2, 4, 8), quick, (1, 2))
+    depths = _few((1, 2, 4), quick, (1, 2))
     return [Cell("standard", {}, {"flow": "standard", "depth": 0})] + [
         Cell(
             f"{name}, {depth} layer{'s' * (depth > 1)}",
@@ -190,7 +190,7 @@ def _posteriors(data: DataSet, quick: bool) -> list[Cell]:
         Cell("diagonal", {}, {"family": "diagonal", "depth": 0}),
         Cell("full covariance", {"posterior": "full_normal"}, {"family": "full", "depth": 0}),
     ]
-    depths = {"planar": (1, 4, 16), "iaf": (1, 2, 4), "sylvester": (4,)}
+    depths = {"planar": (1, 4, 16), "iaf": (1, 4), "sylvester": (4,)}
     shown = {"planar": "planar", "iaf": "IAF", "sylvester": "Sylvester"}
     return cells + [
         Cell(

@@ -25,6 +25,7 @@ from typing import Any, cast
 import torch
 from tqdm.auto import tqdm
 
+from pyro_vaes.allocator import keep_freed_memory
 from pyro_vaes.assemble import build, build_objective, record_of, train
 from pyro_vaes.checkpoints import load, save
 from pyro_vaes.cluster import spread
@@ -226,6 +227,7 @@ def _start(threads: int) -> None:
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    keep_freed_memory()
     torch.set_num_threads(threads)
 
 

@@ -66,6 +66,7 @@ FLOORS = {
     "transforms": 1,
     # 0: tensors in, tensors out; and plain data.
     "_version": 0,
+    "allocator": 0,
     "augmentation": 0,
     "config": 0,
     "convolutions": 0,

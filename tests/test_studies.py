@@ -192,6 +192,8 @@ def test_a_study_writes_table_figures_and_findings_and_runs_nothing_twice(small,
     assert "![nothing](tiny_nothing.png)" in text
     assert (small.out / "tiny_nothing.png").exists()
     assert "`pyro-vaes study tiny --data" in text
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({line.replace(r"\|", "").count("|") for line in table}) == 1
     table = pd.read_csv(small.out / "tiny.csv")
     assert list(table["label"]) == ["one", "one", "two", "two"]
     assert list(table["seed"]) == [0, 1, 0, 1]

@@ -21,7 +21,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 CLOSE = {"rtol": 1e-9, "atol": 1e-10}
 
 
-def torchrun(*arguments, start=subprocess.run, **options):
+def torchrun(*arguments, start=subprocess.run):
     """Runs two processes with everything they print; the agent's own lines are among it."""
     command = [*TORCHRUN, *map(str, arguments)]
     return start(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -209,7 +209,9 @@ def _processes_of(agent):
 def test_a_run_that_loses_a_process_or_is_interrupted_can_go_on(tmp_path, how):
     out = tmp_path / "run"
     long = [*QUICK, "--epochs", 3000, "--mode", "traced", "--out", out]
-    agent = torchrun("-m", "pyro_vaes", *long, start=subprocess.Popen)
+    # The agent ends the others when it sees that one is gone: let it look later than they do.
+    slowly = ["--monitor-interval", 10]
+    agent = torchrun(*slowly, "-m", "pyro_vaes", *long, start=subprocess.Popen)
     try:
         deadline = time.monotonic() + 240
         while not (out / CHECKPOINT).is_file():

@@ -21,7 +21,7 @@ from torch import Tensor
 from pyro_vaes import diagnostics as diag
 from pyro_vaes.data import as_split
 from pyro_vaes.diagnostics import Unavailable
-from pyro_vaes.importance import Tally, draws, row_blocks, untouched
+from pyro_vaes.importance import Tally, check_labels, draws, row_blocks, untouched
 from pyro_vaes.networks import positive
 from pyro_vaes.pareto import MIN_SAMPLES
 from pyro_vaes.results import RELIABLE_K, Evaluation
@@ -61,9 +61,13 @@ def evaluate(
 
     Returns:
         The figures, in nats.
+
+    Raises:
+        ValueError: for data that the parts cannot take.
     """
     positive(num_samples=num_samples, chunk_size=chunk_size)
     x, y = _on_device(vae, data)
+    check_labels(vae, x, y)
     with untouched(vae):
         labels = y if vae.conditional else None
         values, posteriors = _pass(vae, x, y, num_samples, seed, chunk_size, diagnostics)
@@ -111,11 +115,15 @@ def log_marginal(
 
     Returns:
         ``(n,)`` in nats, float64.
+
+    Raises:
+        ValueError: for data that the parts cannot take.
     """
     positive(num_samples=num_samples, chunk_size=chunk_size)
     x, labels = _on_device(vae, x)
+    labels = labels if y is None else y.to(x.device)
+    check_labels(vae, x, labels)
     with untouched(vae):
-        labels = labels if y is None else y.to(x.device)
         values, _ = _pass(vae, x, labels, num_samples, seed, chunk_size, diagnostics=False)
     return values["log_marginal"]
 

@@ -21,7 +21,18 @@ from torch import Tensor
 from pyro_vaes.pareto import MIN_SAMPLES, pareto_k, tail_size
 from pyro_vaes.vae import VAE
 
-__all__ = ["Curve", "Draws", "RowBlock", "Tally", "draws", "row_blocks", "seed_of", "untouched"]
+__all__ = [
+    "Curve",
+    "Draws",
+    "RowBlock",
+    "Tally",
+    "check_data",
+    "check_labels",
+    "draws",
+    "row_blocks",
+    "seed_of",
+    "untouched",
+]
 
 # A block is the unit in which noise is drawn: (samples, data). It never changes with chunk_size.
 BLOCK_SAMPLES = 128
@@ -39,6 +50,53 @@ def untouched(vae: VAE) -> Iterator[None]:
         finally:
             for module, training in modes:
                 module.training = training
+
+
+def check_data(vae: VAE, x: Tensor, y: Tensor | None = None) -> None:
+    """Refuses data that the parts cannot take, before the work begins.
+
+    Args:
+        vae: the model.
+        x: data ``(n, *event_shape)``.
+        y: labels ``(n,)`` or None.
+
+    Raises:
+        ValueError: for another event shape, for labels that are missing or out of range, or for
+            values that are no levels of a likelihood over levels.
+    """
+    check_labels(vae, x, y)
+    with untouched(vae):
+        label = None if y is None else y[:1]
+        check_support(vae.p_x(vae.q_z(x[:1], label).rsample(), label), x)
+
+
+def check_labels(vae: VAE, x: Tensor, y: Tensor | None) -> None:
+    """Refuses labels that are missing or out of range where a part takes them."""
+    if vae.conditional:
+        vae._check_labels(y, len(x))
+
+
+def check_support(likelihood: Any, x: Tensor, first: int = 0) -> None:
+    """Refuses values between or beyond the levels of a likelihood, rows counted from ``first``.
+
+    Where validation is off, the probability of half a level would be a number like any other.
+    """
+    try:
+        support = likelihood.support
+    except (AttributeError, NotImplementedError):  # A user's own need not tell.
+        return
+    if not support.is_discrete:
+        return
+    wrong = ~support.check(x).reshape(-1, len(x)).all(0)
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        base = getattr(support, "base_constraint", support)
+        top = getattr(base, "upper_bound", None)
+        levels = f"{base}" if top is None else f"whole numbers up to {torch.as_tensor(top).max():g}"
+        raise ValueError(
+            f"Expected the likelihood's levels, {levels}; got values from {x[row].min():g} to "
+            f"{x[row].max():g} in row {first + row} (counted from 0)."
+        )
 
 
 def seed_of(*place: Any) -> int:
@@ -111,9 +169,13 @@ def draws(
         log_q = block.posterior.log_prob(z)
         count = min(BLOCK_SAMPLES, num_samples - first)
         z, log_q = z[:count], log_q[:count]
-        log_x, log_z = [], []
+        log_x: list[Tensor] = []
+        log_z: list[Tensor] = []
         for part in z.split(step):
-            log_x.append(vae.p_x(part, block.y).log_prob(block.x).double())
+            likelihood = vae.p_x(part, block.y)
+            if not first and not log_x:
+                check_support(likelihood, block.x, block.first)
+            log_x.append(likelihood.log_prob(block.x).double())
             log_z.append(block.prior.log_prob(part).double())
         yield Draws(z, torch.cat(log_x), torch.cat(log_z), log_q.double())
 

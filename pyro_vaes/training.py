@@ -39,6 +39,7 @@ from pyro_vaes.data import Split, as_split, batches
 from pyro_vaes.distributed import Processes, join
 from pyro_vaes.fit_options import OPTIMIZERS, SCHEDULES, FitOptions, computed_in, device_of
 from pyro_vaes.folders import RunFolderError, append_text, contents, locked, write_text
+from pyro_vaes.importance import check_data
 from pyro_vaes.inference import FastSVI, Mode
 from pyro_vaes.monitoring import (
     History,
@@ -135,7 +136,8 @@ def fit(
         The history.
 
     Raises:
-        ValueError: for options that make no sense, a warm-up as long as the training among them.
+        ValueError: for options that make no sense, a warm-up as long as the training among them;
+            for data that the parts cannot take.
         RunFolderError: if ``out`` holds another run, or one with other options; if another process
             is at work in it, or it cannot be written to.
         NonFiniteError: if the loss is not finite; the weights of the last good epoch are kept.
@@ -175,6 +177,22 @@ def fit(
         with torch.random.fork_rng(), pyro.get_param_store().scope():
             trainer.start(resume)
             return trainer.run(progress and not processes.rank)
+
+
+def read_checkpoint(out: Path) -> tuple[Groups, dict[str, Any]] | None:
+    """What a run is to go on from; None if it has not come as far.
+
+    Raises:
+        RunFolderError: if it is damaged, or gone from beside the weights, which a run that begins
+            anew would write over.
+    """
+    if (out / CHECKPOINT).exists():
+        return read_groups(out / CHECKPOINT)
+    if (out / WEIGHTS).exists():
+        raise RunFolderError(
+            f"Expected {CHECKPOINT} beside the weights in {out}, to go on from; found none."
+        )
+    return None
 
 
 class _Trainer:
@@ -218,6 +236,12 @@ class _Trainer:
             check_batches(objective, val)
         vae.to(self.device)
         self.train, self.val = (_on_device(split, vae) for split in (train, val))
+        for split in filter(None, (self.train, self.val)):
+            # What is drawn anew for each batch is looked at in one.
+            rows, generator = len(split), None
+            if split.transform is not None:
+                rows, generator = options.batch_size, torch.Generator()
+            check_data(vae, *next(batches(split, rows, generator)))
         self.history = History(device=self.device.type)
         self.best: dict[str, Tensor] | None = None
         self.average: dict[str, Tensor] | None = None
@@ -284,10 +308,10 @@ class _Trainer:
         if self.out is None:
             return None
         self.identity = self._identity()
-        if resume and (self.out / CHECKPOINT).exists():
-            groups, record = read_groups(self.out / CHECKPOINT)
-            self._check_same(record)
-            return groups, record
+        saved = read_checkpoint(self.out) if resume else None
+        if saved is not None:
+            self._check_same(saved[1])
+            return saved
         # A caller may have put its configuration there for this very run.
         if not resume and contents(self.out) - {"config.yaml"}:
             raise RunFolderError(
@@ -477,6 +501,13 @@ class _Trainer:
         except KeyboardInterrupt:
             # What came after the last checkpoint is repeated when the run is resumed.
             history.stopped = "interrupted"
+        except NonFiniteError:
+            if self.out is not None and history.epochs:
+                save(self.vae, self.out, self.record)
+            raise
+        finally:
+            if writer is not None:
+                writer.close()
         self._finish()
         return history
 

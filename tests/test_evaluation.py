@@ -312,3 +312,41 @@ def test_prints_a_table():
 def test_bad_numbers_are_refused():
     with pytest.raises(ValueError, match="Expected num_samples"):
         pv.evaluate(make_vae(), digits_like(3), num_samples=0)
+
+
+def level_vae(likelihood, num_labels=0):
+    torch.manual_seed(0)
+    posterior = pv.NormalPosterior(pv.MLP(3 + num_labels, [8]), 2, num_labels=num_labels)
+    network = pv.MLP(2, [8])
+    parts = {
+        "bernoulli": lambda: pv.BernoulliLikelihood(network, (3,)),
+        "beta_binomial": lambda: pv.BetaBinomialLikelihood(network, (3,), 5),
+        "categorical": lambda: pv.CategoricalLikelihood(network, (3,), 5),
+        "discretized_logistic": lambda: pv.DiscretizedLogisticLikelihood(network, (3,), 5),
+        "ordinal": lambda: pv.OrdinalLikelihood(network, (3,), 5),
+    }
+    return pv.VAE(pv.NormalPrior(2), posterior, parts[likelihood]())
+
+
+@pytest.mark.parametrize("value", [-1.0, 0.5, 5.0])
+@pytest.mark.parametrize(
+    "likelihood",
+    ["bernoulli", "beta_binomial", "categorical", "discretized_logistic", "ordinal"],
+)
+def test_values_between_or_beyond_the_levels_are_refused(likelihood, value):
+    vae, x = level_vae(likelihood), torch.ones(6, 3)
+    assert math.isfinite(pv.evaluate(vae, x, num_samples=2).nll)
+    x[4, 1] = value
+    for judge in (pv.evaluate, pv.log_marginal):
+        with pytest.raises(ValueError, match=r"the likelihood's levels.*in row 4"):
+            judge(vae, x, num_samples=2)
+
+
+def test_labels_that_are_missing_or_unknown_are_refused():
+    vae, x = level_vae("ordinal", num_labels=3), torch.ones(4, 3)
+    good = torch.tensor([0, 1, 2, 0])
+    assert math.isfinite(pv.evaluate(vae, (x, good), num_samples=2).nll)
+    for data, message in ((x, "got none"), ((x, good + 1), r"0\.\.2; got 3")):
+        for judge in (pv.evaluate, pv.log_marginal):
+            with pytest.raises(ValueError, match=message):
+                judge(vae, data, num_samples=2)

@@ -2,6 +2,8 @@
 
 import json
 import math
+import sys
+import types
 
 import pyro
 import pytest
@@ -225,6 +227,62 @@ def test_nan_names_the_site_and_keeps_the_last_good_weights(tmp_path):
     with pytest.raises(NonFiniteError, match=r"site 'z' in the guide"):
         fit(vae, learning_rate=1e30, epochs=50, out=tmp_path)
     assert all(torch.isfinite(p).all() for p in vae.parameters())
+
+
+def test_nan_in_a_later_epoch_leaves_the_best_weights_in_the_folder(tmp_path, monkeypatch):
+    whole = make_vae()
+    epochs = fit(whole, epochs=4).records
+    assert min(epochs, key=lambda record: record["val_loss"]) == epochs[-1]
+    update = pv.FastSVI.update
+    steps = []
+
+    def spoiled(self, *batch):
+        steps.append(1)
+        loss = update(self, *batch)
+        return loss * math.nan if len(steps) > 4 * 4 else loss
+
+    monkeypatch.setattr(pv.FastSVI, "update", spoiled)
+    with pytest.raises(NonFiniteError, match="epoch 5"):
+        fit(make_vae(), epochs=9, out=tmp_path)
+    assert tensors_equal(pv.load(tmp_path), whole)
+
+
+def test_tensorboard_is_told_and_closed(tmp_path, monkeypatch):
+    told, closed = [], []
+
+    class Writer:
+        def __init__(self, folder):
+            assert folder == str(tmp_path / "tensorboard")
+
+        def add_scalar(self, name, value, epoch):
+            told.append((name, value, epoch))
+
+        def close(self):
+            closed.append(len(told))
+
+    module = types.ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = Writer
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    history = fit(make_vae(), epochs=3, out=tmp_path)
+    losses = [value for name, value, _ in told if name == "val_loss"]
+    assert losses == [record["val_loss"] for record in history.records]
+    assert closed == [len(told)]
+
+
+def test_a_folder_with_weights_and_no_checkpoint_is_not_begun_anew(tmp_path):
+    fit(make_vae(), out=tmp_path)
+    (tmp_path / CHECKPOINT).unlink()
+    with pytest.raises(RunFolderError, match="checkpoint"):
+        fit(make_vae(), out=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("where", [{"train": 40}, {"val": 20}])
+def test_values_beyond_the_levels_are_refused_wherever_they_are(where):
+    data = {"train": TRAIN.clone(), "val": VAL.clone()}
+    for name, row in where.items():
+        data[name][row, 2] = 9.0
+    with pytest.raises(ValueError, match=f"the likelihood's levels.*in row {row} "):
+        pv.fit(make_vae(), **data, epochs=1, progress=False)
 
 
 def test_moving_average_is_what_is_kept():

@@ -345,7 +345,8 @@ def _likelihood(config: RunConfig, data: DataSet, labels: int, remarks: list[str
         remarks.append(f"Likelihood: {name}, since the data hold {_values(data)}.")
     elif data.kind not in _NEEDS.get(name, ("binary", "levels")):
         raise ConfigError(
-            f"Invalid value for '--likelihood': expected one for {_values(data)}; got {name!r}."
+            f"Invalid value for '--likelihood': expected one for {_values(data)}, since "
+            f"{data.reason}; got {name!r}."
         )
     network = _decoder(config, data, labels)
     shape = list(data.event_shape)

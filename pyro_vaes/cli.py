@@ -18,7 +18,7 @@ from pyro_vaes.allocator import keep_freed_memory
 from pyro_vaes.assemble import build, train
 from pyro_vaes.catalogue import catalogue
 from pyro_vaes.checkpoints import load, load_record
-from pyro_vaes.config import CONFIG, ConfigError, RunConfig, read_config, to_yaml
+from pyro_vaes.config import CONFIG, GREY_IMAGES, ConfigError, RunConfig, read_config, to_yaml
 from pyro_vaes.data import DataError, DataSet, load_data
 from pyro_vaes.distributed import PeerError, join, silent
 from pyro_vaes.evaluation import evaluate
@@ -36,6 +36,7 @@ from pyro_vaes.recipes import (
 )
 from pyro_vaes.report_command import report_command
 from pyro_vaes.study_commands import reproduce, study_command
+from pyro_vaes.training import read_checkpoint
 from pyro_vaes.vae import VAE
 
 __all__ = ["main"]
@@ -103,8 +104,9 @@ def _train(
         config, remarks = check(config, explicit)
         if started is not None:
             check_resume(config, started)
+            read_checkpoint(out)  # Refused here or not at all.
     with processes.together():
-        data = processes.in_turn(lambda: _data(config))
+        data = processes.in_turn(lambda: _data(config, "Invalid value for '--data'"))
         steps = math.ceil(len(data.train) / config.training.batch_size)
         config, more = check(config, explicit, steps)
         torch.manual_seed(config.training.seed)
@@ -157,13 +159,15 @@ def _started(out: Path, resume: bool) -> RunConfig | None:
     return read_config(out)
 
 
-def _data(config: RunConfig) -> DataSet:
+def _data(config: RunConfig, complaint: str) -> DataSet:
+    source = config.data.source
     binarization: Any = config.data.binarization
-    return load_data(
-        config.data.source,
-        root=config.data.root,
-        binarization=None if binarization == "auto" else binarization,
-    )
+    told = binarization != "auto" and source in GREY_IMAGES
+    try:
+        return load_data(source, root=config.data.root, binarization=binarization if told else None)
+    except DataError as error:
+        reason = str(error).removeprefix(f"{Path(source).expanduser()}: ")
+        raise DataError(f"{complaint} ({source}): {reason}") from error
 
 
 def _finished(out: Path, history: History) -> dict[str, Any] | None:
@@ -294,7 +298,7 @@ def _evaluate(
 ) -> None:
     """Evaluates the VAE in a run folder."""
     vae, record = _open(run)
-    data = _data(read_config(run))
+    data = _data(read_config(run), f"Expected the data that {run} was trained on")
     if data.digest != record["data"]["digest"]:
         raise RunFolderError(f"Expected the data that {run} was trained on; got others.")
     result = evaluate(
@@ -391,9 +395,10 @@ def _open(run: Path) -> tuple[VAE, dict[str, Any]]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line; bad input ends with one line and status 2."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         keep_freed_memory()
-        cli.main(args=arguments, prog_name="pyro-vaes", standalone_mode=False)
+        cli.main(args=words or ["--help"], prog_name="pyro-vaes", standalone_mode=False)
     except click.ClickException as error:
         _die(error.format_message(), 2)
     except (ConfigError, DataError, RunFolderError) as error:

@@ -47,6 +47,7 @@ __all__ = [
 ]
 
 # The names that flags know: a part is entered here, or a registry's keys put in a tuple's place.
+GREY_IMAGES = ("mnist", "fashion_mnist")
 LEVEL_LIKELIHOODS = (
     "categorical",
     "ordinal",
@@ -83,6 +84,7 @@ class DataConfig(Section):
         "auto",
         "Of MNIST and its kin; auto: dynamic for these, none for others.",
         choices=("auto", "dynamic", "threshold", "grey"),
+        only_with=("data", GREY_IMAGES),
     )
     conditional: bool = option(
         False, "Model p(x given label): posterior and likelihood see labels."

@@ -160,8 +160,8 @@ def test_config_file_and_precedence(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--data", "nothing"], ["nothing", "digits"]),
-        (["--data", "missing.npy"], ["missing.npy"]),
+        (["--data", "nothing"], ["--data", "nothing", "digits"]),
+        (["--data", "missing.npy"], ["--data", "missing.npy"]),
         (["--prior", "foo"], ["--prior", "foo", "mixture"]),
         (["--posterior", "foo"], ["--posterior", "foo", "iaf"]),
         (["--likelihood", "bernoulli"], ["--likelihood", "bernoulli"]),
@@ -226,7 +226,8 @@ def bad_files(folder):
 )
 def test_bad_data_files(capsys, tmp_path, name):
     bad_files(tmp_path)
-    refused(capsys, "train", "--data", tmp_path / name, "--out", tmp_path / "run")
+    line = refused(capsys, "train", "--data", tmp_path / name, "--out", tmp_path / "run")
+    assert "--data" in line and name in line
     assert not (tmp_path / "run").exists()
 
 
@@ -240,7 +241,8 @@ def test_conditional_without_labels(capsys, tmp_path):
 def test_levels_outside_the_range_are_refused(capsys, tmp_path):
     np.save(tmp_path / "negative.npy", np.array([[-1, 2], [0, 1], [2, 2], [1, 0], [0, 0]] * 4))
     options = ["--data", tmp_path / "negative.npy", "--likelihood", "categorical"]
-    assert "--likelihood" in refused(capsys, "train", *options, "--out", tmp_path / "run")
+    line = refused(capsys, "train", *options, "--out", tmp_path / "run")
+    assert "--likelihood" in line and "some values are negative" in line
 
 
 def test_occupied_folders(capsys, tmp_path, finished):
@@ -289,7 +291,30 @@ def test_damaged_checkpoint_is_not_resumed(capsys, tmp_path, finished):
     shutil.copytree(finished, folder)
     path = folder / "checkpoint" / "state.safetensors"
     path.write_bytes(path.read_bytes()[:-10])
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     refused(capsys, "train", "--resume", "--epochs", 4, "--out", folder)
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+    # Beginning anew would write over the weights.
+    path.unlink()
+    line = refused(capsys, "train", "--resume", "--epochs", 4, "--out", folder)
+    assert "checkpoint" in line and "weights" in line
+    del before[path]
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+
+
+def test_data_that_are_gone_are_named_in_evaluation(capsys, tmp_path):
+    source = tmp_path / "mine.npy"
+    np.save(source, np.random.default_rng(0).normal(size=(20, 4)))
+    options = ["--data", source, "--likelihood", "auto", "--out", tmp_path / "run"]
+    assert run("train", *QUICK, *options) == 0
+    source.unlink()
+    line = refused(capsys, "evaluate", tmp_path / "run")
+    assert str(source) in line and "trained on" in line
+
+
+def test_an_option_without_effect_is_said_so(capsys, tmp_path):
+    assert run("train", *QUICK, "--binarization", "dynamic", "--out", tmp_path / "run") == 0
+    assert "--binarization has no effect with --data digits" in capsys.readouterr().out
 
 
 def test_divergence_is_one_line_with_status_one(capsys, tmp_path):
@@ -301,7 +326,7 @@ def test_divergence_is_one_line_with_status_one(capsys, tmp_path):
 
 def test_help_and_module(tmp_path):
     command = [sys.executable, "-m", "pyro_vaes"]
-    for arguments in (["--help"], ["train", "--help"]):
+    for arguments in ([], ["--help"], ["train", "--help"]):
         done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=True)
         assert "train" in done.stdout
     done = subprocess.run([*command, "train", "--epochs", "x"], capture_output=True, text=True)

@@ -33,6 +33,7 @@ import pyro
 import torch
 
 RESULTS = Path(__file__).parent / "results"
+_PLACES = ("--out", "--runs", "--data-root")
 PACKAGES = ("torch", "pyro-ppl", "numpyro", "jax", "pythae", "numpy")
 
 Run = Callable[[int], "float | None"]
@@ -268,11 +269,11 @@ def header() -> dict[str, str]:
 
 
 def _flags() -> list[str]:
-    """The command's flags without ``--out``: where results lie says nothing about them."""
-    flags = [flag for flag in sys.argv[1:] if not flag.startswith("--out=")]
-    if "--out" in flags:
-        place = flags.index("--out")
-        del flags[place : place + 2]
+    """The command's flags but those that name folders: where files lie says nothing about them."""
+    flags = [flag for flag in sys.argv[1:] if not flag.startswith(tuple(f"{p}=" for p in _PLACES))]
+    for place in set(_PLACES) & set(flags):
+        index = flags.index(place)
+        del flags[index : index + 2]
     return flags
 
 

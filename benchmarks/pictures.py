@@ -101,3 +101,46 @@ def curves(
         figure.supxlabel(caption, fontsize=7, color="0.4")
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def validation(
+    path: Path,
+    curves: Mapping[str, Sequence[tuple[int, float]]],
+    kept: Mapping[str, int | None],
+    references: Mapping[int, float],
+    title: str,
+    caption: str = "",
+) -> None:
+    """Draws -ELBO of the validation rows against epochs.
+
+    Args:
+        path: of the picture.
+        curves: epochs and nats, by the name of the run.
+        kept: the epoch whose weights each run has kept so far.
+        references: what others saw, by epoch.
+        title: above the picture.
+        caption: a line below.
+    """
+    figure, axis = plt.subplots(figsize=(6.4, 4), layout="constrained")
+    for name, points in curves.items():
+        epochs, nats = zip(*points, strict=True)
+        line = axis.plot(epochs, nats, linewidth=1, label=name)
+        best = kept[name]
+        if best is not None:
+            at = (best, dict(points)[best])
+            axis.plot(*at, "o", color=line[0].get_color(), label=f"{name}, kept: {at[1]:.2f}")
+    if references:
+        axis.plot(*zip(*references.items(), strict=True), "k+", markersize=9, label="reference")
+    # The first epochs, tens of nats above the rest, would leave it flat.
+    lowest = min(nats for points in curves.values() for _, nats in points)
+    shown = [nats for points in curves.values() for _, nats in points if nats < lowest + 15]
+    top = max([*shown, *references.values()])
+    axis.set_ylim(min([lowest, *references.values()]) - 0.5, top + 0.5)
+    axis.set(title=title, xlabel="epoch", ylabel="validation -ELBO, nats")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    if caption:
+        figure.supxlabel(caption, fontsize=7, color="0.4")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -220,3 +222,69 @@ def test_peers_and_ours_compute_the_same_bound(
         losses.append(Trace_ELBO().loss(mine.model, mine.guide, x))
         assert losses[0] == pytest.approx(losses[1], rel=1e-9)
         assert losses[0] == pytest.approx(losses[2], rel=1e-9)
+
+
+# --- published figures ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def published(harness: Any) -> Any:
+    return importlib.import_module("published")
+
+
+def test_a_budget_interrupts_even_where_interrupts_are_ignored(published: Any) -> None:
+    spent: Any = None
+
+    def work() -> None:
+        nonlocal spent
+        with published.budget(0.05) as spent:
+            while True:
+                time.sleep(0.01)
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            work()
+        assert spent.is_set()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        with published.budget(None) as spent:
+            pass
+        assert not spent.is_set()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_published_rows_are_the_models_of_the_literature(published: Any) -> None:
+    for row in published.ROWS.values():
+        config = published.configuration(row, 3, Path("there"))
+        network, training = config.network, config.training
+        assert (network.kind, network.hidden_dims, network.latent_dim) == ("gated", (300, 300), 40)
+        assert (training.batch_size, training.learning_rate, training.patience) == (100, 5e-4, 50)
+        assert (config.objective.warmup_epochs, config.data.augment) == (100, 0)
+        assert (training.seed, config.data.root) == (3, "there")
+        assert (config.data.source == "mnist") == row.title.startswith("MNIST")
+        assert (config.parts.prior == "standard") == ("standard prior" in row.title)
+
+
+def test_published_table_says_what_the_budget_cut(
+    published: Any, harness: Any, tmp_path: Path
+) -> None:
+    import pyro_vaes as pv
+
+    records = [{"val_elbo": -90.0 + epoch, "seconds": 2.0} for epoch in range(3)]
+    runs = []
+    for seed, (stopped, best) in enumerate([("patience", 2), ("budget", 3), ("budget", None)]):
+        history = pv.History(records, best, 0.0, stopped, "traced", "cpu")
+        record = published.record_of("mnist-vamp", published.ROWS["mnist-vamp"], seed, history)
+        nll = {"nll": 82.0 + seed, "nll_se": 0.25, "neg_elbo": 84.0, "samples": 5000}
+        runs.append(record | (nll if best else {}))
+    harness.write(tmp_path, "published_mnist-vamp", runs, harness.header())
+    text = published.table(tmp_path)
+    line = next(line for line in text.splitlines() if line.startswith("| MNIST"))
+    # Two seeds have a figure: their mean and its standard error, beside what was published.
+    assert "| 82.43 ± 0.06 | 82.50 | 0.25 | 0.50 | 3 | 84.00 | 88.33 |" in line
+    assert "early stopping, **cut by the time budget**" in line
+    assert "cut seed 0" not in text
+    assert "cut seed 1 after 3 epochs: not its final figure" in text
+    assert "cut seed 2 after 3 epochs, within the KL warm-up: not its final figure" in text
+    assert "arXiv:2004.04795" in text

@@ -1,0 +1,405 @@
+"""Published figures beside ours: from raw data to the test figure, in one command that may be cut.
+
+    python benchmarks/published.py mnist-standard
+    python benchmarks/published.py mnist-vamp --minutes 60   # the same command again goes on
+    python benchmarks/published.py mnist-best --seeds 3
+
+A model of the VampPrior literature (a single level of gated layers of 300, 40 latent dimensions) is
+trained as there: batches of 100, binarised anew each time, KL warm-up over 100 epochs, Adam at
+5e-4, early stopping. With ``--minutes``, training stops at the budget as at Ctrl-C, its checkpoint
+written: only the epoch under way is lost, and the run ends as if it had never been stopped. The
+weights that have validated best until then are evaluated on the test rows.
+
+Writes, to ``benchmarks/results/``, ``published_ROW.csv`` (one line a seed),
+``published_curve_ROW.csv`` and ``published_ROW.png`` (validation against epochs), and
+``published.md``, a table of all rows that lie there.
+"""
+
+from __future__ import annotations
+
+import _thread
+import argparse
+import dataclasses
+import json
+import math
+import signal
+import statistics
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pictures
+import torch
+from harness import RESULTS, header, read, write
+
+import pyro_vaes as pv
+from pyro_vaes.assemble import build, train
+from pyro_vaes.config import CONFIG, ConfigError, RunConfig, read_config, to_yaml
+from pyro_vaes.data import DataError, DataSet
+from pyro_vaes.folders import RunFolderError, write_text
+from pyro_vaes.recipes import check, check_resume, resolve
+
+TABLE = 'Norouzi, Fleet and Norouzi, "Exemplar VAE" (2020), arXiv:2004.04795, table of densities'
+# Where the evaluation of a run is kept, so that a finished one is not evaluated twice.
+EVALUATION = "published.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A figure to reach: our recipe, the flags that differ from it, and what was published.
+
+    Attributes:
+        title: what tables call it.
+        recipe: a recipe's name.
+        flags: options that differ from the recipe's.
+        published: -log p(x), nats; None for toys.
+        error: the standard error that was published with it.
+        source: where.
+        references: -ELBO of the validation rows that others saw, by epoch.
+    """
+
+    title: str
+    recipe: str
+    flags: Mapping[str, Any]
+    published: float | None
+    error: float | None = None
+    source: str = TABLE
+    references: Mapping[int, float] = dataclasses.field(default_factory=dict)
+
+
+FASHION = {"data": "fashion_mnist"}
+ROWS = {
+    "mnist-standard": Row(
+        "MNIST, standard prior",
+        "mnist-standard",
+        {},
+        84.45,
+        0.12,
+        references={100: 90.6, 200: 88.8, 300: 87.8},
+    ),
+    "mnist-vamp": Row(
+        "MNIST, VampPrior, K = 500",
+        "mnist-vamp",
+        {},
+        82.43,
+        0.06,
+        f"{TABLE}; an independent replication got 82.29",
+    ),
+    "mnist-best": Row(
+        "MNIST, VampPrior, K = 500, learned weights, moving average 0.999",
+        "mnist-vamp",
+        {"prior_weights": "learned", "ema_decay": 0.999},
+        82.09,
+        0.18,
+        f"{TABLE}: the Exemplar VAE, its best single level of an MLP, to be beaten",
+    ),
+    "fashion-standard": Row("Fashion-MNIST, standard prior", "mnist-standard", FASHION, 228.70),
+    "fashion-vamp": Row("Fashion-MNIST, VampPrior, K = 500", "mnist-vamp", FASHION, 227.35),
+}
+TOY = {
+    "hidden_dims": (16,),
+    "latent_dim": 3,
+    "prior_components": 5,
+    "batch_size": 40,
+    "epochs": 6,
+    "warmup_epochs": 2.0,
+    "mode": "traced",
+    "device": "cpu",
+}
+WHY = {
+    "patience": "early stopping",
+    "epochs": "all epochs",
+    "budget": "**cut by the time budget**",
+}
+
+
+# --- training, to an end or to the budget ---------------------------------------------------------
+
+
+class Stopped(Exception):
+    """The command ends here, with a line that says why; the same command goes on."""
+
+
+@contextmanager
+def budget(seconds: float | None) -> Iterator[threading.Event]:
+    """Interrupts what goes on inside after so many seconds, as Ctrl-C would; None for no limit.
+
+    Yields:
+        What is set once the budget is spent.
+    """
+    spent = threading.Event()
+
+    def stop() -> None:
+        spent.set()
+        _thread.interrupt_main()
+
+    # A shell may start a job in the background with interrupts ignored: here they are not.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    timer = threading.Timer(math.inf if seconds is None else max(0.0, seconds), stop)
+    timer.daemon = True
+    if seconds is not None:
+        timer.start()
+    try:
+        yield spent
+    finally:
+        timer.cancel()
+        signal.signal(signal.SIGINT, before)
+
+
+def configuration(row: Row, seed: int, root: Path) -> RunConfig:
+    """The options of one run."""
+    flags = {**row.flags, "seed": seed, "data_root": str(root)}
+    return check(*resolve(row.recipe, None, flags))[0]
+
+
+def trained(
+    config: RunConfig, data: DataSet, run: Path, seconds: float | None = None
+) -> tuple[pv.VAE, pv.History]:
+    """Trains a run, or goes on with it, until it ends or its budget is spent.
+
+    Args:
+        config: the options.
+        data: the data set.
+        run: the run folder, the same as ``pyro-vaes train --resume --out`` would go on with.
+        seconds: of training, set-up included; None for no limit.
+
+    Returns:
+        The VAE with the weights to evaluate, and the history; ``stopped`` is ``budget`` if that is
+        what ended it.
+
+    Raises:
+        Stopped: if the user stopped it, or the budget was spent before the first epoch or after
+            the last one.
+    """
+    if (run / CONFIG).exists():
+        check_resume(config, read_config(run))
+    write_text(run / CONFIG, to_yaml(config))
+    torch.manual_seed(config.training.seed)
+    vae, _ = build(config, data)
+    try:
+        with budget(seconds) as spent:
+            history = train(vae, data, config, out=run, resume=True)
+    except KeyboardInterrupt:
+        raise Stopped(f"{run}: stopped outside its epochs; the same command goes on.") from None
+    if history.stopped == "interrupted":
+        if not spent.is_set():
+            raise Stopped(
+                f"{run}: stopped by the user after {history.epochs} epochs; the same command goes "
+                "on."
+            )
+        history.stopped = "budget"
+    if not history.epochs:
+        raise Stopped(f"{run}: the budget was spent before the first epoch; no figure yet.")
+    return vae, history
+
+
+def evaluated(
+    vae: pv.VAE, data: DataSet, history: pv.History, run: Path, samples: int
+) -> dict[str, Any]:
+    """Figures of the test rows; those of the same weights are not made twice."""
+    made = {"best_epoch": history.best_epoch, "samples": samples}
+    path = run / EVALUATION
+    if path.exists():
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if made.items() <= found.items():
+            return found
+    started = time.perf_counter()
+    # Chunks bound the memory and change no figure.
+    chunk = 1024 if vae.device.type == "cpu" else 8192
+    result = pv.evaluate(vae, data.test, num_samples=samples, chunk_size=chunk, diagnostics=False)
+    found = {
+        **made,
+        "nll": result.nll,
+        "nll_se": result.nll_se,
+        "neg_elbo": -result.elbo,
+        "kl": result.kl,
+        "evaluation_minutes": (time.perf_counter() - started) / 60,
+    }
+    write_text(path, json.dumps(found) + "\n")
+    return found
+
+
+def record_of(name: str, row: Row, seed: int, history: pv.History) -> dict[str, Any]:
+    """What is kept of one run, without the figures of the test rows."""
+    best = history.best_epoch
+    return {
+        "row": name,
+        "title": row.title,
+        "published": row.published,
+        "published_error": row.error,
+        "source": row.source,
+        "seed": seed,
+        "stopped": history.stopped,
+        "epochs": history.epochs,
+        "val_neg_elbo": -history.records[(best or history.epochs) - 1]["val_elbo"],
+        "train_hours": history.seconds / 3600,
+        "seconds_per_epoch": statistics.median(r["seconds"] for r in history.records),
+        "mode": history.mode,
+        "device": history.device,
+        "best_epoch": best,
+    }
+
+
+# --- what is written ------------------------------------------------------------------------------
+
+
+def table(out: Path) -> str:
+    """A Markdown table of all rows whose CSV lies in a folder, and how each was made."""
+    lines = [
+        "| model | published NLL | ours | s.e., test images | s.e., seeds | seeds | -ELBO "
+        "| validation -ELBO | epochs | training ended by | hours |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    notes = []
+    for name in ROWS:
+        path = out / f"published_{name}.csv"
+        if not path.exists():
+            continue
+        runs, facts = read(path)
+        first = runs[0]
+        lines.append(f"| {first['title']} | {_published(first)} | {_ours(runs)} |")
+        note = "".join(
+            f" The time budget cut seed {run['seed']} after {run['epochs']} epochs"
+            f"{'' if run['best_epoch'] else ', within the KL warm-up'}: not its final figure."
+            for run in runs
+            if run["stopped"] == "budget"
+        )
+        places = ", ".join(sorted({f"{run['device']}, {run['mode']} steps" for run in runs}))
+        samples = first.get("samples") or "no"
+        notes.append(
+            f"- {first['title']}:{note} {samples} importance samples. "
+            f"Published: {first['source']}. {facts['machine']}"
+            f"{', ' + facts['gpu'] if 'gpu' in facts else ''}, {facts['threads']} threads, "
+            f"{places}; {facts['versions']}; commit {facts['commit']}, {facts['date']}. "
+            f"`{facts['command']}`"
+        )
+    return "\n".join([*lines, "", "Nats per image.", "", *notes]) + "\n"
+
+
+def _published(run: Mapping[str, str]) -> str:
+    if not run["published"]:
+        return "-"
+    error = run["published_error"]
+    return f"{float(run['published']):.2f}" + (f" ± {float(error):.2f}" if error else "")
+
+
+def _ours(runs: Sequence[Mapping[str, str]]) -> str:
+    """The cells that are ours: means over the seeds that have been evaluated."""
+
+    def mean(key: str, places: int = 2) -> str:
+        values = [float(run[key]) for run in runs if run.get(key)]
+        return f"{statistics.mean(values):.{places}f}" if values else "none yet"
+
+    figures = [float(run["nll"]) for run in runs if run.get("nll")]
+    many = len(figures) > 1
+    error = f"{statistics.stdev(figures) / math.sqrt(len(figures)):.2f}" if many else "one seed"
+    epochs = ", ".join(f"{run['epochs']} (kept {run['best_epoch'] or 'none'})" for run in runs)
+    why = ", ".join(dict.fromkeys(WHY[run["stopped"]] for run in runs))
+    cells = [mean("nll"), mean("nll_se"), error, str(len(runs)), mean("neg_elbo")]
+    return " | ".join([*cells, mean("val_neg_elbo"), epochs, why, mean("train_hours", 1)])
+
+
+def curve(out: Path, name: str, row: Row, histories: Mapping[int, pv.History], facts: Any) -> None:
+    """Writes validation against epochs as numbers and as a picture."""
+    points = [
+        {
+            "seed": seed,
+            "epoch": record["epoch"],
+            "val_neg_elbo": -record["val_elbo"],
+            "train_loss": record["train_loss"],
+            "kl_weight": record["kl_weight"],
+            "seconds": record["seconds"],
+        }
+        for seed, history in histories.items()
+        for record in history.records
+    ]
+    write(out, f"published_curve_{name}", points, facts)
+    pictures.validation(
+        out / f"published_{name}.png",
+        {
+            f"seed {seed}": [(r["epoch"], -r["val_elbo"]) for r in history.records]
+            for seed, history in histories.items()
+        },
+        {f"seed {seed}": history.best_epoch for seed, history in histories.items()},
+        row.references,
+        row.title,
+        facts["machine"],
+    )
+
+
+def toy_data(path: Path) -> Path:
+    """Writes a few binary images: two crossing bars each, some pixels flipped."""
+    draws = np.random.default_rng(0)
+    x = np.zeros((300, 6, 6), dtype=np.uint8)
+    x[np.arange(300), draws.integers(0, 6, 300)] = 1
+    x[np.arange(300), :, draws.integers(0, 6, 300)] = 1
+    x ^= draws.random(x.shape) < 0.05
+    splits = {"train_x": x[:200], "val_x": x[200:250], "test_x": x[250:]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, **splits)
+    return path
+
+
+def main() -> None:
+    """Trains, evaluates, prints and writes."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("row", choices=ROWS)
+    parser.add_argument("--minutes", type=float, help="budget of training, all seeds together")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument(
+        "--samples", type=int, help="for each test image: 5000; 0 for the curve alone"
+    )
+    parser.add_argument("--data-root", type=Path, default=Path("data"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/published"), help="run folders")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--toy", action="store_true", help="seconds, on toy data")
+    given = parser.parse_args()
+    if given.toy and given.out == RESULTS:
+        parser.error("Expected --out beside --toy, whose figures are not worth keeping.")
+    row, samples = ROWS[given.row], 5000 if given.samples is None else given.samples
+    if given.toy:
+        data = toy_data(given.out / "toy.npz")
+        flags = {**row.flags, **TOY, "data": str(data)}
+        row = Row(f"toy, {row.recipe}", row.recipe, flags, None, source="nothing")
+        given.runs, samples = given.out / "runs", min(samples, 20)
+    try:
+        _run(given, row, samples)
+    except (ConfigError, DataError, RunFolderError, Stopped) as error:
+        raise SystemExit(str(error)) from error
+
+
+def _run(given: argparse.Namespace, row: Row, samples: int) -> None:
+    facts, records, histories = header(), [], {}
+    left = None if given.minutes is None else 60 * given.minutes
+    for seed in range(given.seeds):
+        config = configuration(row, seed, given.data_root)
+        data = pv.load_data(config.data.source, root=config.data.root)
+        run = given.runs / f"{given.row}-{seed}"
+        started = time.perf_counter()
+        # What one seed does not need is left to those after it.
+        share = None if left is None else left / (given.seeds - seed)
+        vae, history = trained(config, data, run, share)
+        left = None if left is None else left - (time.perf_counter() - started)
+        record = record_of(given.row, row, seed, history)
+        print(f"{run}: {history.epochs} epochs, {WHY[history.stopped]}", flush=True)
+        # Before the warm-up has ended no weights have been chosen.
+        if samples and history.best_epoch is not None:
+            record |= evaluated(vae, data, history, run, samples)
+        records.append(record)
+        histories[seed] = history
+        write(given.out, f"published_{given.row}", records, facts)
+        curve(given.out, given.row, row, histories, facts)
+        write_text(given.out / "published.md", table(given.out))
+    print(table(given.out))
+    if any(history.stopped == "budget" for history in histories.values()):
+        print("The time budget cut the training: not the final figure. The same command goes on.")
+
+
+if __name__ == "__main__":
+    main()

@@ -240,7 +240,7 @@ STUDIES: Mapping[str, Study] = {
     "beta": Study(
         "The weight of the KL",
         "What does beta trade, which dimensions of z die, and why does beta = 0 generate rubbish "
-        "although it reconstructs best?",
+        "well as it reconstructs?",
         _beta,
         draw.beta,
         find.beta,
@@ -280,17 +280,17 @@ STUDIES: Mapping[str, Study] = {
     "components": Study(
         "How many components",
         "How do the figures, the cost and the fit to training data change with the number K of "
-        "Gaussian components or pseudo-inputs? K is chosen by the validation column.",
+        "Gaussian components or pseudo-inputs? K is chosen by validation alone.",
         _components,
         draw.components,
         find.components,
         {
-            "nll_val": "validation NLL",
             "nll_train": "training NLL",
+            "val_elbo": "validation -ELBO",
             "components_used": "components used",
             "seconds_per_epoch": "s per epoch",
         },
-        ("components_used", "other_splits"),
+        ("components_used", "training_rows"),
     ),
     "flow_priors": Study(
         "Flow priors",
@@ -298,7 +298,11 @@ STUDIES: Mapping[str, Study] = {
         _flow_priors,
         draw.flow_priors,
         find.flow_priors,
-        {"marginal_kl": "marginal KL", "seconds_per_epoch": "s per epoch", "draw_ms": "ms a draw"},
+        {
+            "marginal_kl": "marginal KL",
+            "seconds_per_epoch": "s per epoch",
+            "draw_ms": "ms for 1000 draws",
+        },
         ("drawing_time",),
     ),
     "posteriors": Study(

@@ -143,7 +143,7 @@ def plain(o: Outcome) -> Figures:
             epochs = [r["epoch"] for r in records]
             for key, color in (("train_loss", _COLORS[0]), ("val_loss", _COLORS[1])):
                 ax.plot(epochs, [r[key] for r in records], color=color, lw=1, alpha=0.8)
-        last = o.history(label)[0][-1]
+        last = max((records[-1] for records in o.history(label)), key=lambda r: r["epoch"])
         for key, name, color in (
             ("train_loss", "training", _COLORS[0]),
             ("val_loss", "validation", _COLORS[1]),
@@ -199,8 +199,12 @@ def beta(o: Outcome) -> Figures:
         ]
         shown = [point for point in points if point[2] != "0"] or points
         ax.plot(*zip(*((rate, cost) for rate, cost, _ in shown), strict=True), "o-", ms=4)
-        for rate, cost, name in shown:
-            ax.annotate(f"β = {name}", (rate, cost), (5, 4), textcoords="offset points", fontsize=9)
+        names: dict[tuple[int, int], list[str]] = {}
+        for rate, cost, name in shown:  # Dead models lie on one point: one name for all.
+            names.setdefault((round(10 * rate), round(10 * cost)), []).append(name)
+        for (rate, cost), alike in names.items():
+            text, place = f"β = {', '.join(alike)}", (rate / 10, cost / 10)
+            ax.annotate(text, place, (5, 4), textcoords="offset points", fontsize=9)
         ax.set_xlabel("rate: KL(q(z|x) || p(z)) (nats per datum)")
         ax.set_ylabel("distortion: -E log p(x|z) (nats)")
         for rate, cost, name in points:
@@ -411,7 +415,7 @@ def components(o: Outcome) -> Figures:
         for ax, prior in zip(axes, ("mixture", "VampPrior"), strict=True):
             for color, (key, name) in zip(
                 _COLORS,
-                {"nll_val": "validation", "nll": "test", "nll_train": "training"}.items(),
+                {"nll": "test", "nll_train": "training"}.items(),
                 strict=False,
             ):
                 ks = [float(k.rsplit(" ", 1)[1]) for k in of(prior)]
@@ -440,7 +444,7 @@ def components(o: Outcome) -> Figures:
         axes[1].set_xlim(right=axes[1].get_xlim()[1] * 4)
     return _with(
         [
-            ("nll", figure, "Test, validation and training NLL against K."),
+            ("nll", figure, "Test and training NLL against K."),
             ("cost", cost, "What K costs and how much of it is used (exp of the entropy)."),
             ("pseudo_inputs", _pseudo_inputs(o), _PSEUDO),
         ]

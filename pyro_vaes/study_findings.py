@@ -132,7 +132,7 @@ def components(o: Outcome) -> list[str]:
         labels = [
             k for k in o.labels if k.startswith(f"{prior}, K = ") and k.rsplit(" ", 1)[1].isdigit()
         ]
-        chosen = o.best("nll_val", labels)
+        chosen = max(labels, key=lambda label: o.mean(label, "val_elbo")[0])
         least, most = labels[0], labels[-1]
         found.append(
             f"{prior}: validation chooses {chosen.split(', ')[1]}, with a test NLL of "

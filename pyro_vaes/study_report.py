@@ -183,14 +183,18 @@ def _table(o: Outcome, study: Study) -> str:
     heads = ["", *columns.values()]
     if against:
         heads.insert(2, f"NLL against {first}")
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    lines = [_row(heads), "|" + "---|" * len(heads)]
     for label in o.labels:
         cells = [label, *(_cell(o, label, key) for key in columns)]
         if against:
             gap = None if label == first else o.paired(label, first)
             cells.insert(2, "" if gap is None else f"{gap.mean:+.2f} ± {gap.error:.2f}")
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(_row(cells))
     return "\n".join(lines)
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 
 def _cell(o: Outcome, label: str, key: str) -> str:
@@ -199,7 +203,7 @@ def _cell(o: Outcome, label: str, key: str) -> str:
     mean, error = o.mean(label, key)
     if np.isnan(mean):
         return ""
-    mean = -mean if key == "elbo" else mean
+    mean = -mean if key in ("elbo", "val_elbo") else mean
     size = abs(mean)
     digits = 1 if size >= 100 else 2 if size >= 1 or key in _COMMON else 3 if size >= 0.01 else 4
     if key in ("epochs", "active_units"):

@@ -206,15 +206,21 @@ def _facts(vae: VAE, history: History) -> dict[str, Any]:
 
 def _measure(run: Run, data: DataSet, facts: Mapping[str, Any]) -> dict[str, Any]:
     vae = load(run.folder)
-    started = time.perf_counter()
-    evaluation = evaluate(vae, data.test, num_samples=run.samples, train=data.train)
-    result = {
-        "training": facts,
-        "figures": evaluation.to_dict(),
-        "evaluate_seconds": round(time.perf_counter() - started, 3),
-        "measures": {name: MEASURES[name](vae, data, run.samples) for name in run.measures},
-        "log_marginal": [round(v, 6) for v in cast(Any, evaluation.log_marginal).tolist()],
-    }
+    # Another study may have evaluated the run, and want less measured of it.
+    result = dataclasses.replace(run, measures=()).finished()
+    if result is None:
+        started = time.perf_counter()
+        evaluation = evaluate(vae, data.test, num_samples=run.samples, train=data.train)
+        result = {
+            "training": facts,
+            "figures": evaluation.to_dict(),
+            "evaluate_seconds": round(time.perf_counter() - started, 3),
+            "measures": {},
+            "log_marginal": [round(v, 6) for v in cast(Any, evaluation.log_marginal).tolist()],
+        }
+    for name in run.measures:
+        if name not in result["measures"]:
+            result["measures"][name] = MEASURES[name](vae, data, run.samples)
     write_text(run.folder / RESULT, json.dumps(result, indent=1) + "\n")
     return result
 

@@ -163,8 +163,8 @@ def small(tmp_path, monkeypatch) -> Settings:
         ],
         draw,
         lambda o: [f"{o.compared('one', 'two')}."],
-        {"active_units": "active units", "nll_val": "validation NLL"},
-        ("other_splits",),
+        {"active_units": "active units", "nll_train": "training NLL"},
+        ("training_rows",),
     )
     monkeypatch.setitem(STUDIES, "tiny", tiny)
     out, runs = tmp_path / "out", tmp_path / "runs"
@@ -198,7 +198,7 @@ def test_a_study_writes_table_figures_and_findings_and_runs_nothing_twice(small,
     assert list(table["label"]) == ["one", "one", "two", "two"]
     assert list(table["seed"]) == [0, 1, 0, 1]
     assert (table["num_samples"] == 20).all()
-    assert {"nll", "elbo", "active_units", "seconds", "nll_val", "beta", "gap"} <= set(table)
+    assert {"nll", "elbo", "active_units", "seconds", "nll_train", "beta", "gap"} <= set(table)
     # Each figure is that of the run's own folder.
     vae = pv.load(small.runs / table["run"][0])
     data = pv.load_data(small.data)

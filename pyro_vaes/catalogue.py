@@ -74,6 +74,6 @@ def catalogue() -> str:
         lines.append(option if option == "objective" else f"--{option}")
         for value, (part, source) in entries.items():
             first = (part.__doc__ or "").strip().splitlines()[0].rstrip(".:")
-            first = re.sub(r"(:\w+:)?`+~?([^`]+)`+", r"\2", first)
+            first = re.sub(r":\w+:`~?[\w.]*?(\w+)`", r"\1", first).replace("`", "")
             lines.append(f"  {value:<22}{first} [{source}]")
     return "\n".join(lines)

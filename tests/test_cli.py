@@ -351,3 +351,5 @@ def test_parts_lists_what_the_flags_take(capsys):
             assert choices == set(entries)
         assert all(value in text for value in entries)
     assert all(line.endswith("]") for line in text.splitlines() if line.startswith("  "))
+    # No mark-up, nor what is left of it.
+    assert not any(mark in text for mark in ("`", "~", ":class:", ":func:", " ."))

@@ -221,12 +221,19 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Gives an optimiser of the same parameters the state of :func:`optimizer_tensors`."""
+    """Gives an optimiser of the same parameters the state of :func:`optimizer_tensors`.
+
+    Raises:
+        ValueError: if it is the state of others.
+    """
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         index, key = name.split("/")
         state.setdefault(int(index), {})[key] = tensor
     groups = optimizer.state_dict()["param_groups"]
+    # PyTorch passes over a state without its parameter.
+    if not state.keys() <= {index for group in groups for index in group["params"]}:
+        raise ValueError("Expected the state of this optimiser; got that of more parameters.")
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 

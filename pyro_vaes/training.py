@@ -636,9 +636,6 @@ class _Trainer:
     def _fail(self, epoch: int, good: dict[str, Tensor], culprit: str) -> None:
         """Puts the last good weights back, and stops."""
         fill(self.vae, self.best or good)
-        if self.out is not None and epoch:
-            self.writer.wait()
-            save(self.vae, self.out, self.record)
         raise NonFiniteError(
             f"Training stopped in epoch {epoch + 1}: {culprit}. The weights of the last good epoch "
             "are kept. Try a lower learning_rate, or clip_norm."

@@ -1,0 +1,198 @@
+"""Kills a command at random moments, starts it again each time, and compares what it leaves.
+
+The command is run once undisturbed, then killed (SIGKILL to its whole process group, as when the
+machine goes) and started again until it has been killed as often as asked for. Whenever it gets
+through in spite of that, its folder is compared with the undisturbed one, file by file and bit for
+bit, seconds apart, and the next run begins in a new folder. The last one is left in peace.
+
+    python benchmarks/kill.py                          # pyro-vaes train, 50 kills
+    python benchmarks/kill.py --study beta             # the same for a study
+    python benchmarks/kill.py --command "train --prior vamp --resume --out {out}"
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import os
+import random
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from harness import RESULTS, header, write
+
+from pyro_vaes.checkpoints import read_tensors
+
+TRAIN = (
+    "train --hidden-dims 32 --prior vamp --prior-components 10 --epochs 500 --patience 500 "
+    "--resume --out {out}"
+)
+STUDY = "study {study} --quick --seeds 1 --out {{out}}/figures --runs {{out}}/runs"
+# What a clock says, at whatever depth of a record.
+_CLOCKS = ("seconds", "train_seconds", "seconds_per_epoch")
+
+
+@dataclasses.dataclass
+class Kill:
+    """One kill: in which run, when, and how far it had got."""
+
+    run: int
+    seconds: float
+    epochs: int
+    partial_files: int
+
+
+def differences(folder: Path, other: Path) -> list[str]:
+    """Names of files that are not the same in two folders, seconds apart."""
+    here, there = _state(folder), _state(other)
+    return sorted(name for name in here | there if here.get(name) != there.get(name))
+
+
+def _state(folder: Path) -> dict[str, str]:
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): _digest(path) for path in paths}
+
+
+def _digest(path: Path) -> str:
+    if path.suffix == ".safetensors":
+        tensors, record = read_tensors(path)
+        digest = hashlib.sha256(json.dumps(_timeless(record), sort_keys=True).encode())
+        for name, tensor in sorted(tensors.items()):
+            digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+    if path.suffix in (".json", ".jsonl"):
+        # A line each, or the whole: both are rows of values.
+        text = path.read_text()
+        rows = map(json.loads, text.splitlines() if path.suffix == ".jsonl" else [text])
+        return json.dumps([_timeless(row) for row in rows], sort_keys=True)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _timeless(item) for key, item in value.items() if key not in _CLOCKS}
+    return [_timeless(item) for item in value] if isinstance(value, list) else value
+
+
+def _epochs(out: Path) -> int:
+    """Lines of all metrics so far."""
+    return sum(path.read_bytes().count(b"\n") for path in out.rglob("metrics.jsonl"))
+
+
+def _start(command: str, out: Path) -> subprocess.Popen[bytes]:
+    arguments = [sys.executable, "-m", "pyro_vaes", *shlex.split(command.format(out=out))]
+    # A group of its own, workers included: all of it is killed.
+    return subprocess.Popen(
+        arguments,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"},
+    )
+
+
+def _ended_well(process: subprocess.Popen[bytes]) -> None:
+    _, errors = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"Expected the command to end well; got {errors.decode()[-2000:]}")
+
+
+def undisturbed(command: str, out: Path) -> tuple[float, float]:
+    """Runs the command once; returns the seconds to its first epoch, and in all."""
+    began, first = time.perf_counter(), None
+    process = _start(command, out)
+    while process.poll() is None:
+        time.sleep(0.02)
+        if first is None and _epochs(out):
+            first = time.perf_counter() - began
+    _ended_well(process)
+    total = time.perf_counter() - began
+    return (total / 2 if first is None else first), total
+
+
+def kills(
+    command: str, place: Path, number: int, seed: int
+) -> Iterator[Kill | tuple[int, list[str]]]:
+    """Kills the command so often.
+
+    Args:
+        command: what comes after ``pyro-vaes``; ``{out}`` stands for the folder.
+        place: an empty folder for all of its folders.
+        number: how many kills.
+        seed: of the moments.
+
+    Yields:
+        Each kill; and for each run that got through, its number and the files that differ.
+    """
+    clock = random.Random(seed)
+    first, _ = undisturbed(command, place / "undisturbed")
+    done = run = 0
+    while True:
+        out = place / f"run{run}"
+        process, began = _start(command, out), time.perf_counter()
+        try:
+            # Half of the kills come before the first epoch, half after it.
+            process.wait(None if done == number else clock.uniform(0, 2 * first))
+        except subprocess.TimeoutExpired:
+            seconds = time.perf_counter() - began
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            done += 1
+            yield Kill(run, seconds, _epochs(out), len(list(out.rglob(".partial-*"))))
+            continue
+        _ended_well(process)
+        yield run, differences(place / "undisturbed", out)
+        run += 1
+        if done == number:
+            return
+
+
+def main() -> None:
+    """Kills, prints, and writes ``kill.csv`` or ``kill_study.csv``; status 1 if a file differs."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--command", default=TRAIN, help="after pyro-vaes; {out} is its folder")
+    parser.add_argument("--study", help="a study's name instead")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    given = parser.parse_args()
+    command = STUDY.format(study=given.study) if given.study else given.command
+    facts, found, different, through = header(), [], set(), 0
+    with tempfile.TemporaryDirectory() as place:
+        for event in kills(command, Path(place), given.kills, given.seed):
+            if isinstance(event, Kill):
+                found.append(dataclasses.asdict(event))
+                print(
+                    f"{len(found)}: run {event.run} killed after {event.seconds:.2f} s, "
+                    f"{event.epochs} epochs, {event.partial_files} files half-written",
+                    flush=True,
+                )
+            else:
+                through, files = event[0] + 1, event[1]
+                different |= set(files)
+                print(f"run {event[0]} got through: {', '.join(files) or 'no'} difference")
+    facts |= {
+        "killed": f"pyro-vaes {command}",
+        "kills": str(len(found)),
+        "runs that got through": str(through),
+        "files that differ from the undisturbed run": ", ".join(sorted(different)) or "none",
+    }
+    print(write(given.out, "kill_study" if given.study else "kill", found, facts))
+    if different:
+        raise SystemExit(f"Expected no difference; got {', '.join(sorted(different))}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -279,7 +279,17 @@ class _Trainer:
         )
         # A generator of its own: the rows are drawn as in training, the run's order is untouched.
         first = next(batches(self.train, min(2, len(self.train)), torch.Generator()))
-        self.optimizer = self.svi.prepare(*self.processes.part(arguments(self.vae, *first)))
+        batch = self.processes.part(arguments(self.vae, *first))
+        try:
+            self.optimizer = self.svi.prepare(*batch)
+        except ValueError as error:  # Pyro's validation, which shows tensors and names no site.
+            culprit = first_not_finite(self.vae, batch)
+            if "site" not in culprit:
+                raise
+            raise NonFiniteError(
+                f"Training stopped before its first step: {culprit}. Are the data of a size that "
+                "the posterior's network can take?"
+            ) from error
         if options.ema_decay:
             self.average = copied(named_tensors(self.vae))
         if saved is not None:

@@ -35,7 +35,7 @@ Figures = dict[str, tuple[Figure, str]]
 
 _COLORS = sns.color_palette("colorblind", 10)
 _WIDTH = 6.0
-_NLL = "NLL (nats per datum)"
+_NLL = "NLL (nats)"
 
 
 # --- shapes that several studies share ------------------------------------------------------------
@@ -107,7 +107,10 @@ def _sheet(
         torch.cat(rows),
         o.data.image_shape,
         columns=per_row,
-        row_labels=[label if len(label) < 28 else label[:27] + "…" for label in labels],
+        row_labels=[
+            label.replace("alpha", "\N{GREEK SMALL LETTER ALPHA}").replace("lambda", "λ")
+            for label in labels
+        ],
         value_range=value_range,
     )
 
@@ -487,13 +490,14 @@ def flow_priors(o: Outcome) -> Figures:
         for ax, key, title in zip(
             axes, ("nll", "seconds_per_epoch"), (_NLL, "seconds per epoch"), strict=True
         ):
-            _lines(ax, o, groups, "depth", key, words=ax is axes[1])
+            _lines(ax, o, groups, "depth", key, words=ax is axes[0])
             level = o.mean(o.labels[0], key)[0]
             ax.axhline(level, color="0.5", lw=0.8, ls=":")
             ax.text(0.02, level, "standard", color="0.4", va="bottom", transform=_beside(ax))
             ax.set_xlabel("layers")
             ax.set_ylabel(title)
-        axes[1].set_xlim(right=axes[1].get_xlim()[1] * 1.3)
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes[0].set_xlim(right=axes[0].get_xlim()[1] * 1.3)
     deepest = [labels[-1] for labels in groups.values()]
     return _with(
         [

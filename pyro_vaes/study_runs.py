@@ -250,14 +250,17 @@ def _local(plan: Plan, workers: int) -> Iterator[list[dict[str, Any]]]:
     try:
         for future in as_completed([pool.submit(perform, task) for task in tasks]):
             yield future.result()
-    except BrokenProcessPool as error:
-        raise RunFolderError(
-            "A process of the study was killed (out of memory?): what has finished is kept; the "
-            "same command goes on."
-        ) from error
-    finally:
-        for process in list(pool._processes.values()):
+    except BaseException as error:
+        # What the workers are doing goes on from its checkpoints.
+        for process in list((pool._processes or {}).values()):
             process.terminate()
+        if isinstance(error, BrokenProcessPool):
+            raise RunFolderError(
+                "A process of the study was killed (out of memory?): what has finished is kept; "
+                "the same command goes on."
+            ) from error
+        raise
+    finally:
         pool.shutdown(cancel_futures=True)
 
 

@@ -159,7 +159,12 @@ def test_runs_from_top_to_bottom(path, monkeypatch):
     # The command line of this very environment, activated or not.
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
     notebook = nbformat.read(path, as_version=4)
-    resources = {"metadata": {"path": str(FOLDER)}}
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources).execute()
+    NotebookClient(
+        notebook,
+        timeout=300,
+        startup_timeout=300,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(FOLDER)}},
+    ).execute()
     # A warning would be seen by the reader, too.
     assert not [fault for fault in faults(notebook) if not fault.startswith("a path")]

@@ -386,7 +386,8 @@ class Quadrature:
             raise ValueError(f"Expected a latent size of 1 or 2 for quadrature; got {dim}.")
         now, per_side = torch.tensor(math.inf), round(2 ** (14 / dim))
         while per_side**dim <= self.max_points:
-            t = torch.linspace(-4, 4, per_side).to(places).unsqueeze(-1)
+            t = torch.linspace(-4, 4, per_side, dtype=places.dtype, device=places.device)
+            t = t.unsqueeze(-1)
             axes, steps = mean + spread * t.sinh(), (spread * t.cosh() * (t[1] - t[0])).log()
             grid = torch.cartesian_prod(*axes.mT).reshape(-1, dim)
             log_dz = torch.cartesian_prod(*steps.mT).reshape(-1, dim).sum(-1, keepdim=True)

@@ -241,7 +241,7 @@ class FastSVI(SVI):
         if not isinstance(self.optim, PyroOptim):
             return self.optim(groups)
         constructor: Any = self.optim.pt_optim_constructor
-        options = _fused(constructor, self._params.values())
+        options = fused_options(constructor, self._params.values())
         if self.mode == "cuda_graph":
             options["capturable"] = True
         optimizer = constructor(groups, **options)
@@ -415,7 +415,7 @@ class _Params(Messenger):
         self.params[msg["name"]] = msg["value"].unconstrained()
 
 
-def _fused(constructor: Any, params: Any) -> dict[str, bool]:
+def fused_options(constructor: Any, params: Any) -> dict[str, bool]:
     """Asks for the fused implementation of an optimiser, else the foreach one, where they exist."""
     names = inspect.signature(constructor).parameters
     floating = all(p.is_floating_point() for p in params)

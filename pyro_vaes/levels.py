@@ -77,6 +77,8 @@ class Levels(dist.TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         log_prob = self._log_prob(value.long())
+        if log_prob.shape == self.batch_shape:  # As in training; broadcasting takes its time.
+            return log_prob
         return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
 
     def sample(self, sample_shape: Any = Size()) -> Tensor:

@@ -20,7 +20,7 @@ from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 from pyro_vaes.checkpoints import fill, named_tensors
 from pyro_vaes.data import Split, as_split
 from pyro_vaes.fit_options import OPTIMIZERS, SCHEDULES, FitOptions, device_of
-from pyro_vaes.inference import Program
+from pyro_vaes.inference import Program, fused_options
 from pyro_vaes.monitoring import History
 from pyro_vaes.noise import normals_drawn_by
 from pyro_vaes.objectives import ELBO
@@ -187,14 +187,15 @@ class _Sweep:
         self.best: dict[str, Tensor] | None = None
         self.kl_weights = self._column([float(o.kl_weight) for o in objectives])
         self.rates = self._column(learning_rates)
-        # At a rate of one the optimiser's own step is the direction; each model takes its share.
         kind: Any = OPTIMIZERS[options.optimizer]
+        tensors = list(self.params.values())
         self.optimizer: torch.optim.Optimizer = kind(
-            list(self.params.values()), lr=1.0, weight_decay=options.weight_decay
+            tensors, weight_decay=options.weight_decay, **fused_options(kind, tensors)
         )
         self.orders = [Generator().manual_seed(seed) for seed in seeds]
         self.noises = [Generator().manual_seed(seed) for seed in seeds]
         self.histories = [History(device=self.device.type, mode=options.mode) for _ in vaes]
+        self.members = list(range(len(vaes)))  # Which model each row of the stacks belongs to.
         self.steps_per_epoch = math.ceil(len(train) / options.batch_size)
         self.warmup_steps = round(options.warmup_epochs * self.steps_per_epoch)
         if self.warmup_steps >= options.epochs * self.steps_per_epoch:
@@ -261,7 +262,7 @@ class _Sweep:
         draws = [torch.randn(rows, dim, generator=g, dtype=dtype) for g in generators]
         return torch.stack(draws).to(self.device)
 
-    def _step(self, order: Tensor, weight: Tensor, rate: Tensor) -> Tensor:
+    def _step(self, order: Tensor, weight: Tensor, rates: list[float]) -> Tensor:
         x = self.train.x[order]
         if self.train.transform is not None:
             transform = self.train.transform
@@ -274,21 +275,34 @@ class _Sweep:
             norms = torch.stack([g.flatten(1).square().sum(1) for g in grads]).sum(0).sqrt()
             shares = (self.options.clip_norm / (norms + 1e-6)).clamp(max=1.0)
             grads = [g * _beside(shares, g) for g in grads]
-        before = [p.clone() for p in self.params.values()]
         for param, grad in zip(self.params.values(), grads, strict=True):
             param.grad = grad
-        self.optimizer.step()
-        for param, old in zip(self.params.values(), before, strict=True):
-            param.copy_(old + _beside(rate, old) * (param - old))
+        self._move(rates)
         if self.average is not None:
             decay = self.options.ema_decay
             torch._foreach_lerp_(list(self.average.values()), list(self.params.values()), 1 - decay)
         return loss
 
+    def _move(self, rates: list[float]) -> None:
+        """Takes the optimiser's step, each model at its own learning rate."""
+        (group,) = self.optimizer.param_groups
+        if len(set(rates)) == 1:
+            group["lr"] = rates[0]
+            self.optimizer.step()
+            return
+        # At a rate of one the step is the direction, of which each model takes its share.
+        group["lr"], column = 1.0, self._column(rates)
+        before = [p.clone() for p in self.params.values()]
+        self.optimizer.step()
+        for param, old in zip(self.params.values(), before, strict=True):
+            param.copy_(old.lerp_(param, _beside(column, old)))
+
     # --- the loop ------------------------------------------------------------------------------
 
     def run(self) -> list[History]:
         alive = [True] * len(self.vaes)
+        for history in self.histories:
+            history.stopped = "epochs"
         for epoch in range(self.options.epochs):
             started = time.perf_counter()
             records = self._epoch(epoch)
@@ -297,32 +311,51 @@ class _Sweep:
                     record |= figures
             seconds = (time.perf_counter() - started) / sum(alive)
             improved = []
-            for index, (history, record) in enumerate(zip(self.histories, records, strict=True)):
-                improved.append(alive[index] and self._judge(history, record, seconds))
-                if alive[index] and self._out_of_patience(history):
+            for row, (index, record) in enumerate(zip(self.members, records, strict=True)):
+                if not alive[index]:
+                    continue
+                history = self.histories[index]
+                if self._judge(history, record, seconds):
+                    improved.append(row)
+                if self._out_of_patience(history):
                     history.stopped, alive[index] = "patience", False
             self._keep(improved)
             if not any(alive):
                 break
-        for history, still in zip(self.histories, alive, strict=True):
-            history.stopped = "epochs" if still else history.stopped
+            if 2 * sum(alive) <= len(self.members):
+                self._drop([row for row, index in enumerate(self.members) if alive[index]])
         self._give_back()
         return self.histories
+
+    def _drop(self, rows: list[int]) -> None:
+        """Goes on with some of the models: those that have stopped take no time any more."""
+        kept = torch.tensor(rows, device=self.device)
+        for tensor in (*self.params.values(), *self.buffers.values()):
+            tensor.data = tensor[kept]
+            for name, value in self.optimizer.state.get(tensor, {}).items():
+                if value.dim():  # A count of steps is the same for all.
+                    self.optimizer.state[tensor][name] = value[kept]
+        if self.average is not None:
+            self.average = {name: tensor[kept] for name, tensor in self.average.items()}
+        self.kl_weights, self.rates = self.kl_weights[kept], self.rates[kept]
+        self.members = [self.members[row] for row in rows]
+        self.seeds = [self.seeds[row] for row in rows]
+        self.orders = [self.orders[row] for row in rows]
+        self.noises = [self.noises[row] for row in rows]
+        self._programs.clear()
 
     def _epoch(self, epoch: int) -> list[dict[str, Any]]:
         n, size = len(self.train), self.options.batch_size
         order = torch.stack([torch.randperm(n, generator=g) for g in self.orders]).to(self.device)
-        total = torch.zeros(len(self.vaes), dtype=self.vaes[0].dtype, device=self.device)
+        total = torch.zeros(len(self.members), dtype=self.vaes[0].dtype, device=self.device)
         steps = self.options.epochs * self.steps_per_epoch
         for index, start in enumerate(range(0, n, size)):
             step = epoch * self.steps_per_epoch + index
             warmup = min(1.0, step / self.warmup_steps) if self.warmup_steps else 1.0
             factor = SCHEDULES[self.options.schedule](step / steps)
-            total += self._step(
-                order[:, start : start + size], self.kl_weights * warmup, self.rates * factor
-            )
-        losses, weights = (total / n).tolist(), (self.kl_weights * warmup).tolist()
-        rates = (self.rates * factor).tolist()
+            weight, rates = self.kl_weights * warmup, (self.rates * factor).tolist()
+            total += self._step(order[:, start : start + size], weight, rates)
+        losses, weights = (total / n).tolist(), weight.tolist()
         return [
             {"epoch": epoch + 1, "train_loss": loss, "kl_weight": weight, "learning_rate": rate}
             for loss, weight, rate in zip(losses, weights, rates, strict=True)
@@ -331,7 +364,7 @@ class _Sweep:
     def _validate(self, val: Split) -> list[dict[str, float]]:
         """Each model's validation figures, from the noise that it would see alone."""
         generators = [Generator().manual_seed(seed) for seed in self.seeds]
-        count, n = len(self.vaes), len(val)
+        count, n = len(self.members), len(val)
         inputs = [
             val.x.expand(count, *val.x.shape),
             self._noise(n, generators),
@@ -362,14 +395,14 @@ class _Sweep:
         warmed_up = math.ceil(self.warmup_steps / self.steps_per_epoch)
         return history.epochs - max(history.best_epoch or 0, warmed_up) >= self.options.patience
 
-    def _keep(self, improved: list[bool]) -> None:
-        """Keeps the weights of the models that have just validated best."""
+    def _keep(self, improved: list[int]) -> None:
+        """Keeps the weights of the models, by their rows, that have just validated best."""
         now = self.average or self.params
         if self.best is None:
             self.best = {name: tensor.clone() for name, tensor in now.items()}
-        chosen = torch.tensor(improved, device=self.device)
-        for name, tensor in self.best.items():
-            tensor.copy_(torch.where(_beside(chosen, tensor), now[name], tensor))
+        for row in improved:
+            for name, tensor in self.best.items():
+                tensor[self.members[row]] = now[name][row]
 
     def _give_back(self) -> None:
         """Writes each model's best weights into its VAE."""

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import pyro_vaes as pv
+from pyro_vaes import sweep
 from pyro_vaes.sweep import fit_many
 
 ROWS = torch.randint(0, 4, (70, 6), generator=torch.Generator().manual_seed(1)).double()
@@ -98,6 +99,29 @@ def test_each_model_stops_by_itself():
     assert len({history.epochs for history in histories}) > 1
     assert all(history.epochs - history.best_epoch == 3 for history in histories)
     assert all(math.isfinite(history.best_val_loss) for history in histories)
+
+
+@pytest.mark.parametrize("options", [{}, {"ema_decay": 0.5, "optimizer": "adamax"}])
+def test_those_that_go_on_do_not_notice_that_others_have_stopped(options, monkeypatch):
+    dropped = []
+    drop = sweep._Sweep._drop
+    monkeypatch.setattr(
+        sweep._Sweep, "_drop", lambda self, rows: (dropped.append(len(rows)), drop(self, rows))
+    )
+    rates = [0.2, 0.01, 0.1, 0.003, 0.15]
+    options = {"epochs": 60, "patience": 3, "batch_size": 16, **options}
+    together = [make_vae(seed) for seed in range(5)]
+    histories = fit_many(together, TRAIN, VAL, learning_rates=rates, **options)
+    assert dropped
+    for seed, vae in enumerate(together):
+        alone = make_vae(seed)
+        history = pv.fit(
+            alone, TRAIN, VAL, learning_rate=rates[seed], seed=seed, progress=False, **options
+        )
+        for what in ("stopped", "epochs", "best_epoch"):
+            assert getattr(histories[seed], what) == getattr(history, what)
+        for a, b in zip(vae.parameters(), alone.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
 
 
 def test_labels():

@@ -6,9 +6,9 @@
 
 A model of the VampPrior literature (a single level of gated layers of 300, 40 latent dimensions) is
 trained as there: batches of 100, binarised anew each time, KL warm-up over 100 epochs, Adam at
-5e-4, early stopping. With ``--minutes``, training stops at the budget as at Ctrl-C, its checkpoint
-written: only the epoch under way is lost, and the run ends as if it had never been stopped. The
-weights that have validated best until then are evaluated on the test rows.
+5e-4, early stopping. With ``--minutes``, training stops after the epoch in which the budget ends;
+the same command goes on, and the run ends as if it had never been stopped. The weights that have
+validated best until then are evaluated on the test rows.
 
 Writes, to ``benchmarks/results/``, ``published_ROW.csv`` (one line a seed),
 ``published_curve_ROW.csv`` and ``published_ROW.png`` (validation against epochs), and
@@ -17,17 +17,13 @@ Writes, to ``benchmarks/results/``, ``published_ROW.csv`` (one line a seed),
 
 from __future__ import annotations
 
-import _thread
 import argparse
 import dataclasses
 import json
 import math
-import signal
 import statistics
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +109,7 @@ TOY = {
 WHY = {
     "patience": "early stopping",
     "epochs": "all epochs",
-    "budget": "**cut by the time budget**",
+    "time": "**cut by the time budget**",
 }
 
 
@@ -124,32 +120,6 @@ class Stopped(Exception):
     """The command ends here, with a line that says why; the same command goes on."""
 
 
-@contextmanager
-def budget(seconds: float | None) -> Iterator[threading.Event]:
-    """Interrupts what goes on inside after so many seconds, as Ctrl-C would; None for no limit.
-
-    Yields:
-        What is set once the budget is spent.
-    """
-    spent = threading.Event()
-
-    def stop() -> None:
-        spent.set()
-        _thread.interrupt_main()
-
-    # A shell may start a job in the background with interrupts ignored: here they are not.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    timer = threading.Timer(math.inf if seconds is None else max(0.0, seconds), stop)
-    timer.daemon = True
-    if seconds is not None:
-        timer.start()
-    try:
-        yield spent
-    finally:
-        timer.cancel()
-        signal.signal(signal.SIGINT, before)
-
-
 def configuration(row: Row, seed: int, root: Path) -> RunConfig:
     """The options of one run."""
     flags = {**row.flags, "seed": seed, "data_root": str(root)}
@@ -157,7 +127,7 @@ def configuration(row: Row, seed: int, root: Path) -> RunConfig:
 
 
 def trained(
-    config: RunConfig, data: DataSet, run: Path, seconds: float | None = None
+    config: RunConfig, data: DataSet, run: Path, minutes: float | None = None
 ) -> tuple[pv.VAE, pv.History]:
     """Trains a run, or goes on with it, until it ends or its budget is spent.
 
@@ -165,35 +135,25 @@ def trained(
         config: the options.
         data: the data set.
         run: the run folder, the same as ``pyro-vaes train --resume --out`` would go on with.
-        seconds: of training, set-up included; None for no limit.
+        minutes: of training, set-up included, and the epoch under way is ended; None for no limit.
 
     Returns:
-        The VAE with the weights to evaluate, and the history; ``stopped`` is ``budget`` if that is
-        what ended it.
+        The VAE with the weights to evaluate, and the history; ``stopped`` is ``time`` if the budget
+        is what ended it.
 
     Raises:
-        Stopped: if the user stopped it, or the budget was spent before the first epoch or after
-            the last one.
+        Stopped: if the user stopped it.
     """
     if (run / CONFIG).exists():
         check_resume(config, read_config(run))
     write_text(run / CONFIG, to_yaml(config))
     torch.manual_seed(config.training.seed)
     vae, _ = build(config, data)
-    try:
-        with budget(seconds) as spent:
-            history = train(vae, data, config, out=run, resume=True)
-    except KeyboardInterrupt:
-        raise Stopped(f"{run}: stopped outside its epochs; the same command goes on.") from None
+    history = train(vae, data, config, out=run, resume=True, minutes=minutes)
     if history.stopped == "interrupted":
-        if not spent.is_set():
-            raise Stopped(
-                f"{run}: stopped by the user after {history.epochs} epochs; the same command goes "
-                "on."
-            )
-        history.stopped = "budget"
-    if not history.epochs:
-        raise Stopped(f"{run}: the budget was spent before the first epoch; no figure yet.")
+        raise Stopped(
+            f"{run}: stopped by the user after {history.epochs} epochs; the same command goes on."
+        )
     return vae, history
 
 
@@ -266,7 +226,7 @@ def table(out: Path) -> str:
             f" The time budget cut seed {run['seed']} after {run['epochs']} epochs"
             f"{'' if run['best_epoch'] else ', within the KL warm-up'}: not its final figure."
             for run in runs
-            if run["stopped"] == "budget"
+            if run["stopped"] == "time"
         )
         places = ", ".join(sorted({f"{run['device']}, {run['mode']} steps" for run in runs}))
         samples = first.get("samples") or "no"
@@ -376,7 +336,7 @@ def main() -> None:
 
 def _run(given: argparse.Namespace, row: Row, samples: int) -> None:
     facts, records, histories = header(), [], {}
-    left = None if given.minutes is None else 60 * given.minutes
+    left: float | None = given.minutes
     for seed in range(given.seeds):
         config = configuration(row, seed, given.data_root)
         data = pv.load_data(config.data.source, root=config.data.root)
@@ -385,7 +345,7 @@ def _run(given: argparse.Namespace, row: Row, samples: int) -> None:
         # What one seed does not need is left to those after it.
         share = None if left is None else left / (given.seeds - seed)
         vae, history = trained(config, data, run, share)
-        left = None if left is None else left - (time.perf_counter() - started)
+        left = None if left is None else max(0.0, left - (time.perf_counter() - started) / 60)
         record = record_of(given.row, row, seed, history)
         print(f"{run}: {history.epochs} epochs, {WHY[history.stopped]}", flush=True)
         # Before the warm-up has ended no weights have been chosen.
@@ -397,7 +357,7 @@ def _run(given: argparse.Namespace, row: Row, samples: int) -> None:
         curve(given.out, given.row, row, histories, facts)
         write_text(given.out / "published.md", table(given.out))
     print(table(given.out))
-    if any(history.stopped == "budget" for history in histories.values()):
+    if any(history.stopped == "time" for history in histories.values()):
         print("The time budget cut the training: not the final figure. The same command goes on.")
 
 

@@ -140,6 +140,7 @@ def train(
     *,
     out: str | Path | None = None,
     resume: bool = False,
+    minutes: float | None = None,
     progress: bool = True,
 ) -> History:
     """Trains a VAE as a configuration says.
@@ -150,6 +151,7 @@ def train(
         config: the options.
         out: the run folder, if one is wanted.
         resume: see :func:`.fit`.
+        minutes: see :func:`.fit`.
         progress: show a progress bar.
 
     Returns:
@@ -183,6 +185,7 @@ def train(
             precision=training.precision,
             out=out,
             resume=resume,
+            minutes=minutes,
             record=record,
             progress=progress,
         )

@@ -50,6 +50,7 @@ _FIGURES = (
     ("  KL(q(z|x) || p(z))", "kl", 1),
 )
 _RUN = ("epochs", "train_seconds", "stopped", "mode", "device", "best_epoch", "num_samples")
+_CUT = {"interrupted": "the user", "time": "--minutes"}
 _REPORTED = {*_RUN, *(f"{key}{end}" for _, key, _ in _FIGURES for end in ("", "_se"))}
 
 
@@ -78,12 +79,23 @@ _train_options: list[click.Parameter] = [
         help="The run folder.  [default: runs/, and in it a folder named by the time]",
     ),
     click.Option(["--resume"], is_flag=True, help="Go on with the run in --out."),
+    click.Option(
+        ["--minutes"],
+        type=click.FloatRange(min=0, min_open=True),
+        help="Stop after the epoch in which so many minutes of training have passed; --resume "
+        "goes on.",
+    ),
     *options(),
 ]
 
 
 def _train(
-    file: Path | None, recipe: str | None, out: Path | None, resume: bool, **_flags: Any
+    file: Path | None,
+    recipe: str | None,
+    out: Path | None,
+    resume: bool,
+    minutes: float | None,
+    **_flags: Any,
 ) -> None:
     """Trains a VAE and writes a run folder.
 
@@ -112,7 +124,7 @@ def _train(
         torch.manual_seed(config.training.seed)
         vae, choices = build(config, data)
     if processes.rank:
-        train(vae, data, config, out=out, resume=True)
+        train(vae, data, config, out=out, resume=True, minutes=minutes)
         return
     for remark in dict.fromkeys((data.describe(), *remarks, *more, *choices)):
         click.echo(remark)
@@ -122,9 +134,10 @@ def _train(
             raise RunFolderError(f"Expected {out} as it was just now; another process wrote there.")
         if started != config:
             write_text(out / CONFIG, to_yaml(config))
-        history = train(vae, data, config, out=out, resume=True)
-        if history.stopped == "interrupted":
-            click.echo(f"Stopped by the user after {history.epochs} epochs.")
+        history = train(vae, data, config, out=out, resume=True, minutes=minutes)
+        if history.stopped in _CUT:
+            # The test rows are for what training ends with.
+            click.echo(f"Stopped by {_CUT[history.stopped]} after {history.epochs} epochs.")
             click.echo(f"To go on: pyro-vaes train --resume --out {out}")
             return
         summary = _finished(out, history)

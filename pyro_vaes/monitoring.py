@@ -48,7 +48,8 @@ class History:
             ``seconds``.
         best_epoch: the epoch whose weights were kept; None without validation data.
         best_val_loss: its ``val_loss``.
-        stopped: why training ended: ``epochs``, ``patience`` or ``interrupted``.
+        stopped: why training ended: ``epochs``, ``patience``, ``time`` or
+            ``interrupted``.
         mode: how steps were run, see :class:`~pyro_vaes.inference.FastSVI`.
         device: where they were run.
         precision_shift: what the precision of training does to the bound: the validation ELBO in it

@@ -90,6 +90,7 @@ def fit(
     precision: str = "float32",
     out: str | Path | None = None,
     resume: bool = False,
+    minutes: float | None = None,
     record: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> History:
@@ -128,6 +129,8 @@ def fit(
         out: a run folder for weights, metrics and checkpoints; none if None.
         resume: go on with the run in ``out``; an absent or empty folder starts one, a finished run
             is left as it is.
+        minutes: stop after the epoch in which so many have passed since the call; None to go on. A
+            run that was stopped so is gone on with, bit for bit, by ``resume``.
         record: JSON-ready facts to keep beside the weights. A ``digest`` among them is that of a
             configuration: only a run with the same one is gone on with.
         progress: show a progress bar, if there is a terminal or notebook to show it.
@@ -143,6 +146,7 @@ def fit(
         NonFiniteError: if the loss is not finite; the weights of the last good epoch are kept.
         PeerError: if another process was lost.
     """
+    end = None if minutes is None else time.monotonic() + 60 * minutes
     processes = join()
     objective = ELBO() if objective is None else objective
     trainer = _Trainer(
@@ -176,7 +180,7 @@ def fit(
     with alone, processes.at_work(objective):  # noqa: SIM117
         with torch.random.fork_rng(), pyro.get_param_store().scope():
             trainer.start(resume)
-            return trainer.run(progress and not processes.rank)
+            return trainer.run(progress and not processes.rank, end)
 
 
 def read_checkpoint(out: Path) -> tuple[Groups, dict[str, Any]] | None:
@@ -470,8 +474,8 @@ class _Trainer:
 
     # --- the loop ------------------------------------------------------------------------------
 
-    def run(self, progress: bool) -> History:
-        """Trains until the epochs or the patience run out, or the user stops it."""
+    def run(self, progress: bool, end: float | None) -> History:
+        """Trains until the epochs, the patience or the time run out, or the user stops it."""
         options, history = self.options, self.history
         if history.stopped == "patience" or history.epochs >= options.epochs:
             self._finish()
@@ -494,20 +498,21 @@ class _Trainer:
         writer = tensorboard(self.out)
         try:
             with bar, self.writer:
-                while history.epochs < options.epochs:
+                ended = False
+                while not ended:
                     record = self._epoch(history.epochs)
                     history.records.append(record)
                     improved = self._judge(record)
+                    ended = history.epochs == options.epochs
                     if self._out_of_patience():
-                        history.stopped = "patience"
+                        history.stopped, ended = "patience", True
+                    elif not ended and self._out_of_time(end):
+                        history.stopped, ended = "time", True
                     self._log(record, writer)
-                    ended = history.epochs == options.epochs or history.stopped == "patience"
                     self._write(improved, ended)
                     bar.update()
                     shown = {"loss": record["train_loss"], "val": record.get("val_loss")}
                     bar.set_postfix({k: f"{v:.2f}" for k, v in shown.items() if v is not None})
-                    if history.stopped == "patience":
-                        break
         except KeyboardInterrupt:
             # What came after the last checkpoint is repeated when the run is resumed.
             history.stopped = "interrupted"
@@ -629,6 +634,10 @@ class _Trainer:
         warmed_up = math.ceil(self.warmup_steps / self.steps_per_epoch)
         since = self.history.epochs - max(self.history.best_epoch or 0, warmed_up)
         return since >= self.options.patience
+
+    def _out_of_time(self, end: float | None) -> bool:
+        """Whether it is past the end in any of the processes: then in all."""
+        return end is not None and self.processes.figures(time.monotonic() >= end)[0] > 0
 
     @contextmanager
     def _weights(self, tensors: dict[str, Tensor] | None) -> Iterator[None]:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -232,28 +230,6 @@ def published(harness: Any) -> Any:
     return importlib.import_module("published")
 
 
-def test_a_budget_interrupts_even_where_interrupts_are_ignored(published: Any) -> None:
-    spent: Any = None
-
-    def work() -> None:
-        nonlocal spent
-        with published.budget(0.05) as spent:
-            while True:
-                time.sleep(0.01)
-
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            work()
-        assert spent.is_set()
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-        with published.budget(None) as spent:
-            pass
-        assert not spent.is_set()
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def test_published_rows_are_the_models_of_the_literature(published: Any) -> None:
     for row in published.ROWS.values():
         config = published.configuration(row, 3, Path("there"))
@@ -273,7 +249,7 @@ def test_published_table_says_what_the_budget_cut(
 
     records = [{"val_elbo": -90.0 + epoch, "seconds": 2.0} for epoch in range(3)]
     runs = []
-    for seed, (stopped, best) in enumerate([("patience", 2), ("budget", 3), ("budget", None)]):
+    for seed, (stopped, best) in enumerate([("patience", 2), ("time", 3), ("time", None)]):
         history = pv.History(records, best, 0.0, stopped, "traced", "cpu")
         record = published.record_of("mnist-vamp", published.ROWS["mnist-vamp"], seed, history)
         nll = {"nll": 82.0 + seed, "nll_se": 0.25, "neg_elbo": 84.0, "samples": 5000}
@@ -288,3 +264,48 @@ def test_published_table_says_what_the_budget_cut(
     assert "cut seed 1 after 3 epochs: not its final figure" in text
     assert "cut seed 2 after 3 epochs, within the KL warm-up: not its final figure" in text
     assert "arXiv:2004.04795" in text
+
+
+@pytest.mark.slow
+def test_a_run_cut_by_its_budget_goes_on_as_if_it_had_not_been(
+    published: Any, tmp_path: Path
+) -> None:
+    import pyro_vaes as pv
+
+    source = str(published.toy_data(tmp_path / "toy.npz"))
+    row = published.Row("toy", "mnist-vamp", {**published.TOY, "data": source}, None)
+    config, data = published.configuration(row, 0, tmp_path), pv.load_data(source)
+    for _ in range(2):
+        _, history = published.trained(config, data, tmp_path / "cut", 1e-9)
+        assert history.stopped == "time"
+    assert history.epochs == 2
+    _, history = published.trained(config, data, tmp_path / "cut")
+    vae, whole = published.trained(config, data, tmp_path / "whole")
+    figures = ("train_loss", "val_elbo", "val_kl", "kl_weight")
+    assert [[r[k] for k in figures] for r in history.records] == [
+        [r[k] for k in figures] for r in whole.records
+    ]
+    assert whole.best_epoch == history.best_epoch
+    # What is evaluated are the weights kept, and once.
+    found = published.evaluated(vae, data, whole, tmp_path / "whole", 10)
+    again, _ = published.trained(config, data, tmp_path / "whole")
+    assert published.evaluated(again, data, whole, tmp_path / "whole", 10) == found
+    assert pv.evaluate(again, data.test, num_samples=10).nll == found["nll"]
+
+
+@pytest.mark.slow
+def test_published_toy_run_writes_figures_curve_and_table(tmp_path: Path, harness: Any) -> None:
+    flags = ["mnist-standard", "--toy", "--seeds", "2", "--out", str(tmp_path)]
+    assert "| toy, mnist-standard | - |" in run("published.py", *flags)
+    records, facts = harness.read(tmp_path / "published_mnist-standard.csv")
+    assert [record["seed"] for record in records] == ["0", "1"]
+    assert facts["command"] == "python benchmarks/published.py mnist-standard --toy --seeds 2"
+    points, _ = harness.read(tmp_path / "published_curve_mnist-standard.csv")
+    assert [point["epoch"] for point in points] == list("123456" * 2)
+    assert (tmp_path / "published_mnist-standard.png").stat().st_size > 1000
+    best = int(records[1]["best_epoch"]) - 1
+    assert points[6 + best]["val_neg_elbo"] == records[1]["val_neg_elbo"]
+    assert "all epochs" in (tmp_path / "published.md").read_text()
+    # The same command again trains and evaluates nothing.
+    run("published.py", *flags)
+    assert harness.read(tmp_path / "published_mnist-standard.csv")[0] == records

@@ -201,6 +201,20 @@ def test_interrupt_saves_and_resumes(tmp_path, monkeypatch):
     assert tensors_equal(whole, resumed)
 
 
+def test_a_run_out_of_time_stops_after_an_epoch_and_goes_on_from_there(tmp_path):
+    whole = make_vae()
+    expected = fit(whole, epochs=4)
+    for epochs in (1, 2, 3):
+        vae = make_vae()
+        history = fit(vae, epochs=4, out=tmp_path, resume=True, minutes=1e-9)
+        assert (history.stopped, history.epochs) == ("time", epochs)
+        assert tensors_equal(vae, pv.load(tmp_path))
+    # The last epoch is an end of its own; a run with time left ends by itself.
+    assert fit(vae, epochs=4, out=tmp_path, resume=True, minutes=1e-9).stopped == "epochs"
+    assert tensors_equal(whole, vae)
+    assert fit(make_vae(), epochs=4, minutes=60).stopped == expected.stopped == "epochs"
+
+
 def test_warmup_is_followed_and_choice_begins_after_it():
     history = fit(make_vae(), epochs=6, warmup_epochs=3)
     weights = [record["kl_weight"] for record in history.records]

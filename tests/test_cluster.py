@@ -65,7 +65,7 @@ def small(tmp_path, monkeypatch) -> Settings:
     """A study of four runs, of some seconds each, on small data of one's own."""
     x = torch.randint(0, 4, (60, 4, 4)).numpy()
     np.savez(tmp_path / "own.npz", x=x, y=np.arange(60) % 3)
-    options = {"epochs": 800, "hidden_dims": (8,), "latent_dim": 2, "patience": 0}
+    options = {"epochs": 800, "hidden_dims": (8,), "latent_dim": 2, "patience": 800}
 
     def grid(data: Any, quick: bool) -> list[Cell]:
         return [Cell("one", options, {}), Cell("two", {**options, "beta": 2.0}, {})]

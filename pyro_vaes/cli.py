@@ -137,7 +137,8 @@ def _train(
         history = train(vae, data, config, out=out, resume=True, minutes=minutes)
         if history.stopped in _CUT:
             # The test rows are for what training ends with.
-            click.echo(f"Stopped by {_CUT[history.stopped]} after {history.epochs} epochs.")
+            epochs = f"{history.epochs} epoch{'s' * (history.epochs != 1)}"
+            click.echo(f"Stopped by {_CUT[history.stopped]} after {epochs}.")
             click.echo(f"To go on: pyro-vaes train --resume --out {out}")
             return
         summary = _finished(out, history)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from harness import quartiles
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 
 def bars(
@@ -42,12 +44,9 @@ def bars(
         axis.set_yticks(places, names)
         axis.invert_yaxis()
         axis.margins(x=0.15)
-        axis.set(title=title, xlabel=label)
+        axis.set(title=textwrap.fill(title, 32), xlabel=label)
         axis.spines[["top", "right"]].set_visible(False)
-    if caption:
-        figure.supxlabel(caption, fontsize=7, color="0.4")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    _save(figure, path, caption)
 
 
 def curves(
@@ -97,10 +96,7 @@ def curves(
             axis.grid(alpha=0.3)
             axis.legend(fontsize=6)
             axis.spines[["top", "right"]].set_visible(False)
-    if caption:
-        figure.supxlabel(caption, fontsize=7, color="0.4")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    _save(figure, path, caption)
 
 
 def validation(
@@ -140,7 +136,13 @@ def validation(
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)
+    _save(figure, path, caption)
+
+
+def _save(figure: Figure, path: Path, caption: str) -> None:
+    """Writes a picture with a caption below, in lines that its width can hold."""
     if caption:
-        figure.supxlabel(caption, fontsize=7, color="0.4")
+        lines = textwrap.fill(caption, round(18 * figure.get_figwidth()))
+        figure.supxlabel(lines, fontsize=7, color="0.4")
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ R = TypeVar("R")
 _RETRIES = 10
 # Seconds until a worker whose node was cut off has certainly ended and left its run folder.
 _PATIENCE = 120.0
+# Seconds in which a cluster's address must answer.
+_ANSWER = 10.0
 
 
 def spread(
@@ -94,6 +97,13 @@ def _attempt(do: Callable[[T], R], task: T, folder: str) -> R:
             time.sleep(1)
 
 
+def _reach(address: str) -> None:
+    """Raises an error if nothing listens at an address, which Ray would wait for for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER).close()
+
+
 @contextmanager
 def _connection(workers: int) -> Iterator[Any]:
     """Ray, connected to a cluster; a connection made here ends here."""
@@ -113,10 +123,11 @@ def _connection(workers: int) -> Iterator[Any]:
     there = address != "local"
     if there:
         try:
+            _reach(address)
             ray.init(address, **quiet)
-        except (ConnectionError, RuntimeError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             # No cluster is no error, one of another version is.
-            if address != "auto" or isinstance(error, RuntimeError):
+            if address != "auto" or not isinstance(error, ConnectionError):
                 raise ConfigError(
                     "Invalid value for '--engine': expected a Ray cluster to connect to; got "
                     f"{address} ({error})."

@@ -190,7 +190,7 @@ def _posteriors(data: DataSet, quick: bool) -> list[Cell]:
         Cell("diagonal", {}, {"family": "diagonal", "depth": 0}),
         Cell("full covariance", {"posterior": "full_normal"}, {"family": "full", "depth": 0}),
     ]
-    depths = {"planar": (1, 4, 16), "iaf": (1, 4), "sylvester": (4,)}
+    depths = {"planar": (1, 2, 4, 8, 16), "iaf": (1, 2, 3, 4), "sylvester": (4,)}
     shown = {"planar": "planar", "iaf": "IAF", "sylvester": "Sylvester"}
     return cells + [
         Cell(

@@ -51,14 +51,15 @@ def _options(out: str) -> Callable[[Any], Any]:
             type=click.IntRange(min=0),
             default=0,
             show_default=True,
-            help="Processes; 0: one on each core.",
+            help="Processes; 0: one on each core, of the cluster if there is one.",
         ),
         click.option(
             "--engine",
-            type=click.Choice(["local"]),
+            type=click.Choice(["local", "ray"]),
             default="local",
             show_default=True,
-            help="Where the runs are done.",
+            help="Where the runs are done: on this machine, or on the CPUs of a Ray cluster whose "
+            "nodes all see this folder (at RAY_ADDRESS, or running here, or started for this).",
         ),
     ]
 

@@ -26,6 +26,8 @@ from pyro_vaes.vae import VAE
 
 __all__ = ["RunFolderError", "load", "load_record", "save"]
 
+Groups = dict[str, dict[str, Tensor]]
+
 WEIGHTS = "weights.safetensors"
 _ENTRY = "pyro_vaes"
 _FORMAT = 1
@@ -194,7 +196,7 @@ def write_groups(
     write_tensors(path, tensors, record)
 
 
-def read_groups(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+def read_groups(path: Path) -> tuple[Groups, dict[str, Any]]:
     """Reads what :func:`write_groups` wrote; empty groups are absent.
 
     Raises:

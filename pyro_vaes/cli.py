@@ -35,8 +35,8 @@ from pyro_vaes.recipes import (
     resolve,
 )
 from pyro_vaes.report_command import report_command
+from pyro_vaes.run_state import read_checkpoint
 from pyro_vaes.study_commands import reproduce, study_command
-from pyro_vaes.training import read_checkpoint
 from pyro_vaes.vae import VAE
 
 __all__ = ["main"]

@@ -9,17 +9,18 @@ that a run that was killed goes on exactly where its last epoch ended.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 import pyro
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
 from pyro_vaes.checkpoints import (
@@ -28,11 +29,7 @@ from pyro_vaes.checkpoints import (
     copied,
     fill,
     named_tensors,
-    optimizer_tensors,
-    read_groups,
-    restore_optimizer,
     save,
-    write_groups,
     write_tensors,
 )
 from pyro_vaes.data import Split, as_split, batches
@@ -52,13 +49,19 @@ from pyro_vaes.monitoring import (
     validate,
 )
 from pyro_vaes.objectives import ELBO
-from pyro_vaes.spec import SpecError, describe
+from pyro_vaes.run_state import (
+    CHECKPOINT,
+    RunState,
+    Saved,
+    check_same,
+    identity_of,
+    read_checkpoint,
+    write_checkpoint,
+)
 from pyro_vaes.vae import VAE
 
 __all__ = ["History", "NonFiniteError", "fit"]
 
-Groups = dict[str, dict[str, Tensor]]
-CHECKPOINT = Path("checkpoint") / "state.safetensors"
 METRICS = "metrics.jsonl"
 
 # From this many steps on, compiling (some 20 s) pays for itself.
@@ -183,22 +186,6 @@ def fit(
             return trainer.run(progress and not processes.rank, end)
 
 
-def read_checkpoint(out: Path) -> tuple[Groups, dict[str, Any]] | None:
-    """What a run is to go on from; None if it has not come as far.
-
-    Raises:
-        RunFolderError: if it is damaged, or gone from beside the weights, which a run that begins
-            anew would write over.
-    """
-    if (out / CHECKPOINT).exists():
-        return read_groups(out / CHECKPOINT)
-    if (out / WEIGHTS).exists():
-        raise RunFolderError(
-            f"Expected {CHECKPOINT} beside the weights in {out}, to go on from; found none."
-        )
-    return None
-
-
 class _Trainer:
     """The state of one training run and the loop over it."""
 
@@ -246,11 +233,9 @@ class _Trainer:
             if split.transform is not None:
                 rows, generator = options.batch_size, torch.Generator()
             check_data(vae, *next(batches(split, rows, generator)))
-        self.history = History(device=self.device.type)
-        self.best: dict[str, Tensor] | None = None
-        self.average: dict[str, Tensor] | None = None
+        history = History(device=self.device.type)
+        self.state = RunState(vae, objective, history, torch.Generator())
         self._averaged: tuple[list[Tensor], list[Tensor]] | None = None
-        self.order = torch.Generator()
         self.writer = BackgroundWriter()
         self.better = False  # Whether the best weights are newer than their file.
         self.next_write = -math.inf
@@ -261,13 +246,13 @@ class _Trainer:
         """Sets up a new run, or takes up the one in the folder."""
         options = self.options
         torch.manual_seed(options.seed)
-        self.order.manual_seed(options.seed)
+        self.state.order.manual_seed(options.seed)
         if isinstance(self.objective, ELBO):
             self.objective.to(self.device)
         with self.processes.together():
             saved = self._saved(resume)
         self._check_processes(saved)
-        self.history.mode = mode = self._mode(saved)
+        self.state.history.mode = mode = self._mode(saved)
         kind = OPTIMIZERS[options.optimizer]
         model, guide = self.processes.sharing(self.vae.model, self.vae.guide)
         self.svi = FastSVI(
@@ -285,7 +270,7 @@ class _Trainer:
         first = next(batches(self.train, min(2, len(self.train)), torch.Generator()))
         batch = self.processes.part(arguments(self.vae, *first))
         try:
-            self.optimizer = self.svi.prepare(*batch)
+            self.state.optimizer = self.svi.prepare(*batch)
         except ValueError as error:  # Pyro's validation, which shows tensors and names no site.
             culprit = first_not_finite(self.vae, batch)
             if "site" not in culprit:
@@ -295,20 +280,26 @@ class _Trainer:
                 "the posterior's network can take?"
             ) from error
         if options.ema_decay:
-            self.average = copied(named_tensors(self.vae))
+            self.state.average = copied(named_tensors(self.vae))
         if saved is not None:
-            self._restore(*saved)
+            assert self.out is not None
+            self.state.take_up(saved, self.out / CHECKPOINT)
         if self.processes.rank:
             self.out = None  # Read, but written by the first process alone.
 
-    def _check_processes(self, saved: tuple[Groups, dict[str, Any]] | None) -> None:
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What a run that is resumed here must share with this one."""
+        return identity_of(self.vae, self.objective, self.train, self.record)
+
+    def _check_processes(self, saved: Saved | None) -> None:
         """Sees to it that all processes are about to do the same, with the same weights."""
         if self.processes.size == 1:
             return
         tensors = named_tensors(self.vae)
         epochs = 0 if saved is None else len(saved[1]["history"]["records"])
         facts = {
-            **self._identity(),
+            **self.identity,
             "options": dataclasses.asdict(self.options),
             "weights": {name: list(tensor.shape) for name, tensor in tensors.items()},
             "validation data": None if self.val is None else list(self.val.x.shape),
@@ -317,14 +308,13 @@ class _Trainer:
         self.processes.check_same(facts)
         self.processes.spread(tensors)
 
-    def _saved(self, resume: bool) -> tuple[Groups, dict[str, Any]] | None:
+    def _saved(self, resume: bool) -> Saved | None:
         """The checkpoint to go on with, None to begin; refuses a folder that holds another run."""
         if self.out is None:
             return None
-        self.identity = self._identity()
         saved = read_checkpoint(self.out) if resume else None
         if saved is not None:
-            self._check_same(saved[1])
+            check_same(saved[1], self.options, self.identity, self.out)
             return saved
         # A caller may have put its configuration there for this very run.
         if not resume and contents(self.out) - {"config.yaml"}:
@@ -334,7 +324,7 @@ class _Trainer:
             )
         return None
 
-    def _mode(self, saved: tuple[Groups, dict[str, Any]] | None) -> str:
+    def _mode(self, saved: Saved | None) -> str:
         """How steps are run: as asked, as before a resumption, or by their number."""
         if self.options.mode != "auto":
             return self.options.mode
@@ -344,29 +334,6 @@ class _Trainer:
             return "eager"
         long = self.options.epochs * self.steps_per_epoch >= _COMPILE_FROM_STEPS
         return "compiled" if long else "traced"
-
-    def _identity(self) -> dict[str, Any]:
-        """What a resumed run must share with the one it goes on with, beside its options."""
-        digest = hashlib.sha256()
-        for tensor in (self.train.x, self.train.y):
-            if tensor is not None:
-                digest.update(tensor.cpu().contiguous().numpy().data)
-        try:
-            architecture = describe(self.vae)
-        except SpecError:
-            architecture = None
-        objective = self.objective
-        weights = ("kl_weight", "divergence_weight", "free_bits", "num_particles", "alpha")
-        given = {
-            name: float(getattr(objective, name)) for name in weights if hasattr(objective, name)
-        }
-        divergence = type(getattr(objective, "divergence", None)).__name__
-        return {
-            "data": digest.hexdigest(),
-            "configuration": (self.record or {}).get("digest"),
-            "architecture": architecture,
-            "objective": {"name": type(objective).__name__, "divergence": divergence, **given},
-        }
 
     def _write(self, improved: bool, ended: bool) -> None:
         """Writes the checkpoint, then better weights, while training goes on.
@@ -379,27 +346,12 @@ class _Trainer:
             return
         self.next_write = time.monotonic() + _CHECKPOINT_SECONDS
         improved, self.better = self.better, False
-        generators = {"order": self.order.get_state(), "cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            generators["cuda"] = torch.cuda.get_rng_state(self.device)
-        groups = {
-            "model": copied(named_tensors(self.vae)),
-            # Never changed in place, only replaced: no copy needed.
-            "best": self.best or {},
-            "average": copied(self.average or {}),
-            "optimizer": copied(optimizer_tensors(self.optimizer)),
-            "generator": generators,
-            **self._objective_groups(),
-        }
-        record = {
-            "options": dataclasses.asdict(self.options),
-            "identity": self.identity,
-            "history": dataclasses.asdict(self.history),
-        }
-        out, best, facts = self.out, self.best, self._facts()
+        groups = self.state.groups()
+        record = self.state.record(self.options, self.identity)
+        out, best, facts = self.out, self.state.best, self._facts()
 
         def write() -> None:
-            write_groups(out / CHECKPOINT, groups, record)
+            write_checkpoint(out, groups, record)
             if improved and best is not None:
                 write_tensors(out / WEIGHTS, best, facts)
 
@@ -409,83 +361,20 @@ class _Trainer:
         """What is kept beside the weights."""
         return {**(self.record or {}), "architecture": self.identity["architecture"]}
 
-    def _objective_groups(self) -> Groups:
-        """What the objective itself has learned: its divergence's weights and optimiser state."""
-        divergence = getattr(self.objective, "divergence", None)
-        if divergence is None:
-            return {}
-        groups = {"divergence": copied(named_tensors(divergence))}
-        if divergence.optimizer is not None:
-            groups["divergence_optimizer"] = copied(optimizer_tensors(divergence.optimizer))
-        return groups
-
-    def _check_same(self, record: Mapping[str, Any]) -> None:
-        """Refuses to go on with a run of other options, data or architecture."""
-        if not {"options", "identity", "history"} <= record.keys():
-            raise RunFolderError(
-                f"Expected a checkpoint at {self.out}; got a file that lacks what one holds."
-            )
-        changed = self.options.changed_since(record["options"])
-        if changed:
-            raise RunFolderError(
-                f"Expected the options that the run in {self.out} was started with; got another "
-                f"{', '.join(changed)}."
-            )
-        for name, value in self.identity.items():
-            if record["identity"].get(name) != value:
-                raise RunFolderError(
-                    f"Expected the {name} that the run in {self.out} was started with; got another."
-                )
-
-    def _restore(self, groups: Groups, record: Mapping[str, Any]) -> None:
-        assert self.out is not None
-        try:
-            self._take_up(groups, record)
-        except RunFolderError:
-            raise
-        # A whole file of ours that is no checkpoint of this run: made by hand, or by a version that
-        # kept other things.
-        except (AttributeError, KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
-            raise RunFolderError(
-                f"Expected a checkpoint of this run at {self.out / CHECKPOINT}; got another "
-                f"({type(error).__name__}: {error})."
-            ) from error
-
-    def _take_up(self, groups: Groups, record: Mapping[str, Any]) -> None:
-        assert self.out is not None
-        fill(self.vae, groups["model"], self.out / CHECKPOINT)
-        self.best, self.average = (
-            {name: tensor.to(self.device) for name, tensor in groups[key].items()} or None
-            if key in groups
-            else None
-            for key in ("best", "average")
-        )
-        restore_optimizer(self.optimizer, groups.get("optimizer", {}))
-        divergence = getattr(self.objective, "divergence", None)
-        if divergence is not None:
-            fill(divergence, groups.get("divergence", {}), self.out / CHECKPOINT)
-            if divergence.optimizer is not None:
-                restore_optimizer(divergence.optimizer, groups.get("divergence_optimizer", {}))
-        self.order.set_state(groups["generator"]["order"])
-        torch.set_rng_state(groups["generator"]["cpu"])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(groups["generator"]["cuda"], self.device)
-        self.history = History(**record["history"])
-
     # --- the loop ------------------------------------------------------------------------------
 
     def run(self, progress: bool, end: float | None) -> History:
         """Trains until the epochs, the patience or the time run out, or the user stops it."""
-        options, history = self.options, self.history
+        options, history = self.options, self.state.history
         if history.stopped == "patience" or history.epochs >= options.epochs:
             self._finish()
             return history
         if self.out is not None and (history.epochs or (self.out / METRICS).exists()):
             # A kill may have come after the metrics of an epoch and before its checkpoint.
             write_text(self.out / METRICS, "".join(map(metrics_line, history.records)))
-        if self.out is not None and self.best is not None:
+        if self.out is not None and self.state.best is not None:
             # So may the weights' file, and what it says of the run may have changed.
-            write_tensors(self.out / WEIGHTS, self.best, self._facts())
+            write_tensors(self.out / WEIGHTS, self.state.best, self._facts())
         history.stopped = "epochs"
         bar = tqdm(
             total=options.epochs,
@@ -533,12 +422,12 @@ class _Trainer:
         """
         self._keep_best()
         self._note_precision()
-        if self.out is not None and self.history.epochs:
+        if self.out is not None and self.state.history.epochs:
             save(self.vae, self.out, self.record)
 
     def _keep_best(self) -> None:
-        if self.best is not None or self.average is not None:
-            fill(self.vae, cast("dict[str, Tensor]", self.best or self.average))
+        if self.state.best is not None or self.state.average is not None:
+            fill(self.vae, cast("dict[str, Tensor]", self.state.best or self.state.average))
 
     def _note_precision(self) -> None:
         """Notes what the precision of training does to the bound."""
@@ -548,7 +437,7 @@ class _Trainer:
         with computed_in(precision, self.device):
             here = self._validate(self.val)
         there = self._validate(self.val)
-        self.history.precision_shift = here["val_elbo"] - there["val_elbo"]
+        self.state.history.precision_shift = here["val_elbo"] - there["val_elbo"]
 
     def _epoch(self, epoch: int) -> dict[str, Any]:
         started = time.perf_counter()
@@ -557,7 +446,7 @@ class _Trainer:
         good = copied(named_tensors(self.vae))
         total = torch.zeros((), device=self.device)
         step = epoch * self.steps_per_epoch
-        for x, y in batches(self.train, options.batch_size, self.order):
+        for x, y in batches(self.train, options.batch_size, self.state.order):
             rate = self._schedule(step)
             with computed_in(options.precision, self.device):
                 batch = self.processes.part(arguments(self.vae, x, y))
@@ -574,10 +463,10 @@ class _Trainer:
         for name, tensor in named_tensors(self.vae).items():
             if not torch.isfinite(tensor).all():
                 self._fail(epoch, good, f"the parameter {name!r} is not finite")
-        self.history.mode = self.svi.mode  # It may have fallen back.
+        self.state.history.mode = self.svi.mode  # It may have fallen back.
         record: dict[str, Any] = {"epoch": epoch + 1, "train_loss": total.item() / len(self.train)}
         culprit = None
-        with self._weights(self.average):
+        with self._weights(self.state.average):
             if self.val is not None:
                 record |= self._validate(self.val)
                 if not all(map(math.isfinite, record.values())):
@@ -597,7 +486,7 @@ class _Trainer:
         options = self.options
         fraction = step / (options.epochs * self.steps_per_epoch)
         rate = options.learning_rate * SCHEDULES[options.schedule](fraction)
-        for group in self.optimizer.param_groups:
+        for group in cast(Optimizer, self.state.optimizer).param_groups:
             if isinstance(group["lr"], Tensor):  # A CUDA graph reads it where it is.
                 group["lr"].fill_(rate)
             else:
@@ -609,30 +498,32 @@ class _Trainer:
         return rate
 
     def _update_average(self) -> None:
-        if self.average is None:
+        average = self.state.average
+        if average is None:
             return
         if self._averaged is None:
             now = named_tensors(self.vae)
             # Looked up once: these views follow the weights, and one call updates them all.
-            names = [name for name, tensor in self.average.items() if tensor.is_floating_point()]
-            self._averaged = [self.average[n] for n in names], [now[n] for n in names]
+            names = [name for name, tensor in average.items() if tensor.is_floating_point()]
+            self._averaged = [average[n] for n in names], [now[n] for n in names]
         torch._foreach_lerp_(*self._averaged, 1 - self.options.ema_decay)
 
     def _judge(self, record: dict[str, Any]) -> bool:
         """Keeps the weights if they are the best so far; the warm-up does not count."""
         if self.val is None or record["epoch"] * self.steps_per_epoch < self.warmup_steps:
             return False
-        if not record["val_loss"] < self.history.best_val_loss:
+        history = self.state.history
+        if not record["val_loss"] < history.best_val_loss:
             return False
-        self.history.best_epoch, self.history.best_val_loss = record["epoch"], record["val_loss"]
-        self.best = copied(self.average or named_tensors(self.vae))
+        history.best_epoch, history.best_val_loss = record["epoch"], record["val_loss"]
+        self.state.best = copied(self.state.average or named_tensors(self.vae))
         return True
 
     def _out_of_patience(self) -> bool:
         if self.options.patience is None:
             return False
         warmed_up = math.ceil(self.warmup_steps / self.steps_per_epoch)
-        since = self.history.epochs - max(self.history.best_epoch or 0, warmed_up)
+        since = self.state.history.epochs - max(self.state.history.best_epoch or 0, warmed_up)
         return since >= self.options.patience
 
     def _out_of_time(self, end: float | None) -> bool:
@@ -654,7 +545,7 @@ class _Trainer:
 
     def _fail(self, epoch: int, good: dict[str, Tensor], culprit: str) -> None:
         """Puts the last good weights back, and stops."""
-        fill(self.vae, self.best or good)
+        fill(self.vae, self.state.best or good)
         raise NonFiniteError(
             f"Training stopped in epoch {epoch + 1}: {culprit}. The weights of the last good epoch "
             "are kept. Try a lower learning_rate, or clip_norm."

@@ -14,7 +14,7 @@ import torch
 
 from pyro_vaes.checkpoints import named_tensors, read_tensors
 from pyro_vaes.distributed import ALONE, PeerError, Processes, SharingError, join
-from pyro_vaes.training import CHECKPOINT
+from pyro_vaes.run_state import CHECKPOINT
 
 ROOT = Path(__file__).resolve().parents[1]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

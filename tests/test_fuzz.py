@@ -27,7 +27,7 @@ from pyro_vaes.checkpoints import WEIGHTS, RunFolderError, named_tensors, write_
 from pyro_vaes.config import CONFIG, ConfigError, RunConfig, from_values, read_config, to_yaml
 from pyro_vaes.data import DataError, load_data
 from pyro_vaes.monitoring import NonFiniteError
-from pyro_vaes.training import CHECKPOINT
+from pyro_vaes.run_state import CHECKPOINT
 
 
 def drawn(examples: int) -> Any:

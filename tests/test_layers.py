@@ -44,6 +44,7 @@ FLOORS = {
     "importance": 4,
     "monitoring": 4,
     "plotting": 4,
+    "run_state": 4,
     "sweep": 4,
     "training": 4,
     # 3: join parts, weigh the bound.

@@ -24,7 +24,7 @@ from pyro_vaes import folders, training
 from pyro_vaes.checkpoints import WEIGHTS, RunFolderError, load_record, read_tensors
 from pyro_vaes.cli import main
 from pyro_vaes.monitoring import NonFiniteError
-from pyro_vaes.training import CHECKPOINT
+from pyro_vaes.run_state import CHECKPOINT
 
 ROOT = Path(__file__).parent.parent
 # Steps are few: to record them would take longer.

@@ -13,7 +13,8 @@ from pyro.infer import RenyiELBO, Trace_ELBO
 import pyro_vaes as pv
 from pyro_vaes.checkpoints import RunFolderError, named_tensors
 from pyro_vaes.monitoring import NonFiniteError, validate
-from pyro_vaes.training import CHECKPOINT, METRICS
+from pyro_vaes.run_state import CHECKPOINT
+from pyro_vaes.training import METRICS
 
 
 def make_vae(prior="standard", seed=0):

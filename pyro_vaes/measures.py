@@ -72,10 +72,11 @@ def calibration(vae: VAE, data: DataSet, samples: int) -> dict[str, Any]:
         y = data.test.y if vae.conditional else None
         likelihood = vae.p_x(vae.q_z(x, y).sample(), y)
         base = getattr(likelihood, "base_dist", likelihood)
-        if not hasattr(base, "log_pmf"):
+        if not base.has_enumerate_support:
             return {}
-        upper = (base.num_levels + 1) // 2
-        probability = base.log_pmf()[..., upper:].exp().sum(-1)
+        levels = base.enumerate_support(expand=False)
+        upper = (len(levels) + 1) // 2
+        probability = base.log_prob(levels)[upper:].exp().sum(0)
     return reliability(probability.flatten(), (x >= upper).flatten())
 
 

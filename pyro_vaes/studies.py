@@ -145,6 +145,15 @@ def _likelihoods(data: DataSet, quick: bool) -> list[Cell]:
         for network, options in networks.items()
         for name in names
     ]
+    if len(networks) > 1:
+        # Thresholds from the data start where z is of no use yet: the KL may win before it is.
+        cells.append(
+            Cell(
+                "ordinal, convolutions, KL warm-up",
+                {"likelihood": "ordinal", **networks["convolutions"], "warmup_epochs": 20},
+                {"likelihood": "ordinal", "network": "convolutions", "prior": "standard"},
+            )
+        )
     for prior in ("mixture", "VampPrior"):
         factors = {"likelihood": "categorical", "network": "MLP", "prior": prior}
         cells.append(Cell(f"categorical, MLP, {prior}", _PRIORS[prior], factors))

@@ -122,6 +122,13 @@ def likelihoods(o: Outcome) -> list[str]:
         (k, k.replace("convolutions", "MLP")) for k in o.labels if k.endswith(", convolutions")
     ]
     found += [f"{o.compared(conv, mlp)}." for conv, mlp in pairs]
+    for label in o.labels:
+        warm = f"{label}, KL warm-up"
+        if warm in o.labels and o.mean(label, "active_units")[0] < 1:
+            found.append(
+                f"With {label} the posterior collapses: no unit is active. With a warm-up of the "
+                f"KL {_figure(o, warm, 'active_units', 1)} are; {o.compared(warm, label)}."
+            )
     return found
 
 

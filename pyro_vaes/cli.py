@@ -103,6 +103,8 @@ def _train(
     its processes share each batch.
     """
     processes = join()
+    if minutes is not None and math.isnan(minutes):
+        raise ConfigError("Invalid value for '--minutes': expected a number above 0; got nan.")
     if out is None:
         if resume:
             raise ConfigError("Invalid value for '--resume': expected --out with the run's folder.")

@@ -149,6 +149,8 @@ def fit(
         NonFiniteError: if the loss is not finite; the weights of the last good epoch are kept.
         PeerError: if another process was lost.
     """
+    if minutes is not None and not minutes > 0:
+        raise ValueError(f"Expected minutes above 0; got {minutes}.")
     end = None if minutes is None else time.monotonic() + 60 * minutes
     processes = join()
     objective = ELBO() if objective is None else objective

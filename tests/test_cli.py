@@ -291,8 +291,9 @@ def test_a_run_out_of_time_says_how_to_go_on(capsys, tmp_path):
     assert not (tmp_path / "run" / "summary.json").exists()
     assert run("train", "--resume", "--out", tmp_path / "run") == 0
     assert "(all epochs done; " in capsys.readouterr().out
-    line = refused(capsys, "train", *QUICK, "--minutes", 0, "--out", tmp_path / "other")
-    assert "'--minutes'" in line and not (tmp_path / "other").exists()
+    for minutes in (0, "nan"):
+        line = refused(capsys, "train", *QUICK, "--minutes", minutes, "--out", tmp_path / "other")
+        assert "'--minutes'" in line and not (tmp_path / "other").exists()
 
 
 def test_damaged_checkpoint_is_not_resumed(capsys, tmp_path, finished):

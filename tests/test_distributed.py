@@ -189,6 +189,17 @@ def test_the_command_line_speaks_and_writes_once(tmp_path):
     assert len((out / "metrics.jsonl").read_text().splitlines()) == 3
 
 
+@pytest.mark.slow
+def test_all_processes_run_out_of_time_together(tmp_path):
+    train = ["-m", "pyro_vaes", *QUICK, "--epochs", 3, "--out", tmp_path / "run"]
+    ended = torchrun(*train, "--minutes", 1e-9)
+    assert ended.returncode == 0, ended.stdout
+    assert ended.stdout.count("Stopped by --minutes after 1 epoch.") == 1
+    ended = torchrun(*train, "--resume")
+    assert ended.returncode == 0, ended.stdout
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
+
+
 def _processes_of(agent):
     """The workers of a torchrun, by rank: what a person would find with ps."""
     found = {}

@@ -111,6 +111,22 @@ def test_reliability_of_events_that_come_true_as_often_as_said(float64):
     assert half["calibration_error"] == pytest.approx(0.25, abs=0.01)
 
 
+@pytest.mark.parametrize(
+    "likelihood", ["categorical", "ordinal", "beta_binomial", "discretized_logistic"]
+)
+def test_the_calibration_of_every_likelihood_with_levels_is_known(likelihood):
+    data = pv.load_data("digits")
+    vae, _ = build(configured(Cell("", {"likelihood": likelihood})), data)
+    found = measures.calibration(vae, data, 1)
+    assert sum(found["counts"]) == data.test.x.numel()
+    # What the decoder says of each pixel, summed up by drawing from it.
+    torch.manual_seed(0)
+    with torch.no_grad():
+        draws = vae.p_x(vae.q_z(data.test.x).sample()).sample()
+    said = np.average(found["expected"], weights=found["counts"])
+    assert said == pytest.approx((draws >= 9).double().mean().item(), abs=0.02)
+
+
 def test_components_that_are_used_are_counted():
     data = pv.load_data("digits")
     vae, _ = build(configured(Cell("", {"prior": "mixture", "prior_components": 5})), data)

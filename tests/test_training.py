@@ -214,6 +214,9 @@ def test_a_run_out_of_time_stops_after_an_epoch_and_goes_on_from_there(tmp_path)
     assert fit(vae, epochs=4, out=tmp_path, resume=True, minutes=1e-9).stopped == "epochs"
     assert tensors_equal(whole, vae)
     assert fit(make_vae(), epochs=4, minutes=60).stopped == expected.stopped == "epochs"
+    for minutes in (0, math.nan):
+        with pytest.raises(ValueError, match="minutes above 0"):
+            fit(make_vae(), minutes=minutes)
 
 
 def test_warmup_is_followed_and_choice_begins_after_it():

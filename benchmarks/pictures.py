@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,10 @@ from harness import quartiles
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter
 
 
 def bars(
@@ -64,39 +68,65 @@ def curves(
         caption: a line below.
     """
     names = list(dict.fromkeys(point["curve"] for point in points))
+    contenders = list(dict.fromkeys(point["contender"] for point in points))
+    colours = dict(zip(contenders, plt.rcParams["axes.prop_cycle"].by_key()["color"]))  # noqa: B905
+    wide = min(4, len(names))
+    bands = math.ceil(len(names) / wide)
     figure, axes = plt.subplots(
-        len(values),
-        len(names),
-        figsize=(3.4 * len(names), 2.8 * len(values)),
+        bands * len(values),
+        wide,
+        figsize=(max(4, 3 * wide), 2.4 * bands * len(values) + 0.6),
         layout="constrained",
         squeeze=False,
     )
-    for row, (value, title) in zip(axes, values.items(), strict=True):
-        for axis, name in zip(row, names, strict=True):
-            for contender in dict.fromkeys(p["contender"] for p in points if p["curve"] == name):
-                found: dict[int, list[float]] = {}
-                for point in points:
-                    if (point["curve"], point["contender"]) == (name, contender):
-                        found.setdefault(int(point["size"]), []).append(float(point[value]))
-                spread = [quartiles(found[size]) for size in sorted(found)]
-                line = axis.plot(
-                    sorted(found),
-                    [middle for _, middle, _ in spread],
-                    marker="o",
-                    markersize=3,
-                    linestyle="-" if contender.startswith("pyro_vaes") else "--",
-                    label=contender,
-                )
-                low, high = ([q[i] for q in spread] for i in (0, 2))
-                axis.fill_between(sorted(found), low, high, color=line[0].get_color(), alpha=0.2)
+    for axis in axes.flat:
+        axis.set_visible(False)
+    for place, name in enumerate(names):
+        for line, (value, title) in enumerate(values.items()):
+            axis = axes[place // wide * len(values) + line, place % wide]
+            axis.set_visible(True)
+            for contender in contenders:
+                _curve(axis, points, name, contender, value, colours[contender])
             # A depth may be 0, which a logarithmic scale has no place for.
             linear = any(int(p["size"]) == 0 for p in points if p["curve"] == name)
-            scale = "linear" if linear else "log"
-            axis.set(xlabel=name, ylabel=title, xscale=scale, yscale="log")
+            axis.set(xscale="linear" if linear else "log", yscale="log")
+            axis.set_xlabel(name if line == len(values) - 1 else "")
+            axis.set_ylabel(title if place % wide == 0 else "")
+            axis.yaxis.set_major_formatter("{x:g}")
+            # Where the scale spans less than a decade, its minor ticks say how much.
+            low, high = axis.get_ylim()
+            axis.yaxis.set_minor_formatter("{x:g}" if high / low < 8 else NullFormatter())
+            axis.tick_params(axis="y", which="minor", labelsize=7)
+            if not linear:
+                axis.xaxis.set_major_formatter("{x:g}")
             axis.grid(alpha=0.3)
-            axis.legend(fontsize=6)
             axis.spines[["top", "right"]].set_visible(False)
+    lines = [Line2D([], [], color=c, linestyle=_stroke(n)) for n, c in colours.items()]
+    columns = len(lines) if wide > 2 else 1
+    figure.legend(lines, contenders, loc="outside upper left", ncols=columns, frameon=False)
     _save(figure, path, caption)
+
+
+def _curve(
+    axis: Axes,
+    points: Sequence[Mapping[str, Any]],
+    name: str,
+    contender: str,
+    value: str,
+    colour: str,
+) -> None:
+    found: dict[int, list[float]] = {}
+    for point in points:
+        if (point["curve"], point["contender"]) == (name, contender):
+            found.setdefault(int(point["size"]), []).append(float(point[value]))
+    spread = [quartiles(found[size]) for size in sorted(found)]
+    low, middle, high = ([q[i] for q in spread] for i in range(3))
+    axis.plot(sorted(found), middle, marker="o", ms=3, ls=_stroke(contender), color=colour)
+    axis.fill_between(sorted(found), low, high, color=colour, alpha=0.2)
+
+
+def _stroke(contender: str) -> str:
+    return "-" if contender.startswith("pyro_vaes") else "--"
 
 
 def validation(

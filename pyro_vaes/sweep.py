@@ -332,6 +332,7 @@ class _Sweep:
         kept = torch.tensor(rows, device=self.device)
         for tensor in (*self.params.values(), *self.buffers.values()):
             tensor.data = tensor[kept]
+            tensor.grad = None  # Of another shape; the compiler would look at it.
             for name, value in self.optimizer.state.get(tensor, {}).items():
                 if value.dim():  # A count of steps is the same for all.
                     self.optimizer.state[tensor][name] = value[kept]

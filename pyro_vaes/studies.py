@@ -12,13 +12,12 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from pyro_vaes import study_figures as draw
 from pyro_vaes import study_findings as find
 from pyro_vaes.data import DataSet
 from pyro_vaes.outcomes import Outcome
 from pyro_vaes.recipes import check, resolve
+from pyro_vaes.study_panels import Figures
 
 __all__ = ["BASE", "STUDIES", "Cell", "Study", "configuration"]
 
@@ -43,10 +42,6 @@ class Cell:
     label: str
     options: Mapping[str, Any]
     factors: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-
-Figures = Mapping[str, tuple[Figure, str]]
-"""Figure and caption by name."""
 
 
 @dataclasses.dataclass(frozen=True)

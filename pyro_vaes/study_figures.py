@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,13 +11,23 @@ import seaborn as sns
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from torch import Tensor
 
 from pyro_vaes.banana import families, fitted_banana
 from pyro_vaes.evaluation import untouched
 from pyro_vaes.outcomes import Outcome
 from pyro_vaes.plotting import image_grid, reconstructions, style
-from pyro_vaes.vae import VAE
+from pyro_vaes.study_panels import (
+    COLORS,
+    NLL,
+    WIDTH,
+    Figures,
+    axes_of,
+    bar,
+    dots,
+    drawn,
+    examples,
+    lines,
+)
 
 __all__ = [
     "beta",
@@ -31,125 +41,20 @@ __all__ = [
     "priors",
 ]
 
-Figures = dict[str, tuple[Figure, str]]
-
-_COLORS = sns.color_palette("colorblind", 10)
-_WIDTH = 6.0
-_NLL = "NLL (nats)"
-
-
-# --- shapes that several studies share ------------------------------------------------------------
-
-
-def _axes(height: float, columns: int = 1, **options: Any) -> tuple[Figure, list[Any]]:
-    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-    return figure, list(np.atleast_1d(figure.subplots(1, columns, **options)))
-
-
-def _dots(o: Outcome, panels: Mapping[str, str], labels: Sequence[str] | None = None) -> Figure:
-    """A row for each cell, a panel for each figure: mean, standard error, and every seed."""
-    labels = list(labels or o.labels)
-    with style():
-        figure, axes = _axes(0.7 + 0.27 * len(labels), len(panels), sharey=True)
-        places = np.arange(len(labels))[::-1]
-        for ax, (key, title) in zip(axes, panels.items(), strict=True):
-            for place, label in zip(places, labels, strict=True):
-                seeds, (mean, error) = o.values(label, key), o.mean(label, key)
-                ax.plot(seeds, [place] * len(seeds), "o", ms=3, color="0.7")
-                ax.errorbar(mean, place, xerr=_bar(error), fmt="o", ms=5, color=_COLORS[0])
-            ax.set_xlabel(title)
-            ax.xaxis.set_major_locator(MaxNLocator(4))
-            ax.grid(axis="y", color="0.92")
-        axes[0].set_yticks(places, labels)
-    return figure
-
-
-def _bar(error: float) -> float:
-    return 0.0 if math.isnan(error) else error
-
-
-def _lines(
-    ax: Any, o: Outcome, groups: Mapping[str, Sequence[str]], x: str, key: str, words: bool = True
-) -> None:
-    """A line for each group of cells over a factor, with error bars, named at its end."""
-    for color, (name, labels) in zip(_COLORS, groups.items(), strict=False):
-        at = [float(o.table.loc[o.table["label"] == label, x].iloc[0]) for label in labels]
-        means, errors = zip(*(o.mean(label, key) for label in labels), strict=True)
-        ax.errorbar(at, means, yerr=[_bar(e) for e in errors], fmt="o-", ms=3, lw=1.2, color=color)
-        if words and not math.isnan(means[-1]):
-            offset = (4, 0)
-            ax.annotate(
-                name,
-                (at[-1], means[-1]),
-                offset,
-                textcoords="offset points",
-                color=color,
-                va="center",
-            )
-    ax.set_xlabel(x)
-
-
-def _sheet(
-    o: Outcome, labels: Sequence[str], make: Callable[[VAE], Tensor], per_row: int = 10
-) -> Figure | None:
-    """A row of images from the model of each cell; None if the data are no images."""
-    if o.data.image_shape is None:
-        return None
-    rows = []
-    for label in labels:
-        vae = o.vae(label)
-        with untouched(vae):
-            torch.manual_seed(0)
-            rows.append(make(vae)[:per_row].flatten(1))
-    high = float((o.data.num_levels or 2) - 1)
-    value_range = None if o.data.kind == "real" else (0.0, high)
-    return image_grid(
-        torch.cat(rows),
-        o.data.image_shape,
-        columns=per_row,
-        row_labels=[
-            label.replace("alpha", "\N{GREEK SMALL LETTER ALPHA}").replace("lambda", "λ")
-            for label in labels
-        ],
-        value_range=value_range,
-    )
-
-
-def _from_prior(vae: VAE) -> Tensor:
-    labels = None
-    if vae.conditional:
-        labels = torch.arange(10) % max(getattr(p, "num_labels", 0) or 0 for p in vae.children())
-    return vae.sample(10, labels)
-
-
-def _with(figures: Iterable[tuple[str, Figure | None, str]]) -> Figures:
-    return {name: (figure, caption) for name, figure, caption in figures if figure is not None}
-
-
-def _examples(o: Outcome, labels: Sequence[str]) -> tuple[str, Figure | None, str]:
-    return (
-        "samples",
-        _sheet(o, labels, _from_prior),
-        "Ten draws from each model: z from the prior, x from p(x|z).",
-    )
-
-
-# --- one function for each study ------------------------------------------------------------------
-
 
 def plain(o: Outcome) -> Figures:
     """Figures on the plain VAE."""
     label = o.labels[0]
     with style():
-        curves, (ax,) = _axes(3.2)
+        curves, (ax,) = axes_of(3.2)
         for records in o.history(label):
             epochs = [r["epoch"] for r in records]
-            for key, color in (("train_loss", _COLORS[0]), ("val_loss", _COLORS[1])):
+            for key, color in (("train_loss", COLORS[0]), ("val_loss", COLORS[1])):
                 ax.plot(epochs, [r[key] for r in records], color=color, lw=1, alpha=0.8)
         last = max((records[-1] for records in o.history(label)), key=lambda r: r["epoch"])
         for key, name, color in (
-            ("train_loss", "training", _COLORS[0]),
-            ("val_loss", "validation", _COLORS[1]),
+            ("train_loss", "training", COLORS[0]),
+            ("val_loss", "validation", COLORS[1]),
         ):
             ax.annotate(
                 name, (last["epoch"], last[key]), (4, 0), textcoords="offset points", color=color
@@ -162,7 +67,7 @@ def plain(o: Outcome) -> Figures:
     rebuilt = None
     if o.data.image_shape is not None:
         rebuilt = reconstructions(o.vae(label), o.data.test, o.data.image_shape)
-    return _with(
+    return drawn(
         [
             ("curves", curves, "Learning curves, one line a seed, up to early stopping."),
             (
@@ -195,7 +100,7 @@ def _plain_samples(o: Outcome, label: str) -> Figure | None:
 def beta(o: Outcome) -> Figures:
     """Figures on the weight of the KL."""
     with style():
-        curve, (ax,) = _axes(3.4)
+        curve, (ax,) = axes_of(3.4)
         points = [
             (o.mean(k, "kl")[0], -o.mean(k, "reconstruction")[0], k.split(" = ")[1])
             for k in o.labels
@@ -216,7 +121,7 @@ def beta(o: Outcome) -> Figures:
                     f"β = 0 lies outside, at a rate of {rate:.0f}\nand a distortion of {cost:.1f}"
                 )
                 ax.text(0.98, 0.95, text, transform=ax.transAxes, ha="right", va="top", color="0.4")
-        units, axes = _axes(2.6, 2)
+        units, axes = axes_of(2.6, 2)
         places = range(len(o.labels))
         for ax, key, title in zip(
             axes,
@@ -225,12 +130,12 @@ def beta(o: Outcome) -> Figures:
             strict=True,
         ):
             means, errors = zip(*(o.mean(k, key) for k in o.labels), strict=True)
-            ax.errorbar(places, means, yerr=[_bar(e) for e in errors], fmt="o-", ms=4)
+            ax.errorbar(places, means, yerr=[bar(e) for e in errors], fmt="o-", ms=4)
             ax.set_xticks(list(places), [k.split(" = ")[1] for k in o.labels])
             ax.set_xlabel("β")
             ax.set_ylabel(title)
             ax.set_ylim(bottom=0)
-        dying, (ax,) = _axes(3.0)
+        dying, (ax,) = axes_of(3.0)
         shades = sns.color_palette("viridis", len(o.labels))
         for shade, label in zip(shades, o.labels, strict=True):
             variances = _unit_variances(o, label)
@@ -249,12 +154,12 @@ def beta(o: Outcome) -> Figures:
         ax.set_yscale("log")
         ax.set_xlabel("latent unit, by rank")
         ax.set_ylabel("variance of its posterior mean")
-    return _with(
+    return drawn(
         [
             ("rate_distortion", curve, "What beta trades: rate against distortion on test data."),
             ("units", units, "Active units and information in z against beta."),
             ("dying_units", dying, "Which dimensions die: units sorted by activity, first seed."),
-            _examples(o, o.labels),
+            examples(o, o.labels),
         ]
     )
 
@@ -278,13 +183,13 @@ def conditional(o: Outcome) -> Figures:
         grid = image_grid(draws, o.data.image_shape, columns=count)
         style_fixed = image_grid(same, o.data.image_shape, columns=count)
     with style():
-        accuracy, (ax,) = _axes(2.8)
+        accuracy, (ax,) = axes_of(2.8)
         for shift, name in zip((-0.15, 0.15), o.labels[1:], strict=False):
             by_class = np.array(
                 [row for row in o.table.loc[o.table["label"] == name, "by_class"] if row]
             )
             mean = 100 * by_class.mean(0)
-            color = _COLORS[0 if shift < 0 else 1]
+            color = COLORS[0 if shift < 0 else 1]
             ax.plot(np.arange(len(mean)) + shift, mean, "o", ms=5, color=color)
             height = 0.1 if shift < 0 else 0.02
             ax.text(0.99, height, name, color=color, ha="right", transform=ax.transAxes)
@@ -294,7 +199,7 @@ def conditional(o: Outcome) -> Figures:
         ax.set_xticks(range(count))
         ax.set_xlabel("label asked for")
         ax.set_ylabel("classifier agrees (%)")
-    return _with(
+    return drawn(
         [
             ("grid", grid, "Draws from p(x|y): a column for each label."),
             (
@@ -326,17 +231,17 @@ def priors(o: Outcome) -> Figures:
                 f"(grey), z in {size} dimensions{what}.",
             )
         )
-    figure = _dots(o, {"nll": _NLL, "marginal_kl": "marginal KL (nats)"})
+    figure = dots(o, {"nll": NLL, "marginal_kl": "marginal KL (nats)"})
     caption = "Test NLL and the distance of the aggregated posterior from each prior; grey: seeds."
     wide = [k for k in o.labels if k.endswith(", 16-D")]
-    return _with([("nll", figure, caption), *planes, _examples(o, wide)])
+    return drawn([("nll", figure, caption), *planes, examples(o, wide)])
 
 
 def _planes(o: Outcome, labels: Sequence[str]) -> Figure:
     columns = min(3, len(labels))
     rows = math.ceil(len(labels) / columns)
     with style():
-        figure = Figure(figsize=(_WIDTH, 2.05 * rows), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 2.05 * rows), layout="constrained")
         panels = np.atleast_1d(figure.subplots(rows, columns)).ravel()
         for ax in panels[len(labels) :]:
             ax.set_axis_off()
@@ -363,9 +268,9 @@ def _planes(o: Outcome, labels: Sequence[str]) -> Figure:
                 clip=(-1.5 * reach, 1.5 * reach),
                 ax=ax,
             )
-            colors: Any = _COLORS[0]
+            colors: Any = COLORS[0]
             if o.data.test.y is not None:
-                colors = [_COLORS[int(c) % 10] for c in o.data.test.y]
+                colors = [COLORS[int(c) % 10] for c in o.data.test.y]
             ax.scatter(points[:, 0], points[:, 1], s=3, c=colors, linewidths=0)
             ax.set(xlim=(-reach, reach), ylim=(-reach, reach), xticks=[], yticks=[])
             ax.set_title(label.split(",")[0])
@@ -376,23 +281,23 @@ def likelihoods(o: Outcome) -> Figures:
     """Figures on the likelihoods."""
     mlp = [k for k in o.labels if k.endswith(", MLP")]
     with style():
-        calibrated, (ax,) = _axes(3.6)
+        calibrated, (ax,) = axes_of(3.6)
         ax.plot([0, 1], [0, 1], color="0.6", lw=0.8, ls=":")
-        for color, label in zip(_COLORS, mlp, strict=False):
+        for color, label in zip(COLORS, mlp, strict=False):
             row = o.table.loc[o.table["label"] == label].iloc[0]
             ax.plot(row["expected"], row["observed"], "o-", ms=3, lw=1, color=color)
-        for place, (color, label) in enumerate(zip(_COLORS, mlp, strict=False)):
+        for place, (color, label) in enumerate(zip(COLORS, mlp, strict=False)):
             error = 100 * o.mean(label, "calibration_error")[0]
             text = f"{label.removesuffix(', MLP')}: off by {error:.1f}%"
             ax.text(0.03, 0.95 - 0.07 * place, text, color=color, transform=ax.transAxes)
         ax.set_xlabel("probability that p(x|z) gives to a pixel in the upper half of the levels")
         ax.set_ylabel("share of pixels that are")
-    panels = {"nll": _NLL, "calibration_error": "calibration error"}
-    return _with(
+    panels = {"nll": NLL, "calibration_error": "calibration error"}
+    return drawn(
         [
             (
                 "nll",
-                _dots(o, panels),
+                dots(o, panels),
                 "Knowing the order of the levels against learning the prior; grey: seeds.",
             ),
             (
@@ -400,7 +305,7 @@ def likelihoods(o: Outcome) -> Figures:
                 calibrated,
                 "Calibration of single pixels of test images at a posterior draw of z.",
             ),
-            _examples(o, [k for k in o.labels if ", " in k and not k.endswith("VampPrior")]),
+            examples(o, [k for k in o.labels if ", " in k and not k.endswith("VampPrior")]),
         ]
     )
 
@@ -414,16 +319,16 @@ def components(o: Outcome) -> Figures:
         ]
 
     with style():
-        figure, axes = _axes(3.2, 2, sharey=True)
+        figure, axes = axes_of(3.2, 2, sharey=True)
         for ax, prior in zip(axes, ("mixture", "VampPrior"), strict=True):
             for color, (key, name) in zip(
-                _COLORS,
+                COLORS,
                 {"nll": "test", "nll_train": "training"}.items(),
                 strict=False,
             ):
                 ks = [float(k.rsplit(" ", 1)[1]) for k in of(prior)]
                 means, errors = zip(*(o.mean(k, key) for k in of(prior)), strict=True)
-                bars = [_bar(e) for e in errors]
+                bars = [bar(e) for e in errors]
                 ax.errorbar(ks, means, yerr=bars, fmt="o-", ms=3, lw=1.2, color=color)
                 if ax is axes[0]:
                     place = (ks[0], means[0])
@@ -431,8 +336,8 @@ def components(o: Outcome) -> Figures:
             ax.set_xscale("log")
             ax.set_xlabel("K")
             ax.set_title(prior)
-        axes[0].set_ylabel(_NLL)
-        cost, axes = _axes(2.8, 2)
+        axes[0].set_ylabel(NLL)
+        cost, axes = axes_of(2.8, 2)
         groups = {prior: of(prior) for prior in ("mixture", "VampPrior")}
         for ax, key, title in zip(
             axes,
@@ -440,12 +345,12 @@ def components(o: Outcome) -> Figures:
             ("seconds per epoch", "components used"),
             strict=True,
         ):
-            _lines(ax, o, groups, "K", key, words=ax is axes[1])
+            lines(ax, o, groups, "K", key, words=ax is axes[1])
             ax.set_xscale("log")
             ax.set_ylabel(title)
         axes[1].set_yscale("log")
         axes[1].set_xlim(right=axes[1].get_xlim()[1] * 4)
-    return _with(
+    return drawn(
         [
             ("nll", figure, "Test and training NLL against K."),
             ("cost", cost, "What K costs and how much of it is used (exp of the entropy)."),
@@ -486,11 +391,11 @@ def flow_priors(o: Outcome) -> Figures:
     for label in o.labels[1:]:
         groups.setdefault(label.split(",")[0], []).append(label)
     with style():
-        figure, axes = _axes(3.2, 2)
+        figure, axes = axes_of(3.2, 2)
         for ax, key, title in zip(
-            axes, ("nll", "seconds_per_epoch"), (_NLL, "seconds per epoch"), strict=True
+            axes, ("nll", "seconds_per_epoch"), (NLL, "seconds per epoch"), strict=True
         ):
-            _lines(ax, o, groups, "depth", key, words=ax is axes[0])
+            lines(ax, o, groups, "depth", key, words=ax is axes[0])
             level = o.mean(o.labels[0], key)[0]
             ax.axhline(level, color="0.5", lw=0.8, ls=":")
             ax.text(0.02, level, "standard", color="0.4", va="bottom", transform=_beside(ax))
@@ -499,10 +404,10 @@ def flow_priors(o: Outcome) -> Figures:
             ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes[0].set_xlim(right=axes[0].get_xlim()[1] * 1.3)
     deepest = [labels[-1] for labels in groups.values()]
-    return _with(
+    return drawn(
         [
             ("nll", figure, "Test NLL and cost against the number of layers."),
-            _examples(o, [o.labels[0], *deepest]),
+            examples(o, [o.labels[0], *deepest]),
         ]
     )
 
@@ -513,10 +418,10 @@ def _beside(ax: Any) -> Any:
 
 def posteriors(o: Outcome) -> Figures:
     """Figures on richer posteriors."""
-    panels = {"nll": _NLL, "gap": "gap to the ELBO (nats)", "seconds_per_epoch": "s per epoch"}
-    return _with(
+    panels = {"nll": NLL, "gap": "gap to the ELBO (nats)", "seconds_per_epoch": "s per epoch"}
+    return drawn(
         [
-            ("gap", _dots(o, panels), "NLL, what the ELBO misses of it, and cost; grey: seeds."),
+            ("gap", dots(o, panels), "NLL, what the ELBO misses of it, and cost; grey: seeds."),
             ("banana", _banana(o.quick), _BANANA),
         ]
     )
@@ -530,12 +435,12 @@ _BANANA = (
 
 def _banana(quick: bool) -> Figure:
     with style():
-        figure = Figure(figsize=(_WIDTH, 4.2), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
         panels = figure.subplots(2, 3, sharex=True, sharey=True).ravel()
         for ax, name in zip(panels, families(), strict=True):
             found = fitted_banana(name, steps=100 if quick else 2000)
             ax.contourf(*found.grid, found.density, levels=7, cmap="Greys")
-            ax.plot(*found.draws.mT, ".", ms=1.5, alpha=0.5, color=_COLORS[0])
+            ax.plot(*found.draws.mT, ".", ms=1.5, alpha=0.5, color=COLORS[0])
             ax.set(xlim=(-2.5, 2.5), ylim=(-2.5, 2.5))
             ax.set_title(f"{name}: {found.gap:.2f}")
         for ax in panels[3:]:
@@ -550,15 +455,15 @@ def info(o: Outcome) -> Figures:
     panels = {
         "active_units": "active units",
         "mutual_information": "I(x; z) (nats)",
-        "nll": _NLL,
+        "nll": NLL,
     }
-    return _with(
+    return drawn(
         [
             (
                 "cure",
-                _dots(o, panels),
+                dots(o, panels),
                 "Collapse with a strong decoder, and its cures.",
             ),
-            _examples(o, o.labels),
+            examples(o, o.labels),
         ]
     )

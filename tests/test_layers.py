@@ -33,6 +33,7 @@ FLOORS = {
     "studies": 5,
     "study_commands": 5,
     "study_figures": 5,
+    "study_panels": 5,
     "study_findings": 5,
     "study_report": 5,
     "study_runs": 5,

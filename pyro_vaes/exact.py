@@ -225,10 +225,16 @@ class Discrete:
 
     Attributes:
         vae: the VAE, over one-hot z and x of shape ``(n, 1)``; gradients pass straight through z.
-        log_joint, log_prob, true_posterior: log p(x, z) ``(M, K)``, log p(x) ``(M,)``, p(z | x).
-        joint, aggregated: q(x, z) = p_D(x) q(z | x) ``(M, K)`` and q(z) ``(K,)``.
-        reconstruction, entropy, kl: E[log p(x | z)], E[H(q(z | x))] and E[KL(q(z | x) || p(z))].
-        mutual_information, marginal_kl: I_q(x; z) and KL(q(z) || p(z)).
+        log_joint: log p(x, z), ``(M, K)``.
+        log_prob: log p(x), ``(M,)``.
+        true_posterior: p(z | x), ``(M, K)``.
+        joint: q(x, z) = p_D(x) q(z | x), ``(M, K)``.
+        aggregated: q(z), ``(K,)``.
+        reconstruction: E[log p(x | z)].
+        entropy: E[H(q(z | x))].
+        kl: E[KL(q(z | x) || p(z))].
+        mutual_information: I_q(x; z).
+        marginal_kl: KL(q(z) || p(z)).
         decoder_kl: E_q(z) KL(q(x | z) || p(x | z)).
 
     Raises:

@@ -64,7 +64,8 @@ __all__ = ["History", "NonFiniteError", "fit"]
 
 METRICS = "metrics.jsonl"
 
-# From this many steps on, compiling (some 20 s) pays for itself.
+# From this many steps on, recording a step (a second) and compiling it (some 20 s) pay.
+_TRACE_FROM_STEPS = 200
 _COMPILE_FROM_STEPS = 30_000
 # At least so long between two checkpoints: what a kill may cost.
 _CHECKPOINT_SECONDS = 2.0
@@ -332,10 +333,10 @@ class _Trainer:
             return self.options.mode
         if saved is not None:
             return cast(str, saved[1]["history"]["mode"])
-        if not getattr(self.objective, "recordable", True):
+        steps = self.options.epochs * self.steps_per_epoch
+        if steps < _TRACE_FROM_STEPS or not getattr(self.objective, "recordable", True):
             return "eager"
-        long = self.options.epochs * self.steps_per_epoch >= _COMPILE_FROM_STEPS
-        return "compiled" if long else "traced"
+        return "compiled" if steps >= _COMPILE_FROM_STEPS else "traced"
 
     def _write(self, improved: bool, ended: bool) -> None:
         """Writes the checkpoint, then better weights, while training goes on.

@@ -39,7 +39,9 @@ TRAIN, VAL = rows(50, 1), rows(30, 2)
 
 
 def fit(vae, **options):
-    return pv.fit(vae, TRAIN, VAL, **{"epochs": 6, "batch_size": 16, "progress": False, **options})
+    # Recorded steps, as in runs of a useful length.
+    usual = {"epochs": 6, "batch_size": 16, "progress": False, "mode": "traced"}
+    return pv.fit(vae, TRAIN, VAL, **{**usual, **options})
 
 
 def tensors_equal(a, b):
@@ -217,6 +219,11 @@ def test_a_run_out_of_time_stops_after_an_epoch_and_goes_on_from_there(tmp_path)
     for minutes in (0, math.nan):
         with pytest.raises(ValueError, match="minutes above 0"):
             fit(make_vae(), minutes=minutes)
+
+
+def test_steps_are_recorded_from_the_number_on_at_which_it_pays():
+    assert fit(make_vae(), epochs=49, patience=1, learning_rate=1.0, mode="auto").mode == "eager"
+    assert fit(make_vae(), epochs=50, patience=1, learning_rate=1.0, mode="auto").mode == "traced"
 
 
 def test_warmup_is_followed_and_choice_begins_after_it():

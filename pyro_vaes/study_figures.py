@@ -332,7 +332,7 @@ def components(o: Outcome) -> Figures:
                 ax.errorbar(ks, means, yerr=bars, fmt="o-", ms=3, lw=1.2, color=color)
                 if ax is axes[0]:
                     place = (ks[0], means[0])
-                    ax.annotate(name, place, (0, 5), textcoords="offset points", color=color)
+                    ax.annotate(name, place, (0, -16), textcoords="offset points", color=color)
             ax.set_xscale("log")
             ax.set_xlabel("K")
             ax.set_title(prior)
@@ -345,11 +345,14 @@ def components(o: Outcome) -> Figures:
             ("seconds per epoch", "components used"),
             strict=True,
         ):
-            lines(ax, o, groups, "K", key, words=ax is axes[1])
+            lines(ax, o, groups, "K", key, words=False)
             ax.set_xscale("log")
             ax.set_ylabel(title)
         axes[1].set_yscale("log")
-        axes[1].set_xlim(right=axes[1].get_xlim()[1] * 4)
+        # At their ends the lines lie too close to be named there.
+        for line, (color, name) in enumerate(zip(COLORS, groups, strict=False)):
+            place = (0.05, 0.92 - 0.08 * line)
+            axes[1].text(*place, name, color=color, transform=axes[1].transAxes)
     return drawn(
         [
             ("nll", figure, "Test and training NLL against K."),

@@ -59,7 +59,7 @@ def dots(o: Outcome, panels: Mapping[str, str], labels: Sequence[str] | None = N
                 ax.plot(seeds, [place] * len(seeds), "o", ms=3, color="0.7")
                 ax.errorbar(mean, place, xerr=bar(error), fmt="o", ms=5, color=COLORS[0])
             ax.set_xlabel(title)
-            ax.xaxis.set_major_locator(MaxNLocator(4))
+            ax.xaxis.set_major_locator(MaxNLocator(3))
             ax.grid(axis="y", color="0.92")
         axes[0].set_yticks(places, labels)
     return figure

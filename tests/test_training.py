@@ -175,6 +175,7 @@ def test_other_runs_are_refused(tmp_path):
             TRAIN,
             epochs=4,
             batch_size=16,
+            mode="traced",
             out=tmp_path,
             resume=True,
             progress=False,

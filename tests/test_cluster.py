@@ -194,6 +194,7 @@ def test_a_cluster_that_loses_a_worker_and_a_node_finds_what_one_process_finds(
         nodes = two_nodes.list_all_nodes()
         name, pid, metrics = wait_for(lambda: in_training(log, far / "runs", nodes))
         os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: True if parent(pid) is None else None)  # Or it would be lost twice.
         lost.append((name, metrics))
         (other,) = two_nodes.worker_nodes
         name, _, metrics = wait_for(lambda: in_training(log, far / "runs", [other]))

@@ -69,7 +69,7 @@ def curves(
     """
     names = list(dict.fromkeys(point["curve"] for point in points))
     contenders = list(dict.fromkeys(point["contender"] for point in points))
-    colours = dict(zip(contenders, plt.rcParams["axes.prop_cycle"].by_key()["color"]))  # noqa: B905
+    colours = {name: f"C{number}" for number, name in enumerate(contenders)}
     wide = min(4, len(names))
     bands = math.ceil(len(names) / wide)
     figure, axes = plt.subplots(

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -55,6 +56,19 @@ def test_a_run_waits_until_a_lost_worker_has_left_its_folder(tmp_path, monkeypat
 def test_a_node_that_does_not_see_the_folder_says_so(tmp_path):
     with pytest.raises(RunFolderError, match=r"that all nodes of the cluster see; got .*absent"):
         cluster._attempt(str, 1, str(tmp_path / "absent"))
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:port"])
+def test_an_address_at_which_nothing_listens_is_known_at_once(address):
+    with pytest.raises((ConnectionError, ValueError)):
+        cluster._reach(address)
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_an_address_at_which_something_listens_is_left_to_ray(scheme):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        cluster._reach(f"{scheme}127.0.0.1:{server.getsockname()[1]}")
+    cluster._reach("auto")
 
 
 # --- a real cluster -----------------------------------------------------------------------------

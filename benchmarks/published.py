@@ -68,6 +68,17 @@ class Row:
 
 
 FASHION = {"data": "fashion_mnist"}
+# The pseudo-inputs are encoded once a step: larger batches, of larger steps, spread that cost. A
+# step size that falls to zero gives the run an end that early stopping would be long in finding.
+BEST = {
+    "prior_weights": "learned",
+    "ema_decay": 0.999,
+    "batch_size": 250,
+    "learning_rate": 1.5e-3,
+    "schedule": "cosine",
+    "epochs": 300,
+    "warmup_epochs": 30.0,
+}
 ROWS = {
     "mnist-standard": Row(
         "MNIST, standard prior",
@@ -86,9 +97,10 @@ ROWS = {
         f"{TABLE}; an independent replication got 82.29",
     ),
     "mnist-best": Row(
-        "MNIST, VampPrior, K = 500, learned weights, moving average 0.999",
+        "MNIST, VampPrior, K = 500, learned weights, batches of 250, moving average 0.999, step "
+        "size to zero in 300 epochs",
         "mnist-vamp",
-        {"prior_weights": "learned", "ema_decay": 0.999},
+        BEST,
         82.09,
         0.18,
         f"{TABLE}: the Exemplar VAE, its best single level of an MLP, to be beaten",

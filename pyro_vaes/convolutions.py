@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -90,6 +90,8 @@ class ConvDecoder(Described):
         feature_shape: ``(channels, height, width)`` of the features, a map over the pixels.
     """
 
+    sums: Tensor
+
     def __init__(
         self,
         in_features: int,
@@ -113,6 +115,10 @@ class ConvDecoder(Described):
             nn.Sequential(nn.Conv2d(a, b, 3, padding=1), make_activation(activation))
             for a, b in pairs
         )
+        # A kernel of three over doubled pixels is one of four over the pixels themselves, with
+        # fewer products: its weights in each direction, last to first, are these sums.
+        sums = torch.tensor([[0.0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])
+        self.register_buffer("sums", torch.kron(sums, sums).T, persistent=False)
         self.feature_shape = (channels[-1], *self.sizes[-1])
         self.in_features = in_features
         self.out_features = math.prod(self.feature_shape)
@@ -120,6 +126,15 @@ class ConvDecoder(Described):
     def forward(self, inputs: Tensor) -> Tensor:
         rows = inputs.reshape(-1, self.in_features)
         features = self.activation(self.linear(rows)).reshape(-1, *self.start)
-        for size, convolution in zip(self.sizes[1:], self.convolutions, strict=True):
-            features = convolution(functional.interpolate(features, size))
+        for size, (convolution, activation) in zip(
+            self.sizes[1:], cast(Any, self.convolutions), strict=True
+        ):
+            features = activation(self._enlarged(features, size, convolution))
         return cast(Tensor, features).reshape(*inputs.shape[:-1], self.out_features)
+
+    def _enlarged(self, features: Tensor, size: tuple[int, int], layer: nn.Conv2d) -> Tensor:
+        """A convolution of features whose pixels are repeated up to a size."""
+        if size != (2 * features.shape[-2], 2 * features.shape[-1]):
+            return cast(Tensor, layer(functional.interpolate(features, size)))
+        kernel = (layer.weight.flatten(2) @ self.sums).unflatten(2, (4, 4)).transpose(0, 1)
+        return functional.conv_transpose2d(features, kernel, layer.bias, stride=2, padding=1)

@@ -41,6 +41,16 @@ def test_convolutional_pair(shape, labels):
     assert out.shape == (2, 3, decoder.out_features)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_decoder_enlarges_and_then_convolves(shape):
+    decoder = ConvDecoder(5, shape, (6, 4)).double()
+    rows = torch.randn(7, 5, dtype=torch.float64)
+    features = decoder.activation(decoder.linear(rows)).reshape(-1, *decoder.start)
+    for size, layer in zip(decoder.sizes[1:], decoder.convolutions, strict=True):
+        features = layer(torch.nn.functional.interpolate(features, size))
+    torch.testing.assert_close(decoder(rows), features.flatten(1))
+
+
 def test_labels_reach_the_features():
     encoder = ConvEncoder((1, 8, 8), (4,), 10, num_labels=3)
     rows = torch.randn(1, 64).expand(2, 64)

@@ -9,8 +9,6 @@ their gradients) and replay them without Pyro, or compile them.
 from __future__ import annotations
 
 import inspect
-import shutil
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,14 +22,12 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_vaes.objectives import ELBO, NotReparameterizedError
+from pyro_vaes.recording import Captured, Fill, Recorded, signature, split_tensors
 
-__all__ = ["MODES", "FastSVI", "Mode", "Program"]
+__all__ = ["MODES", "FastSVI", "Mode"]
 
-Fill = Callable[[Sequence[Tensor]], tuple[Any, Any]]
 Mode = Literal["auto", "eager", "traced", "compiled", "cuda_graph"]
 MODES: tuple[Mode, ...] = ("auto", "eager", "traced", "compiled", "cuda_graph")
-
-_COMPILERS = ("g++", "clang++", "c++")
 
 
 class FastSVI(SVI):
@@ -92,7 +88,7 @@ class FastSVI(SVI):
         self.combine = combine
         self.optimizer: torch.optim.Optimizer | None = None
         self._objective = _as_objective(self.loss_object)
-        self._programs: dict[Any, _Recorded] = {}
+        self._programs: dict[Any, Recorded] = {}
         self._params: dict[str, Tensor] = {}
         self._clips: list[tuple[Tensor, dict[str, Any]]] = []
         self._validated = False
@@ -108,7 +104,7 @@ class FastSVI(SVI):
         """Like :meth:`step`, but the loss stays a tensor on its device: nothing waits for it."""
         if self._objective is None or self.optimizer is None or self.mode == "eager":
             return self._eager_update(args, kwargs)
-        tensors, fill = _split_tensors(args, kwargs)
+        tensors, fill = split_tensors(args, kwargs)
         recorded = self._program(args, kwargs, tensors, fill)
         return self._eager_update(args, kwargs) if recorded is None else recorded(tensors)
 
@@ -189,13 +185,23 @@ class FastSVI(SVI):
 
     def _program(
         self, args: Any, kwargs: Any, tensors: list[Tensor], fill: Fill
-    ) -> _Recorded | None:
-        key = (_signature(args), _signature(tuple(sorted(kwargs.items()))))
+    ) -> Recorded | None:
+        key = (signature(args), signature(tuple(sorted(kwargs.items()))))
         recorded = self._programs.get(key)
         if recorded is None or recorded.stale:
-            kind = _Captured if self.mode == "cuda_graph" else _Recorded
+            kind = Captured if self.mode == "cuda_graph" else Recorded
+            groups = cast(torch.optim.Optimizer, self.optimizer).param_groups
+            params = [param for group in groups for param in group["params"]]
+
+            def loss(*inputs: Tensor) -> Tensor:
+                objective = cast(ELBO, self._objective)
+                filled, by_name = fill(inputs)
+                return objective.tensor_loss(self.model, self.guide, *filled, **by_name)
+
             try:
-                recorded = self._programs[key] = kind(self, tensors, fill)
+                recorded = self._programs[key] = kind(
+                    loss, params, self._apply_gradients, tensors, self.mode == "compiled"
+                )
             except Exception as error:
                 self._fall_back(error)
                 return None
@@ -274,120 +280,6 @@ class FastSVI(SVI):
         return loss
 
 
-class Program:
-    """A function of tensors, its operations recorded once and replayed, perhaps compiled.
-
-    Tensors that the function refers to (parameters, weights of an objective) are read anew at each
-    call. Recording and compiling draw no randomness from the caller's generators.
-
-    Args:
-        function: takes the tensors, returns a tuple of tensors; may differentiate inside.
-        tensors: an example of its arguments; others must have their shapes.
-        compiled: compile the recording with Inductor.
-
-    Raises:
-        RuntimeError: if the function looks at values, or there is no compiler.
-    """
-
-    def __init__(
-        self, function: Callable[..., Any], tensors: Sequence[Tensor], compiled: bool = False
-    ) -> None:
-        from torch.fx.experimental.proxy_tensor import make_fx  # Slow to import, seldom needed.
-
-        # Validation looks at values, which a recording cannot.
-        with torch.random.fork_rng(), pyro.validation_enabled(False):
-            graph = make_fx(function)(*tensors)
-            self.constants = _lift(graph)
-            self._run: Any = graph
-            if compiled:
-                if sys.platform != "win32" and not any(map(shutil.which, _COMPILERS)):
-                    raise RuntimeError("no C++ compiler was found")
-                self._run = _compile(graph, [*tensors, *self.constants])
-
-    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        with torch.no_grad():
-            return cast("tuple[Tensor, ...]", self._run(*tensors, *self.constants))
-
-
-def _compile(graph: torch.fx.GraphModule, tensors: list[Any]) -> Callable[..., Any]:
-    """Compiles a recording with Inductor, without the front end that it does not need.
-
-    Compiled at once, so that a failure is met by whoever can fall back. Random numbers stay
-    torch's own: the noise is that of the other modes.
-    """
-    from torch import _inductor
-
-    with torch.no_grad():
-        run = _inductor.compile(graph, tensors, options={"fallback_random": True})
-        with torch.random.fork_rng():
-            run(*tensors)
-    return cast("Callable[..., Any]", run)
-
-
-class _Recorded:
-    """One step, recorded for one set of shapes: loss, gradients and the optimiser's step."""
-
-    def __init__(self, svi: FastSVI, tensors: list[Tensor], fill: Fill) -> None:
-        groups = cast(torch.optim.Optimizer, svi.optimizer).param_groups
-        self.svi = svi
-        self.params = [p for group in groups for p in group["params"] if p.requires_grad]
-
-        def step(*inputs: Tensor) -> tuple[Tensor, ...]:
-            args, kwargs = fill(inputs)
-            objective = cast(ELBO, svi._objective)
-            loss = objective.tensor_loss(svi.model, svi.guide, *args, **kwargs)
-            grads = torch.autograd.grad(loss, self.params, allow_unused=True)
-            pairs = zip(grads, self.params, strict=True)
-            return (loss, *(torch.zeros_like(p) if g is None else g for g, p in pairs))
-
-        self._program = Program(step, tensors, compiled=svi.mode == "compiled")
-        self._flags = self._requires_grad()
-
-    def _requires_grad(self) -> list[bool]:
-        return [t.requires_grad for t in self._program.constants]
-
-    @property
-    def stale(self) -> bool:
-        """Whether a parameter was frozen or thawed since."""
-        return self._requires_grad() != self._flags
-
-    def __call__(self, tensors: Sequence[Tensor]) -> Tensor:
-        loss, *grads = self._program(*tensors)
-        for param, grad in zip(self.params, grads, strict=True):
-            param.grad = grad
-        return self.svi._apply_gradients(loss)
-
-
-class _Captured(_Recorded):
-    """The same as one CUDA graph: a single launch for the whole step, and no wait for it.
-
-    The noise of a replay follows the device's generator, which counts on from where it is.
-    """
-
-    def __init__(self, svi: FastSVI, tensors: list[Tensor], fill: Fill) -> None:
-        super().__init__(svi, tensors, fill)
-        # A graph reads and writes fixed places.
-        self._inputs = [tensor.clone() for tensor in tensors]
-        here = torch.cuda.current_device()
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        # Libraries set themselves up at first use, which a graph may not hold: use them before,
-        # and take no step. (The optimiser's were used in the first step, which is eager.)
-        with torch.random.fork_rng(devices=[here]), torch.cuda.stream(stream):
-            for _ in range(2):
-                self._program(*self._inputs)
-        torch.cuda.current_stream().wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._loss = super().__call__(self._inputs)
-
-    def __call__(self, tensors: Sequence[Tensor]) -> Tensor:
-        for place, tensor in zip(self._inputs, tensors, strict=True):
-            place.copy_(tensor, non_blocking=True)
-        self._graph.replay()
-        return self._loss.clone()
-
-
 def _as_objective(loss: Any) -> ELBO | None:
     """The loss as an objective that can be recorded; None if it must run its own way."""
     if isinstance(loss, ELBO):
@@ -423,58 +315,3 @@ def fused_options(constructor: Any, params: Any) -> dict[str, bool]:
     if "fused" in names and floating and devices <= {"cpu", "cuda", "mps"}:
         return {"fused": True}
     return {"foreach": True} if "foreach" in names else {}
-
-
-def _signature(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.shape, value.stride(), value.dtype, value.device, value.requires_grad
-    if isinstance(value, (tuple, list)):
-        return tuple(map(_signature, value))
-    return value if value.__hash__ else repr(value)
-
-
-def _split_tensors(args: Any, kwargs: Any) -> tuple[list[Tensor], Fill]:
-    """The tensors among the arguments, and a function that puts others in their places."""
-    if not kwargs and all(isinstance(value, Tensor) for value in args):  # Mostly, and quickly.
-        return list(args), lambda tensors: (tuple(tensors), {})
-    flat, spec = torch.utils._pytree.tree_flatten((args, kwargs))
-    places = [i for i, value in enumerate(flat) if isinstance(value, Tensor)]
-
-    def fill(tensors: Sequence[Tensor]) -> tuple[Any, Any]:
-        values = list(flat)
-        for place, tensor in zip(places, tensors, strict=True):
-            values[place] = tensor
-        return cast("tuple[Any, Any]", torch.utils._pytree.tree_unflatten(values, spec))
-
-    return [flat[i] for i in places], fill
-
-
-def _lift(graph: torch.fx.GraphModule) -> list[Tensor]:
-    """Turns the tensors a recording refers to into further inputs, and returns them in order.
-
-    A compiler may fold a constant into the program; an input it must read each time, so that
-    parameters and schedules are seen as they are.
-    """
-    constants: dict[str, Tensor] = {}
-    nodes = list(graph.graph.nodes)
-    last = next((n for n in reversed(nodes) if n.op == "placeholder"), None)
-    lifted: dict[str, Any] = {}
-    for node in nodes:
-        if node.op != "get_attr":
-            continue
-        name = cast(str, node.target)
-        if name not in lifted:
-            where = (
-                graph.graph.inserting_after(last)
-                if last
-                else graph.graph.inserting_before(nodes[0])
-            )
-            with where:
-                lifted[name] = last = graph.graph.placeholder(f"constant_{len(lifted)}")
-            constants[name] = getattr(graph, name)
-        node.replace_all_uses_with(lifted[name])
-        graph.graph.erase_node(node)
-    for name in constants:
-        delattr(graph, name)
-    graph.recompile()
-    return list(constants.values())

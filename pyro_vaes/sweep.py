@@ -20,10 +20,11 @@ from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 from pyro_vaes.checkpoints import fill, named_tensors
 from pyro_vaes.data import Split, as_split
 from pyro_vaes.fit_options import OPTIMIZERS, SCHEDULES, FitOptions, device_of
-from pyro_vaes.inference import Program, fused_options
+from pyro_vaes.inference import fused_options
 from pyro_vaes.monitoring import History
 from pyro_vaes.noise import normals_drawn_by
 from pyro_vaes.objectives import ELBO
+from pyro_vaes.recording import Program
 from pyro_vaes.vae import VAE
 
 __all__ = ["fit_many"]

@@ -280,7 +280,7 @@ def test_models_in_turns_keep_their_own_parameters():
 
 
 def test_no_compiler_falls_back(monkeypatch):
-    monkeypatch.setattr("pyro_vaes.inference.shutil.which", lambda name: None)
+    monkeypatch.setattr("pyro_vaes.recording.shutil.which", lambda name: None)
     vae = small_vae()
     svi = pv.FastSVI(vae.model, vae.guide, optim(), mode="compiled")
     svi.step(data())

@@ -415,7 +415,7 @@ def test_checkpoint_follows_each_epoch(tmp_path):
 
 
 def test_the_mode_that_was_used_is_recorded(monkeypatch):
-    monkeypatch.setattr("pyro_vaes.inference.shutil.which", lambda name: None)
+    monkeypatch.setattr("pyro_vaes.recording.shutil.which", lambda name: None)
     with pytest.warns(UserWarning, match="eager"):
         history = fit(make_vae(), epochs=1, mode="compiled")
     assert history.mode == "eager"

@@ -340,14 +340,11 @@ def main() -> None:
     given = parser.parse_args()
     if given.toy and given.out == RESULTS:
         parser.error("Expected --out beside --toy, whose figures are not worth keeping.")
-    for name, least in (
-        ("minutes", "above 0"),
-        ("seeds", "of 1 or more"),
-        ("samples", "of 0 or more"),
-    ):
+    least = {"minutes": "above 0", "seeds": "of 1 or more", "samples": "of 0 or more"}
+    for name, bound in least.items():
         value = getattr(given, name)
         if value is not None and not (value > 0 or (value == 0 and name == "samples")):
-            parser.error(f"argument --{name}: expected a number {least}; got {value}.")
+            parser.error(f"argument --{name}: expected a number {bound}; got {value}.")
     row, samples = ROWS[given.row], 5000 if given.samples is None else given.samples
     if given.toy:
         data = toy_data(given.out / "toy.npz")

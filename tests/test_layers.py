@@ -53,6 +53,7 @@ FLOORS = {
     "exact": 3,
     "inference": 3,
     "objectives": 3,
+    "recording": 3,
     "vae": 3,
     # 2: parts.
     "likelihoods": 2,

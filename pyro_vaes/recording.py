@@ -139,6 +139,10 @@ class Recorded:
 
         self._program = Program(step, tensors, compiled)
         self._flags = self._requires_grad()
+        self._prepare(tensors)
+
+    def _prepare(self, tensors: Sequence[Tensor]) -> None:
+        """What else must be ready before the first call."""
 
     def _requires_grad(self) -> list[bool]:
         return [t.requires_grad for t in self._program.constants]
@@ -161,15 +165,7 @@ class Captured(Recorded):
     The noise of a replay follows the device's generator, which counts on from where it is.
     """
 
-    def __init__(
-        self,
-        loss: Callable[..., Tensor],
-        params: Sequence[Tensor],
-        apply: Callable[[Tensor], Tensor],
-        tensors: Sequence[Tensor],
-        compiled: bool = False,
-    ) -> None:
-        super().__init__(loss, params, apply, tensors, compiled)
+    def _prepare(self, tensors: Sequence[Tensor]) -> None:
         # A graph reads and writes fixed places.
         self._inputs = [tensor.clone() for tensor in tensors]
         here = torch.cuda.current_device()

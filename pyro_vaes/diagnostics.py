@@ -44,7 +44,7 @@ __all__ = [
 
 # Numbers computed for the aggregated posterior of normals, and pairs (draw, datum) for any other,
 # which may cost a pass of a flow's network for each: seconds on one core.
-_NORMAL_BUDGET = 1e8
+_NORMAL_BUDGET = 3e7
 _PAIR_BUDGET = 2e5
 _MIN_DRAWS = 500
 

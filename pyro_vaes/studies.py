@@ -1,7 +1,7 @@
 """The studies of the assignment: which runs, what is asked of them, what is drawn, what was found.
 
 A :class:`Study` is a declaration. To add one, add an entry to :data:`STUDIES`: a grid of options
-over the course's recipe, what to measure beside :func:`pyro_vaes.evaluate`, and functions that draw
+over :data:`BASE`, what to measure beside :func:`pyro_vaes.evaluate`, and functions that draw
 figures and word findings from an :class:`~pyro_vaes.outcomes.Outcome`. Everything else (running,
 resuming, tables, writing) is common to all and stands in :mod:`pyro_vaes.study_report`.
 """
@@ -21,11 +21,16 @@ from pyro_vaes.study_panels import Figures
 
 __all__ = ["BASE", "STUDIES", "Cell", "Study", "configuration"]
 
-# The course's recipe, with an end for runs that would crawl on.
-BASE: Mapping[str, Any] = {"epochs": 200}
+# The course's model, but Adam with a moving average of its weights: it validates better than the
+# recipe's Adamax, in little more than half the epochs. And an end for runs that would crawl on.
+BASE: Mapping[str, Any] = {
+    "epochs": 200,
+    "optimizer": "adam",
+    "learning_rate": 1e-3,
+    "ema_decay": 0.99,
+}
 _REHEARSAL: Mapping[str, Any] = {"epochs": 4, "patience": 4}
-# Collapse is clearest with Adam: Adamax lets z come back to life.
-_STRONG: Mapping[str, Any] = {"likelihood": "autoregressive", "optimizer": "adam"}
+_STRONG: Mapping[str, Any] = {"likelihood": "autoregressive"}
 _LEVELS = ("categorical", "ordinal", "beta_binomial", "discretized_logistic")
 
 
@@ -209,7 +214,7 @@ def _posteriors(data: DataSet, quick: bool) -> list[Cell]:
 
 def _info(data: DataSet, quick: bool) -> list[Cell]:
     grid: tuple[tuple[str, dict[str, Any]], ...] = (
-        ("ELBO, plain decoder", {"optimizer": "adam"}),
+        ("ELBO, plain decoder", {}),
         ("ELBO", dict(_STRONG)),
         ("beta = 0.25", {**_STRONG, "beta": 0.25}),
         ("alpha = 0.5, lambda = 10, MMD", _info_of(0.5, 10, "mmd")),

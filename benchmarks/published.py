@@ -41,6 +41,7 @@ from pyro_vaes.folders import RunFolderError, write_text
 from pyro_vaes.recipes import check, check_resume, resolve
 
 TABLE = 'Norouzi, Fleet and Norouzi, "Exemplar VAE" (2020), arXiv:2004.04795, table of densities'
+EXEMPLAR = f"{TABLE}: the Exemplar VAE, its best single level of an MLP, to be beaten"
 # Where the evaluation of a run is kept, so that a finished one is not evaluated twice.
 EVALUATION = "published.json"
 
@@ -109,7 +110,16 @@ ROWS = {
         {**FALLING, "prior_weights": "learned"},
         82.09,
         0.18,
-        f"{TABLE}: the Exemplar VAE, its best single level of an MLP, to be beaten",
+        EXEMPLAR,
+    ),
+    # Without, the training bound ends two nats below that of the validation rows.
+    "mnist-augmented": Row(
+        "MNIST, the same, half of the images moved a little",
+        "mnist-vamp",
+        {**FALLING, "prior_weights": "learned", "augment": 1.0},
+        82.09,
+        0.18,
+        EXEMPLAR,
     ),
     "fashion-standard": Row("Fashion-MNIST, standard prior", "mnist-standard", FASHION, 228.70),
     "fashion-vamp": Row("Fashion-MNIST, VampPrior, K = 500", "mnist-vamp", FASHION, 227.35),

@@ -228,6 +228,7 @@ def record_of(name: str, row: Row, seed: int, history: pv.History) -> dict[str, 
         "seconds_per_epoch": statistics.median(r["seconds"] for r in history.records),
         "mode": history.mode,
         "device": history.device,
+        "threads": history.threads,
         "best_epoch": best,
     }
 
@@ -256,16 +257,22 @@ def table(out: Path) -> str:
             for run in runs
             if run["stopped"] == "time"
         )
-        places = ", ".join(sorted({f"{run['device']}, {run['mode']} steps" for run in runs}))
+        places = ", ".join(sorted({_place(run) for run in runs}))
         samples = first.get("samples") or "no"
         notes.append(
             f"- {first['title']}:{note} {samples} importance samples. "
             f"Published: {first['source']}. {facts['machine']}"
-            f"{', ' + facts['gpu'] if 'gpu' in facts else ''}, {facts['threads']} threads, "
-            f"{places}; {facts['versions']}; commit {facts['commit']}, {facts['date']}. "
-            f"`{facts['command']}`"
+            f"{', ' + facts['gpu'] if 'gpu' in facts else ''}, {places}, evaluated on "
+            f"{facts['threads']} threads; {facts['versions']}; commit {facts['commit']}, "
+            f"{facts['date']}. `{facts['command']}`"
         )
     return "\n".join([*lines, "", "Nats per image.", "", *notes]) + "\n"
+
+
+def _place(run: Mapping[str, str]) -> str:
+    threads = int(run.get("threads") or 0)  # Not known of runs before it was noted.
+    on = f"{threads} thread{'s' * (threads > 1)}, " if threads else ""
+    return f"{run['device']}, {on}{run['mode']} steps"
 
 
 def _published(run: Mapping[str, str]) -> str:

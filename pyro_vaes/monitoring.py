@@ -52,6 +52,7 @@ class History:
             ``interrupted``.
         mode: how steps were run, see :class:`~pyro_vaes.inference.FastSVI`.
         device: where they were run.
+        threads: on how many threads of the processor, the last time.
         precision_shift: what the precision of training does to the bound: the validation ELBO in it
             minus that in float32, nats per datum, same weights and noise; None for float32.
     """
@@ -62,6 +63,7 @@ class History:
     stopped: str = ""
     mode: str = ""
     device: str = ""
+    threads: int = 0
     precision_shift: float | None = None
 
     @property

@@ -378,7 +378,7 @@ class _Trainer:
         if self.out is not None and self.state.best is not None:
             # So may the weights' file, and what it says of the run may have changed.
             write_tensors(self.out / WEIGHTS, self.state.best, self._facts())
-        history.stopped = "epochs"
+        history.stopped, history.threads = "epochs", torch.get_num_threads()
         bar = tqdm(
             total=options.epochs,
             initial=history.epochs,

@@ -27,6 +27,7 @@ from pyro_vaes.study_panels import (
     drawn,
     examples,
     lines,
+    name_ends,
 )
 
 __all__ = [
@@ -137,21 +138,15 @@ def beta(o: Outcome) -> Figures:
             ax.set_ylim(bottom=0)
         dying, (ax,) = axes_of(3.0)
         shades = sns.color_palette("viridis", len(o.labels))
+        ax.set_yscale("log")
+        ends = []
         for shade, label in zip(shades, o.labels, strict=True):
             variances = _unit_variances(o, label)
             ax.plot(range(1, len(variances) + 1), variances, "o-", ms=3, lw=1, color=shade)
-            ax.annotate(
-                f"β = {label.split(' = ')[1]}",
-                (len(variances), variances[-1]),
-                (4, 0),
-                textcoords="offset points",
-                color=shade,
-                fontsize=8,
-                va="center",
-            )
+            ends.append((len(variances), variances[-1], f"β = {label.split(' = ')[1]}", shade))
+        name_ends(ax, ends, 8)
         ax.axhline(0.01, color="0.5", lw=0.8, ls=":")
         ax.text(1, 0.0115, "active above", color="0.4", fontsize=8)
-        ax.set_yscale("log")
         ax.set_xlabel("latent unit, by rank")
         ax.set_ylabel("variance of its posterior mean")
     return drawn(

@@ -30,6 +30,7 @@ __all__ = [
     "examples",
     "from_prior",
     "lines",
+    "name_ends",
     "sheet",
 ]
 
@@ -74,21 +75,41 @@ def lines(
     ax: Any, o: Outcome, groups: Mapping[str, Sequence[str]], x: str, key: str, words: bool = True
 ) -> None:
     """A line for each group of cells over a factor, with error bars, named at its end."""
+    ends = []
     for color, (name, labels) in zip(COLORS, groups.items(), strict=False):
         at = [float(o.table.loc[o.table["label"] == label, x].iloc[0]) for label in labels]
         means, errors = zip(*(o.mean(label, key) for label in labels), strict=True)
         ax.errorbar(at, means, yerr=[bar(e) for e in errors], fmt="o-", ms=3, lw=1.2, color=color)
         if words and not math.isnan(means[-1]):
-            offset = (4, 0)
-            ax.annotate(
-                name,
-                (at[-1], means[-1]),
-                offset,
-                textcoords="offset points",
-                color=color,
-                va="center",
-            )
+            ends.append((at[-1], means[-1], name, color))
+    name_ends(ax, ends)
     ax.set_xlabel(x)
+
+
+def name_ends(ax: Any, ends: Iterable[tuple[float, float, str, Any]], size: float = 9) -> None:
+    """Names lines at their ends ``(x, y, name, color)``, the names clear of each other.
+
+    Call it once the axis has its scale and limits.
+    """
+    ends = sorted(ends, key=lambda end: end[1])
+    points = 72 / ax.figure.dpi
+    ax.get_ylim()  # Settles the limits, which follow the data only when they are asked for.
+    heights = [float(ax.transData.transform((x, y))[1]) * points for x, y, _, _ in ends]
+    places, least = list(heights), 1.2 * size
+    for _ in range(100):  # Neighbours that are too close push each other away.
+        for i in range(1, len(places)):
+            push = max(0.0, least - (places[i] - places[i - 1])) / 2
+            places[i - 1], places[i] = places[i - 1] - push, places[i] + push
+    for (x, y, name, color), height, place in zip(ends, heights, places, strict=True):
+        ax.annotate(
+            name,
+            (x, y),
+            (4, place - height),
+            textcoords="offset points",
+            color=color,
+            fontsize=size,
+            va="center",
+        )
 
 
 def sheet(

@@ -23,7 +23,7 @@ __all__ = ["BASE", "STUDIES", "Cell", "Study", "configuration"]
 
 # The course's model, but Adam with a moving average of its weights: in half the time the bound on
 # the validation rows is that of the recipe's Adamax (the plain VAE) or better (by 0.6 nats on
-# average over the cells), and its course so smooth that less patience will do. And an end for runs
+# average over the cells at beta = 1), and so smooth that less patience will do. And an end for runs
 # that would crawl on.
 BASE: Mapping[str, Any] = {
     "epochs": 200,

@@ -104,3 +104,23 @@ def test_reconstructions_stand_under_their_data():
         for column in range(5):
             found = sheet[row * 5 : row * 5 + 4, column * 5 : column * 5 + 4]
             np.testing.assert_allclose(found, expected[column, 0].numpy(), atol=1e-6)
+
+
+def test_names_of_lines_that_end_together_stand_clear_of_each_other():
+    from matplotlib import pyplot
+
+    from pyro_vaes.study_panels import name_ends
+
+    figure, ax = pyplot.subplots()
+    ax.set_yscale("log")
+    ends = [(2.0, y, f"line {y}", "k") for y in (1e-4, 1.01e-4, 1.02e-4, 1.0, 1e3)]
+    for x, y, _, _ in ends:
+        ax.plot([1, x], [y, y])
+    name_ends(ax, ends, 8)
+    figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in ax.texts]
+    pyplot.close(figure)
+    assert len(boxes) == 5
+    for below, above in itertools.pairwise(boxes):
+        assert below.y0 < above.y0
+        assert below.y1 <= above.y0 + 2  # Descenders may touch.

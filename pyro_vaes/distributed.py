@@ -9,6 +9,7 @@ weights and optimisers stay equal, and the number of processes is no property of
 from __future__ import annotations
 
 import atexit
+import importlib
 import json
 import os
 import signal
@@ -334,12 +335,17 @@ def _connect(local_rank: int, here: int) -> None:
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if gpus:
         torch.cuda.set_device(local_rank % gpus)
+    # Its functions have the group of all processes for a default. Imported later, as recording and
+    # compiling do, they would keep the group alive beyond the disconnection, and a thread of it
+    # that lets a tensor go while the interpreter ends aborts the process
+    # (github.com/pytorch/pytorch/pull/179291).
+    importlib.import_module("torch.distributed.nn")
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpus >= here else "gloo")
     atexit.register(_disconnect)
 
 
 def _disconnect() -> None:
-    # At the end of the process: one that was lost is no news any more.
+    """Ends the group's threads; at the end of the process, one that was lost is no news."""
     with suppress(RuntimeError):
         if dist.is_initialized():
             dist.destroy_process_group()

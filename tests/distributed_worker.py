@@ -17,7 +17,7 @@ from pyro.infer import RenyiELBO
 
 import pyro_vaes as pv
 from pyro_vaes.checkpoints import copied, named_tensors, write_tensors
-from pyro_vaes.distributed import join
+from pyro_vaes.distributed import _disconnect, join
 from pyro_vaes.monitoring import arguments
 
 # 51 rows: batches of 16 leave 3 for the last, of 50 a single one for two processes.
@@ -166,8 +166,16 @@ def main(folder: Path) -> None:
     fit(epochs=4, out=folder / "one", resume=True)
     fit(epochs=2, out=folder / "many", resume=True)
     told = refusals()
-    if join().rank == 0:
+    rank = join().rank
+    _disconnect()
+    if rank == 0:
         (folder / "refusals.json").write_text(json.dumps(told))
+        (folder / "threads.json").write_text(json.dumps(threads()))
+
+
+def threads() -> list[str]:
+    """The names of this process's threads, those of C++ included; none where there is no /proc."""
+    return [name.read_text().strip() for name in Path("/proc/self/task").glob("*/comm")]
 
 
 if __name__ == "__main__":

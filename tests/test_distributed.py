@@ -107,6 +107,12 @@ def test_what_cannot_be_shared_is_refused(shared):
     assert told["fails"] == "PeerError: Process 1 failed: no such file"
 
 
+def test_no_thread_of_the_group_outlives_it(shared):
+    """One that lets a tensor go while the interpreter ends would abort the process."""
+    threads = json.loads((shared / "threads.json").read_text())
+    assert not [name for name in threads if "gloo" in name]
+
+
 @pytest.mark.parametrize("size", [2, 3, 5])
 @pytest.mark.parametrize("total", [1, 2, 5, 16, 17])
 def test_parts_of_a_batch_are_the_batch(size, total):

@@ -36,8 +36,8 @@ from pyro_vaes.folders import RunFolderError, write_text
 from pyro_vaes.measures import MEASURES
 from pyro_vaes.monitoring import History, NonFiniteError
 from pyro_vaes.objectives import ELBO
+from pyro_vaes.run_folder import METRICS
 from pyro_vaes.sweep import fit_many
-from pyro_vaes.training import METRICS
 from pyro_vaes.vae import VAE
 
 __all__ = ["ENGINES", "Engine", "Run", "data_of", "perform", "run_all"]

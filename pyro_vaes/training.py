@@ -2,8 +2,8 @@
 
 One loop for every combination of parts and every objective, over
 :class:`~pyro_vaes.inference.FastSVI`. All state of the loop (weights, their average, optimiser,
-generators, best weights, history) is kept in one checkpoint, written whole after each epoch, so
-that a run that was killed goes on exactly where its last epoch ended.
+generators, best weights, history) is kept in one checkpoint, written whole, so that a run that was
+killed goes on exactly where its last checkpoint stood; see :mod:`pyro_vaes.run_folder`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,19 +22,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
-from pyro_vaes.checkpoints import (
-    WEIGHTS,
-    BackgroundWriter,
-    copied,
-    fill,
-    named_tensors,
-    save,
-    write_tensors,
-)
+from pyro_vaes.checkpoints import copied, fill, named_tensors
 from pyro_vaes.data import Split, as_split, batches
 from pyro_vaes.distributed import Processes, join
 from pyro_vaes.fit_options import OPTIMIZERS, SCHEDULES, FitOptions, computed_in, device_of
-from pyro_vaes.folders import RunFolderError, append_text, contents, locked, write_text
+from pyro_vaes.folders import locked
 from pyro_vaes.importance import check_data
 from pyro_vaes.inference import FastSVI, Mode
 from pyro_vaes.monitoring import (
@@ -44,31 +35,18 @@ from pyro_vaes.monitoring import (
     arguments,
     check_batches,
     first_not_finite,
-    metrics_line,
-    tensorboard,
     validate,
 )
 from pyro_vaes.objectives import ELBO
-from pyro_vaes.run_state import (
-    CHECKPOINT,
-    RunState,
-    Saved,
-    check_same,
-    identity_of,
-    read_checkpoint,
-    write_checkpoint,
-)
+from pyro_vaes.run_folder import RunFolder
+from pyro_vaes.run_state import CHECKPOINT, RunState, Saved, identity_of
 from pyro_vaes.vae import VAE
 
 __all__ = ["History", "NonFiniteError", "fit"]
 
-METRICS = "metrics.jsonl"
-
 # From this many steps on, recording a step (a second) and compiling it (some 20 s) pay.
 _TRACE_FROM_STEPS = 200
 _COMPILE_FROM_STEPS = 30_000
-# At least so long between two checkpoints: what a kill may cost.
-_CHECKPOINT_SECONDS = 2.0
 
 
 def fit(
@@ -205,7 +183,7 @@ class _Trainer:
     ) -> None:
         options.check(val is not None)
         self.vae, self.objective, self.options = vae, objective, options
-        self.out, self.record, self.processes = out, record, processes
+        self.processes = processes
         self.device = device_of(options.device)
         self.steps_per_epoch = math.ceil(len(train) / options.batch_size)
         self.warmup_steps = options.warmup_steps or round(
@@ -239,9 +217,9 @@ class _Trainer:
         history = History(device=self.device.type)
         self.state = RunState(vae, objective, history, torch.Generator())
         self._averaged: tuple[list[Tensor], list[Tensor]] | None = None
-        self.writer = BackgroundWriter()
-        self.better = False  # Whether the best weights are newer than their file.
-        self.next_write = -math.inf
+        self.folder = RunFolder(
+            out, options, record, lambda: identity_of(vae, objective, self.train, record)
+        )
 
     # --- state ---------------------------------------------------------------------------------
 
@@ -253,7 +231,7 @@ class _Trainer:
         if isinstance(self.objective, ELBO):
             self.objective.to(self.device)
         with self.processes.together():
-            saved = self._saved(resume)
+            saved = self.folder.saved(resume)
         self._check_processes(saved)
         self.state.history.mode = mode = self._mode(saved)
         kind = OPTIMIZERS[options.optimizer]
@@ -285,15 +263,10 @@ class _Trainer:
         if options.ema_decay:
             self.state.average = copied(named_tensors(self.vae))
         if saved is not None:
-            assert self.out is not None
-            self.state.take_up(saved, self.out / CHECKPOINT)
+            assert self.folder.path is not None
+            self.state.take_up(saved, self.folder.path / CHECKPOINT)
         if self.processes.rank:
-            self.out = None  # Read, but written by the first process alone.
-
-    @cached_property
-    def identity(self) -> dict[str, Any]:
-        """What a run that is resumed here must share with this one."""
-        return identity_of(self.vae, self.objective, self.train, self.record)
+            self.folder.path = None  # Read, but written by the first process alone.
 
     def _check_processes(self, saved: Saved | None) -> None:
         """Sees to it that all processes are about to do the same, with the same weights."""
@@ -302,7 +275,7 @@ class _Trainer:
         tensors = named_tensors(self.vae)
         epochs = 0 if saved is None else len(saved[1]["history"]["records"])
         facts = {
-            **self.identity,
+            **self.folder.identity,
             "options": dataclasses.asdict(self.options),
             "weights": {name: list(tensor.shape) for name, tensor in tensors.items()},
             "validation data": None if self.val is None else list(self.val.x.shape),
@@ -310,22 +283,6 @@ class _Trainer:
         }
         self.processes.check_same(facts)
         self.processes.spread(tensors)
-
-    def _saved(self, resume: bool) -> Saved | None:
-        """The checkpoint to go on with, None to begin; refuses a folder that holds another run."""
-        if self.out is None:
-            return None
-        saved = read_checkpoint(self.out) if resume else None
-        if saved is not None:
-            check_same(saved[1], self.options, self.identity, self.out)
-            return saved
-        # A caller may have put its configuration there for this very run.
-        if not resume and contents(self.out) - {"config.yaml"}:
-            raise RunFolderError(
-                f"Expected an empty or new folder for out; got {self.out}, which holds files "
-                "(resume to go on with the run in it)."
-            )
-        return None
 
     def _mode(self, saved: Saved | None) -> str:
         """How steps are run: as asked, as before a resumption, or by their number."""
@@ -338,32 +295,6 @@ class _Trainer:
             return "eager"
         return "compiled" if steps >= _COMPILE_FROM_STEPS else "traced"
 
-    def _write(self, improved: bool, ended: bool) -> None:
-        """Writes the checkpoint, then better weights, while training goes on.
-
-        A kill in between costs nothing: the weights are also in the checkpoint. Epochs may be much
-        shorter than the writing: those that follow a checkpoint closely have none of their own.
-        """
-        self.better = self.better or improved
-        if self.out is None or not (ended or time.monotonic() >= self.next_write):
-            return
-        self.next_write = time.monotonic() + _CHECKPOINT_SECONDS
-        improved, self.better = self.better, False
-        groups = self.state.groups()
-        record = self.state.record(self.options, self.identity)
-        out, best, facts = self.out, self.state.best, self._facts()
-
-        def write() -> None:
-            write_checkpoint(out, groups, record)
-            if improved and best is not None:
-                write_tensors(out / WEIGHTS, best, facts)
-
-        self.writer.submit(write)
-
-    def _facts(self) -> dict[str, Any]:
-        """What is kept beside the weights."""
-        return {**(self.record or {}), "architecture": self.identity["architecture"]}
-
     # --- the loop ------------------------------------------------------------------------------
 
     def run(self, progress: bool, end: float | None) -> History:
@@ -372,12 +303,7 @@ class _Trainer:
         if history.stopped == "patience" or history.epochs >= options.epochs:
             self._finish()
             return history
-        if self.out is not None and (history.epochs or (self.out / METRICS).exists()):
-            # A kill may have come after the metrics of an epoch and before its checkpoint.
-            write_text(self.out / METRICS, "".join(map(metrics_line, history.records)))
-        if self.out is not None and self.state.best is not None:
-            # So may the weights' file, and what it says of the run may have changed.
-            write_tensors(self.out / WEIGHTS, self.state.best, self._facts())
+        self.folder.begin(self.state)
         history.stopped, history.threads = "epochs", torch.get_num_threads()
         bar = tqdm(
             total=options.epochs,
@@ -387,9 +313,8 @@ class _Trainer:
             disable=None if progress else True,
             dynamic_ncols=True,
         )
-        writer = tensorboard(self.out)
         try:
-            with bar, self.writer:
+            with bar, self.folder.open():
                 ended = False
                 while not ended:
                     record = self._epoch(history.epochs)
@@ -400,8 +325,8 @@ class _Trainer:
                         history.stopped, ended = "patience", True
                     elif not ended and self._out_of_time(end):
                         history.stopped, ended = "time", True
-                    self._log(record, writer)
-                    self._write(improved, ended)
+                    self.folder.log(record)
+                    self.folder.write(self.state, improved, ended)
                     bar.update()
                     shown = {"loss": record["train_loss"], "val": record.get("val_loss")}
                     bar.set_postfix({k: f"{v:.2f}" for k, v in shown.items() if v is not None})
@@ -409,12 +334,9 @@ class _Trainer:
             # What came after the last checkpoint is repeated when the run is resumed.
             history.stopped = "interrupted"
         except NonFiniteError:
-            if self.out is not None and history.epochs:
-                save(self.vae, self.out, self.record)
+            if history.epochs:
+                self.folder.keep(self.vae)
             raise
-        finally:
-            if writer is not None:
-                writer.close()
         self._finish()
         return history
 
@@ -425,8 +347,8 @@ class _Trainer:
         """
         self._keep_best()
         self._note_precision()
-        if self.out is not None and self.state.history.epochs:
-            save(self.vae, self.out, self.record)
+        if self.state.history.epochs:
+            self.folder.keep(self.vae)
 
     def _keep_best(self) -> None:
         if self.state.best is not None or self.state.average is not None:
@@ -553,13 +475,6 @@ class _Trainer:
             f"Training stopped in epoch {epoch + 1}: {culprit}. The weights of the last good epoch "
             "are kept. Try a lower learning_rate, or clip_norm."
         )
-
-    def _log(self, record: dict[str, Any], writer: Any) -> None:
-        if self.out is not None:
-            append_text(self.out / METRICS, metrics_line(record))
-        if writer is not None:
-            for name, value in record.items():
-                writer.add_scalar(name, value, record["epoch"])
 
 
 def _on_device(split: Any, vae: VAE) -> Any:

@@ -254,17 +254,18 @@ def test_a_run_that_loses_a_process_or_is_interrupted_can_go_on(tmp_path, how):
 _RESUME = """
 import json, sys
 from pathlib import Path
-from pyro_vaes import cli, training
+from pyro_vaes import cli
+from pyro_vaes.run_folder import RunFolder
 
-out, log, done = Path(sys.argv[1]), training._Trainer._log, []
+out, log, done = Path(sys.argv[1]), RunFolder.log, []
 
-def log_and_stop(self, record, writer):
-    log(self, record, writer)
+def log_and_stop(self, record):
+    log(self, record)
     done.append(record["epoch"])
     if len(done) == 2:
         raise KeyboardInterrupt
 
-training._Trainer._log = log_and_stop
+RunFolder.log = log_and_stop
 cli.main(["train", "--resume", "--out", str(out)])
 print(done[0] - 1, done[-1])
 """

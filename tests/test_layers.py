@@ -45,6 +45,7 @@ FLOORS = {
     "importance": 4,
     "monitoring": 4,
     "plotting": 4,
+    "run_folder": 4,
     "run_state": 4,
     "sweep": 4,
     "training": 4,

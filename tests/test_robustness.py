@@ -20,7 +20,7 @@ import torch
 from filelock import FileLock, Timeout
 
 import pyro_vaes as pv
-from pyro_vaes import folders, training
+from pyro_vaes import folders, run_folder, training
 from pyro_vaes.checkpoints import WEIGHTS, RunFolderError, load_record, read_tensors
 from pyro_vaes.cli import main
 from pyro_vaes.monitoring import NonFiniteError
@@ -258,9 +258,9 @@ def test_a_kill_between_two_files(
         raise Killed
 
     if moment == "metrics":
-        monkeypatch.setattr(training._Trainer, "_write", killed)
+        monkeypatch.setattr(run_folder.RunFolder, "write", killed)
     elif moment == "checkpoint":
-        monkeypatch.setattr(training, "write_tensors", killed)
+        monkeypatch.setattr(run_folder, "write_tensors", killed)
     elif moment == "last checkpoint":
         monkeypatch.setattr(training._Trainer, "_finish", killed)
     else:
@@ -490,7 +490,7 @@ def test_the_last_good_weights_are_on_disk_when_training_stops(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A checkpoint that waits for its time must not cost the best weights."""
-    monkeypatch.setattr(training, "_CHECKPOINT_SECONDS", 1e9)
+    monkeypatch.setattr(run_folder, "_CHECKPOINT_SECONDS", 1e9)
     vae, x = small_vae(), rows()
     epoch = training._Trainer._epoch
 

@@ -13,8 +13,8 @@ from pyro.infer import RenyiELBO, Trace_ELBO
 import pyro_vaes as pv
 from pyro_vaes.checkpoints import RunFolderError, named_tensors
 from pyro_vaes.monitoring import NonFiniteError, validate
+from pyro_vaes.run_folder import METRICS, RunFolder
 from pyro_vaes.run_state import CHECKPOINT
-from pyro_vaes.training import METRICS
 
 
 def make_vae(prior="standard", seed=0):
@@ -102,25 +102,25 @@ def test_resume_is_exact(tmp_path, options, prior, monkeypatch):
     # The horizon of a schedule is the number of epochs asked for, so both runs ask for eight.
     expected = fit(whole, epochs=8, **options)
     killed, writes = make_vae(prior), 0
-    write = pv.training._Trainer._write
+    write = RunFolder.write
 
     class Killed(BaseException):
         pass
 
-    def write_and_die(self, improved, ended):
+    def write_and_die(self, state, improved, ended):
         nonlocal writes
-        write(self, improved, ended)
+        write(self, state, improved, ended)
         writes += 1
         if writes == 3:
             raise Killed
 
-    monkeypatch.setattr(pv.training._Trainer, "_write", write_and_die)
+    monkeypatch.setattr(RunFolder, "write", write_and_die)
     # A checkpoint after each epoch, or after the first one only.
     seconds = 0.0 if prior == "standard" else 1e9
-    monkeypatch.setattr(pv.training, "_CHECKPOINT_SECONDS", seconds)
+    monkeypatch.setattr(pv.run_folder, "_CHECKPOINT_SECONDS", seconds)
     with pytest.raises(Killed):
         fit(killed, epochs=8, out=tmp_path, **options)
-    monkeypatch.setattr(pv.training._Trainer, "_write", write)
+    monkeypatch.setattr(RunFolder, "write", write)
     with (tmp_path / METRICS).open("a") as file:
         file.write('{"epoch": 4, "half a li')  # killed while writing the next line
     resumed = make_vae(prior, seed=9)  # its weights come from the checkpoint
@@ -397,7 +397,7 @@ def test_a_full_disk_stops_training_and_keeps_the_previous_checkpoint(tmp_path, 
             raise OSError(28, "No space left on device")
         fsync(descriptor)
 
-    monkeypatch.setattr(pv.training, "_CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(pv.run_folder, "_CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr(folders.os, "fsync", full)
     with pytest.raises(RunFolderError, match="No space left"):
         fit(make_vae(), epochs=20, out=tmp_path)

@@ -80,6 +80,7 @@ FALLING = {
     "epochs": 300,
     "warmup_epochs": 30.0,
 }
+SHORT = {**FALLING, "epochs": 100, "warmup_epochs": 10.0}
 BEST = {**FALLING, "prior_weights": "learned"}
 ROWS = {
     "mnist-standard": Row(
@@ -124,6 +125,18 @@ ROWS = {
     ),
     "fashion-standard": Row("Fashion-MNIST, standard prior", "mnist-standard", FASHION, 228.70),
     "fashion-vamp": Row("Fashion-MNIST, VampPrior, K = 500", "mnist-vamp", FASHION, 227.35),
+    "fashion-standard-falling": Row(
+        "Fashion-MNIST, standard prior, step size falling",
+        "mnist-standard",
+        {**FASHION, **SHORT},
+        228.70,
+    ),
+    "fashion-vamp-falling": Row(
+        "Fashion-MNIST, VampPrior, K = 500, step size falling",
+        "mnist-vamp",
+        {**FASHION, **SHORT},
+        227.35,
+    ),
 }
 TOY = {
     "hidden_dims": (16,),

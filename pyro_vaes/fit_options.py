@@ -12,7 +12,15 @@ import torch
 
 from pyro_vaes.networks import positive
 
-__all__ = ["OPTIMIZERS", "PRECISIONS", "SCHEDULES", "FitOptions", "computed_in", "device_of"]
+__all__ = [
+    "COMPILE_FROM_STEPS",
+    "OPTIMIZERS",
+    "PRECISIONS",
+    "SCHEDULES",
+    "FitOptions",
+    "computed_in",
+    "device_of",
+]
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -26,6 +34,8 @@ SCHEDULES = {
     "linear": lambda fraction: 1.0 - fraction,
 }
 PRECISIONS = ("float32", "tf32", "bf16")
+# From this many steps on, of one model or of all in a joint program, compiling (some 20 s) pays.
+COMPILE_FROM_STEPS = 30_000
 
 
 @dataclasses.dataclass(frozen=True)

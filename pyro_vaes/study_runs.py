@@ -32,6 +32,7 @@ from pyro_vaes.cluster import spread
 from pyro_vaes.config import RunConfig, digest, flatten, from_values, to_yaml
 from pyro_vaes.data import DataSet, load_data
 from pyro_vaes.evaluation import evaluate
+from pyro_vaes.fit_options import COMPILE_FROM_STEPS
 from pyro_vaes.folders import RunFolderError, write_text
 from pyro_vaes.measures import MEASURES
 from pyro_vaes.monitoring import History, NonFiniteError
@@ -45,8 +46,6 @@ __all__ = ["ENGINES", "Engine", "Run", "data_of", "perform", "run_all"]
 RESULT = "result.json"
 # So many models of one architecture are worth a joint program.
 _TOGETHER_FROM = 8
-# So many steps of all models in a joint program are worth compiling.
-_COMPILE_FROM = 30_000
 # What may differ between models that train together.
 _OWN = ("seed", "beta", "learning_rate")
 
@@ -177,7 +176,7 @@ def _train_together(runs: Sequence[Run], data: DataSet) -> dict[Run, dict[str, A
         patience=training.patience,
         ema_decay=training.ema_decay,
         device=training.device,
-        mode="compiled" if steps >= _COMPILE_FROM else "traced",
+        mode="compiled" if steps >= COMPILE_FROM_STEPS else "traced",
     )
     found = {}
     for run, vae, history in zip(runs, vaes, histories, strict=True):

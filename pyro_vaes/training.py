@@ -25,7 +25,14 @@ from tqdm.auto import tqdm
 from pyro_vaes.checkpoints import copied, fill, named_tensors
 from pyro_vaes.data import Split, as_split, batches
 from pyro_vaes.distributed import Processes, join
-from pyro_vaes.fit_options import OPTIMIZERS, SCHEDULES, FitOptions, computed_in, device_of
+from pyro_vaes.fit_options import (
+    COMPILE_FROM_STEPS,
+    OPTIMIZERS,
+    SCHEDULES,
+    FitOptions,
+    computed_in,
+    device_of,
+)
 from pyro_vaes.folders import locked
 from pyro_vaes.importance import check_data
 from pyro_vaes.inference import FastSVI, Mode
@@ -44,9 +51,8 @@ from pyro_vaes.vae import VAE
 
 __all__ = ["History", "NonFiniteError", "fit"]
 
-# From this many steps on, recording a step (a second) and compiling it (some 20 s) pay.
+# From this many steps on, recording a step (a second) pays.
 _TRACE_FROM_STEPS = 200
-_COMPILE_FROM_STEPS = 30_000
 
 
 def fit(
@@ -293,7 +299,7 @@ class _Trainer:
         steps = self.options.epochs * self.steps_per_epoch
         if steps < _TRACE_FROM_STEPS or not getattr(self.objective, "recordable", True):
             return "eager"
-        return "compiled" if steps >= _COMPILE_FROM_STEPS else "traced"
+        return "compiled" if steps >= COMPILE_FROM_STEPS else "traced"
 
     # --- the loop ------------------------------------------------------------------------------
 

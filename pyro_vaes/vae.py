@@ -145,7 +145,12 @@ class VAE(Described):
 
         Returns:
             ``(n, *event_shape)``.
+
+        Raises:
+            ValueError: if ``n`` is negative, or the labels are none of the model's.
         """
+        if n < 0:
+            raise ValueError(f"Expected n of 0 or more; got {n}.")
         y = self._check_labels(y, n)
         prior = self.p_z(y)
         z = prior.sample(() if prior.batch_shape else (n,))

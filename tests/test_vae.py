@@ -409,6 +409,12 @@ def test_wrong_labels_are_refused(y, message):
         vae.decode(torch.randn(4, 2), y)
 
 
+def test_a_negative_number_of_draws_is_refused():
+    with pytest.raises(ValueError, match="Expected n of 0 or more; got -1"):
+        make_vae().sample(-1)
+    assert make_vae().sample(0).shape == (0, 4)
+
+
 def test_labels_of_another_length_are_refused():
     vae = make_vae(num_labels=3)
     with pytest.raises(ValueError, match="Expected one label, or one for each of 4 data; got 3"):

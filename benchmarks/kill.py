@@ -13,6 +13,7 @@ bit, seconds apart, and the next run begins in a new folder. The last one is lef
 from __future__ import annotations
 
 import argparse
+import csv
 import dataclasses
 import hashlib
 import json
@@ -37,8 +38,6 @@ TRAIN = (
     "--resume --out {out}"
 )
 STUDY = "study {study} --quick --seeds 1 --out {{out}}/figures --runs {{out}}/runs"
-# What a clock says, at whatever depth of a record.
-_CLOCKS = ("seconds", "train_seconds", "seconds_per_epoch")
 
 
 @dataclasses.dataclass
@@ -75,12 +74,16 @@ def _digest(path: Path) -> str:
         text = path.read_text()
         rows = map(json.loads, text.splitlines() if path.suffix == ".jsonl" else [text])
         return json.dumps([_timeless(row) for row in rows], sort_keys=True)
+    if path.suffix == ".csv":
+        with path.open(newline="") as file:
+            return json.dumps(_timeless(list(csv.DictReader(file))))
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _timeless(value: Any) -> Any:
+    """A record without what clocks say, at whatever depth."""
     if isinstance(value, dict):
-        return {key: _timeless(item) for key, item in value.items() if key not in _CLOCKS}
+        return {key: _timeless(item) for key, item in value.items() if "seconds" not in key}
     return [_timeless(item) for item in value] if isinstance(value, list) else value
 
 

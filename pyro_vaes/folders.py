@@ -104,15 +104,19 @@ def contents(folder: Path) -> set[str]:
         raise RunFolderError(
             f"Expected a folder that can be read; got {folder} ({error.strerror or error})."
         ) from error
-    return {name for name in names if name != _LOCK and not name.startswith(_PARTIAL)}
+    return {name for name in names if not name.startswith((_LOCK, _PARTIAL))}
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, name: str = "") -> Iterator[None]:
     """Makes a run folder if need be and keeps other processes from writing into it.
 
     The system takes the lock back when a process ends, however it ends. A thread that has it may
     ask for it again.
+
+    Args:
+        folder: to be made and locked.
+        name: lock, and clear of what is half-written, only files whose names begin so.
 
     Raises:
         RunFolderError: if the folder cannot be made.
@@ -120,7 +124,7 @@ def locked(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        place = folder.resolve() / _LOCK
+        place = folder.resolve() / (f"{_LOCK}-{name}" if name else _LOCK)
     except OSError as error:
         raise _unwritable(folder, error) from error
     lock = FileLock(place, timeout=0, is_singleton=True)
@@ -128,8 +132,8 @@ def locked(folder: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout as error:
         raise FolderInUseError(
-            f"Expected a run folder for this process alone; got {folder}, which another one is "
-            "writing into."
+            f"Expected a {'place' if name else 'run folder'} for this process alone; got "
+            f"{folder / name}, which another one is writing into."
         ) from error
     except OSError:
         # Where not even a lock can be written, nobody writes: a finished run may still be read,
@@ -138,7 +142,7 @@ def locked(folder: Path) -> Iterator[None]:
         return
     try:
         if lock.lock_counter == 1:
-            for path in folder.rglob(f"{_PARTIAL}*"):
+            for path in folder.rglob(f"{_PARTIAL}*-{name}*"):
                 with suppress(OSError):
                     path.unlink()
         yield

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ import torch
 from pyro_vaes._version import __version__
 from pyro_vaes.config import ConfigError, RunConfig, digest
 from pyro_vaes.data import DataSet, load_data
-from pyro_vaes.folders import write_text
+from pyro_vaes.folders import locked, write_text
 from pyro_vaes.outcomes import Outcome
 from pyro_vaes.plotting import save_figure
 from pyro_vaes.studies import STUDIES, Cell, Study, configuration
@@ -79,6 +80,7 @@ def study(names: Sequence[str], settings: Settings) -> list[Path]:
 
     Raises:
         ConfigError: for data that lack what a study needs.
+        FolderInUseError: if another process is doing one of them for the same folder.
     """
     data = load_data(settings.data, root=settings.data_root)
     for name in names:
@@ -95,13 +97,16 @@ def study(names: Sequence[str], settings: Settings) -> list[Path]:
         for cell in cells
         for seed in range(settings.seeds)
     }
-    results = run_all(
-        list(runs.values()),
-        workers=settings.workers,
-        engine=settings.engine,
-        progress=settings.progress,
-    )
-    return [_write(name, grids[name], runs, results, data, settings) for name in names]
+    with ExitStack() as alone:
+        for name in names:
+            alone.enter_context(locked(settings.out, name))
+        results = run_all(
+            list(runs.values()),
+            workers=settings.workers,
+            engine=settings.engine,
+            progress=settings.progress,
+        )
+        return [_write(name, grids[name], runs, results, data, settings) for name in names]
 
 
 def _check(name: str, study: Study, data: DataSet) -> None:

@@ -131,7 +131,7 @@ def perform(task: Task) -> list[dict[str, Any]]:
 
 
 def _trained(run: Run) -> dict[str, Any] | None:
-    """The facts of a training that has ended, from an earlier evaluation."""
+    """The facts of a training that has ended, if they were written down."""
     try:
         result = json.loads((run.folder / RESULT).read_text(encoding="utf-8"))
         load(run.folder)
@@ -182,8 +182,10 @@ def _train_together(runs: Sequence[Run], data: DataSet) -> dict[Run, dict[str, A
     for run, vae, history in zip(runs, vaes, histories, strict=True):
         write_text(run.folder / "config.yaml", to_yaml(run.config))
         write_text(run.folder / METRICS, "".join(f"{json.dumps(r)}\n" for r in history.records))
-        save(vae, run.folder, record_of(run.config, data))
+        # There is no checkpoint to go on from: with the weights, this says that all is done.
         found[run] = _facts(vae, history)
+        write_text(run.folder / RESULT, json.dumps({"training": found[run]}) + "\n")
+        save(vae, run.folder, record_of(run.config, data))
     return found
 
 

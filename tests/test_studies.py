@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from filelock import FileLock
 
 import pyro_vaes as pv
 from pyro_vaes import measures, study_runs
@@ -19,6 +20,7 @@ from pyro_vaes.assemble import build
 from pyro_vaes.banana import families, fitted_banana
 from pyro_vaes.cli import main
 from pyro_vaes.config import ConfigError, digest, flatten
+from pyro_vaes.folders import FolderInUseError
 from pyro_vaes.monitoring import NonFiniteError
 from pyro_vaes.outcomes import Difference, Outcome
 from pyro_vaes.studies import STUDIES, Cell, Study, configuration
@@ -277,6 +279,38 @@ def test_models_of_one_architecture_train_together(small, monkeypatch):
     # A run that trained in company is a run folder like any other.
     evaluated = pv.load(small.runs / together["run"][0])
     assert evaluated.posterior.latent_dim == 2
+
+
+@pytest.mark.parametrize("last", [1, 4])
+def test_models_that_were_trained_together_are_not_trained_again(small, monkeypatch, last):
+    monkeypatch.setattr(study_runs, "_TOGETHER_FROM", 4)
+    measure, left, count = study_runs._measure, iter(range(last - 1)), trained(monkeypatch)
+
+    def killed(*args: Any) -> Any:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return measure(*args)
+
+    monkeypatch.setattr(study_runs, "_measure", killed)
+    with pytest.raises(KeyboardInterrupt):
+        study(["tiny"], small)
+    monkeypatch.setattr(study_runs, "_measure", measure)
+    monkeypatch.setattr(study_runs, "fit_many", None)
+    study(["tiny"], small)
+    assert not count and len(pd.read_csv(small.out / "tiny.csv")) == 4
+
+
+def test_a_study_is_written_by_one_process_and_cleared_of_what_a_killed_one_left(small):
+    small.out.mkdir()
+    ours, theirs = (small.out / f".partial-1-{name}.png" for name in ("tiny_vae", "beta_tiny"))
+    for path in (ours, theirs):
+        path.write_bytes(b"half")
+    lock = FileLock(small.out / ".lock-tiny")
+    with lock, pytest.raises(FolderInUseError, match=r"alone; got \S+tiny, which another one"):
+        study(["tiny"], small)
+    study(["tiny"], small)
+    assert not ours.exists() and theirs.exists()
+    assert not list(small.out.glob(".lock*"))
 
 
 def test_a_run_that_fails_is_told_of_and_the_others_stand(small, monkeypatch):

@@ -300,15 +300,20 @@ def test_two_processes_with_one_folder(tmp_path: Path, train: Any, finished: Pat
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments(tmp_path: Path, train: Any, monkeypatch: Any) -> None:
-    """The short form of ``benchmarks/kill.py``, whose result is committed."""
+@pytest.mark.parametrize(("what", "number"), [("train", 5), ("study", 3)])
+def test_killed_at_random_moments(
+    what: str, number: int, tmp_path: Path, train: Any, data: Path, monkeypatch: Any
+) -> None:
+    """The short form of ``benchmarks/kill.py``, whose results are committed."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
     kill = importlib.import_module("kill")
     command = " ".join(map(str, train("{out}", "--resume", "--patience", 400, epochs=400)))
-    events = list(kill.kills(command, tmp_path, 5, 1))
-    assert sum(isinstance(event, kill.Kill) for event in events) == 5
+    if what == "study":
+        command = f"{kill.STUDY.format(study='beta')} --data {data} --workers 1"
+    events = list(kill.kills(command, tmp_path, number, 1))
+    assert sum(isinstance(event, kill.Kill) for event in events) == number
     through = [event for event in events if not isinstance(event, kill.Kill)]
     assert through and all(files == [] for _, files in through)
 

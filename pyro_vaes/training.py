@@ -3,7 +3,7 @@
 One loop for every combination of parts and every objective, over
 :class:`~pyro_vaes.inference.FastSVI`. All state of the loop (weights, their average, optimiser,
 generators, best weights, history) is kept in one checkpoint, written whole, so that a run that was
-killed goes on exactly where its last checkpoint stood; see :mod:`pyro_vaes.run_folder`.
+killed goes on exactly where its last checkpoint stood; ``run_folder`` writes it.
 """
 
 from __future__ import annotations

@@ -114,6 +114,15 @@ ROWS = {
         0.18,
         EXEMPLAR,
     ),
+    # A bound that is nearer to what is judged. It has no KL to weigh: no warm-up.
+    "mnist-many-samples": Row(
+        "MNIST, VampPrior, K = 500, step size falling, five draws a datum",
+        "mnist-vamp",
+        {**BEST, "train_samples": 5, "warmup_epochs": 0.0, "epochs": 200},
+        82.09,
+        0.18,
+        EXEMPLAR,
+    ),
     # Without, the training bound ends two nats below that of the validation rows.
     "mnist-augmented": Row(
         "MNIST, VampPrior, K = 500, step size falling, images moved",

@@ -16,12 +16,12 @@ from typing import Any, Literal, cast
 
 import pyro
 import torch
-from pyro.infer import SVI, Trace_ELBO
+from pyro.infer import SVI, RenyiELBO, Trace_ELBO
 from pyro.optim import PyroOptim
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_vaes.objectives import ELBO, NotReparameterizedError
+from pyro_vaes.objectives import ELBO, ManySamples, NotReparameterizedError
 from pyro_vaes.recording import Captured, Fill, Recorded, signature, split_tensors
 
 __all__ = ["MODES", "FastSVI", "Mode"]
@@ -194,7 +194,7 @@ class FastSVI(SVI):
             params = [param for group in groups for param in group["params"]]
 
             def loss(*inputs: Tensor) -> Tensor:
-                objective = cast(ELBO, self._objective)
+                objective = cast("ELBO | ManySamples", self._objective)
                 filled, by_name = fill(inputs)
                 return objective.tensor_loss(self.model, self.guide, *filled, **by_name)
 
@@ -280,18 +280,19 @@ class FastSVI(SVI):
         return loss
 
 
-def _as_objective(loss: Any) -> ELBO | None:
+def _as_objective(loss: Any) -> ELBO | ManySamples | None:
     """The loss as an objective that can be recorded; None if it must run its own way."""
     if isinstance(loss, ELBO):
         return loss
-    if type(loss) is not Trace_ELBO:
+    if type(loss) not in (Trace_ELBO, RenyiELBO):
         return None
-    return ELBO(
-        num_particles=loss.num_particles,
-        max_plate_nesting=loss.max_plate_nesting,
-        vectorize_particles=loss.vectorize_particles,
-        strict_enumeration_warning=loss.strict_enumeration_warning,
-    )
+    options = {
+        "num_particles": loss.num_particles,
+        "max_plate_nesting": loss.max_plate_nesting,
+        "vectorize_particles": loss.vectorize_particles,
+        "strict_enumeration_warning": loss.strict_enumeration_warning,
+    }
+    return ELBO(**options) if type(loss) is Trace_ELBO else ManySamples(loss.alpha, **options)
 
 
 class _Params(Messenger):

@@ -21,8 +21,8 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
 import torch
-from pyro.infer import Trace_ELBO
-from pyro.infer.util import torch_item
+from pyro.infer import RenyiELBO, Trace_ELBO
+from pyro.infer.util import get_dependent_plate_dims, torch_item, torch_sum
 from pyro.poutine.util import site_is_subsample
 from pyro.util import warn_if_nan
 from torch import Tensor
@@ -56,15 +56,10 @@ def bound_terms(model_trace: Any, guide_trace: Any) -> Terms:
     log_likelihood: Any = 0.0
     kl: Any = 0.0
     pairs = 1
-    for name, site in guide_trace.nodes.items():
-        if site["type"] != "sample":
-            continue
-        if not site["fn"].has_rsample and not site["infer"].get("is_auxiliary"):
-            raise NotReparameterizedError(
-                f"Expected a reparameterised guide; got site {name!r} with "
-                f"{type(site['fn']).__name__}, which has no rsample. Use Pyro's TraceGraph_ELBO."
-            )
-        kl = kl + site["log_prob_sum"]
+    check_reparameterized(guide_trace)
+    for site in guide_trace.nodes.values():
+        if site["type"] == "sample":
+            kl = kl + site["log_prob_sum"]
     for site in model_trace.nodes.values():
         if site["type"] != "sample":
             continue
@@ -74,6 +69,24 @@ def bound_terms(model_trace: Any, guide_trace: Any) -> Terms:
             kl = kl - site["log_prob_sum"]
             pairs = max(pairs, site["log_prob"].numel())
     return Terms(log_likelihood, kl, pairs)
+
+
+def check_reparameterized(guide_trace: Any) -> None:
+    """Refuses a guide whose draws cannot all be differentiated.
+
+    Raises:
+        NotReparameterizedError: naming the site.
+    """
+    for name, site in guide_trace.nodes.items():
+        if (
+            site["type"] == "sample"
+            and not site["fn"].has_rsample
+            and not site["infer"].get("is_auxiliary")
+        ):
+            raise NotReparameterizedError(
+                f"Expected a reparameterised guide; got site {name!r} with "
+                f"{type(site['fn']).__name__}, which has no rsample. Use Pyro's TraceGraph_ELBO."
+            )
 
 
 class ELBO(Trace_ELBO):
@@ -166,6 +179,41 @@ class ELBO(Trace_ELBO):
         loss = torch_item(self.tensor_loss(model, guide, *args, **kwargs))
         warn_if_nan(loss, "loss")
         return cast(float, loss)
+
+
+class ManySamples(RenyiELBO):
+    """Pyro's ``RenyiELBO``, for reparameterised guides, with a loss that can be recorded.
+
+    Same estimate and same gradients: for each datum
+    ``log(mean_k w_k ** (1 - alpha)) / (1 - alpha)``, the weights of its particles being
+    ``w_k = p(x, z_k) / q(z_k | x)`` (Li and Turner 2016, equation 6; with ``alpha=0`` the bound of
+    Burda et al. 2016, equation 8). :class:`~pyro_vaes.inference.FastSVI` puts it in a
+    ``RenyiELBO``'s place.
+    """
+
+    def tensor_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss, differentiable and without host synchronisation."""
+        weights = [log_weights(*pair) for pair in self._get_traces(model, guide, args, kwargs)]
+        several = self.vectorize_particles and self.num_particles > 1
+        powers = (1 - self.alpha) * (weights[0] if several else torch.stack(weights))
+        means = powers.logsumexp(0) - math.log(self.num_particles)
+        return cast(Tensor, -means.sum() / (1 - self.alpha))
+
+
+def log_weights(model_trace: Any, guide_trace: Any) -> Tensor:
+    """Log p(x, z) - log q(z | x), not summed over the plates that all sites are in.
+
+    Raises:
+        NotReparameterizedError: for a guide site whose draws cannot be differentiated.
+    """
+    check_reparameterized(guide_trace)
+    within = get_dependent_plate_dims(model_trace.nodes.values())
+    weights: Any = 0.0
+    for trace, sign in ((model_trace, 1), (guide_trace, -1)):
+        for site in trace.nodes.values():
+            if site["type"] == "sample":
+                weights = weights + sign * torch_sum(site["log_prob"], within)
+    return cast(Tensor, weights)
 
 
 class BetaELBO(ELBO):

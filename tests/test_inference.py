@@ -216,10 +216,27 @@ def test_discrete_guide_falls_back_with_one_warning():
     assert ours == run(SVI)
 
 
-@pytest.mark.parametrize("loss", [lambda: RenyiELBO(num_particles=3), TraceMeanField_ELBO])
-def test_other_losses_run_their_own_way(loss):
-    _, w = train(lambda v: SVI(v.model, v.guide, optim(), loss()))
-    _, ours = train(lambda v: pv.FastSVI(v.model, v.guide, optim(), loss()))
+@pytest.mark.parametrize("mode", ["eager", "traced"])
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("alpha", [0, 0.5, -1.0])
+@pytest.mark.parametrize("particles", [1, 3])
+def test_many_sample_bounds_are_pyros(particles, alpha, together, mode):
+    def loss():
+        return RenyiELBO(alpha, particles, max_plate_nesting=1, vectorize_particles=together)
+
+    losses, w = train(lambda v: SVI(v.model, v.guide, optim(), loss()), prior="vamp")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # It would tell of a step that could not be recorded.
+        ours, w_ours = train(
+            lambda v: pv.FastSVI(v.model, v.guide, optim(), loss(), mode=mode), prior="vamp"
+        )
+    torch.testing.assert_close(ours, losses, rtol=0, atol=1e-6)
+    torch.testing.assert_close(w_ours, w, rtol=0, atol=1e-6)
+
+
+def test_other_losses_run_their_own_way():
+    _, w = train(lambda v: SVI(v.model, v.guide, optim(), TraceMeanField_ELBO()))
+    _, ours = train(lambda v: pv.FastSVI(v.model, v.guide, optim(), TraceMeanField_ELBO()))
     torch.testing.assert_close(ours, w, rtol=0, atol=1e-6)
 
 

@@ -286,16 +286,20 @@ def table(out: Path) -> str:
             f"- {first['title']}:{note} {samples} importance samples. "
             f"Published: {first['source']}. {facts['machine']}"
             f"{', ' + facts['gpu'] if 'gpu' in facts else ''}, {places}, evaluated on "
-            f"{facts['threads']} threads; {facts['versions']}; commit {facts['commit']}, "
+            f"{_threads(facts['threads'])}; {facts['versions']}; commit {facts['commit']}, "
             f"{facts['date']}. `{facts['command']}`"
         )
     return "\n".join([*lines, "", "Nats per image.", "", *notes]) + "\n"
 
 
 def _place(run: Mapping[str, str]) -> str:
-    threads = int(run.get("threads") or 0)  # Not known of runs before it was noted.
-    on = f"{threads} thread{'s' * (threads > 1)}, " if threads else ""
+    known = run.get("threads")  # Not of runs before it was noted.
+    on = f"{_threads(known)}, " if known else ""
     return f"{run['device']}, {on}{run['mode']} steps"
+
+
+def _threads(number: str) -> str:
+    return f"{number} thread{'s' * (number != '1')}"
 
 
 def _published(run: Mapping[str, str]) -> str:

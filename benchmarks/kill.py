@@ -3,7 +3,8 @@
 The command is run once undisturbed, then killed (SIGKILL to its whole process group, as when the
 machine goes) and started again until it has been killed as often as asked for. Whenever it gets
 through in spite of that, its folder is compared with the undisturbed one, file by file and bit for
-bit, seconds apart, and the next run begins in a new folder. The last one is left in peace.
+bit, seconds apart, and the next run begins in a new folder. The last one is left in peace. (A study
+whose report has a column of seconds differs in that report.)
 
     python benchmarks/kill.py                          # pyro-vaes train, 50 kills
     python benchmarks/kill.py --study beta             # the same for a study
@@ -83,7 +84,7 @@ def _digest(path: Path) -> str:
 def _timeless(value: Any) -> Any:
     """A record without what clocks say, at whatever depth."""
     if isinstance(value, dict):
-        return {key: _timeless(item) for key, item in value.items() if "seconds" not in key}
+        return {k: _timeless(v) for k, v in value.items() if "seconds" not in k and k[-3:] != "_ms"}
     return [_timeless(item) for item in value] if isinstance(value, list) else value
 
 

@@ -293,8 +293,8 @@ def table(out: Path) -> str:
 
 
 def _place(run: Mapping[str, str]) -> str:
-    known = run.get("threads")  # Not of runs before it was noted.
-    on = f"{_threads(known)}, " if known else ""
+    known = run.get("threads") or "0"  # Not of runs that began before it was noted.
+    on = f"{_threads(known)}, " if known != "0" else ""
     return f"{run['device']}, {on}{run['mode']} steps"
 
 

@@ -142,7 +142,9 @@ def locked(folder: Path, name: str = "") -> Iterator[None]:
         return
     try:
         if lock.lock_counter == 1:
-            for path in folder.rglob(f"{_PARTIAL}*-{name}*"):
+            # What has a name lies in the folder itself; a run folder is its own down to the bottom.
+            find = folder.glob if name else folder.rglob
+            for path in find(f"{_PARTIAL}*-{name}*"):
                 with suppress(OSError):
                     path.unlink()
         yield

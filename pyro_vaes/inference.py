@@ -33,9 +33,9 @@ MODES: tuple[Mode, ...] = ("auto", "eager", "traced", "compiled", "cuda_graph")
 class FastSVI(SVI):
     """Stochastic variational inference, the same estimator and updates as ``SVI``, faster.
 
-    Works for any model and guide. With a reparameterised guide and ``Trace_ELBO`` (or an objective
-    of this library) a step can be recorded; any other loss runs in eager mode through its own
-    ``loss_and_grads``.
+    Works for any model and guide. With a reparameterised guide and ``Trace_ELBO``, ``RenyiELBO`` or
+    an objective of this library a step can be recorded; any other loss, and another guide, run in
+    eager mode through the loss's own ``loss_and_grads``.
 
     - ``eager``: Pyro's handlers at every step, one fused optimiser. At one seed, the updates of
       ``SVI`` to float rounding.
@@ -92,6 +92,7 @@ class FastSVI(SVI):
         self._params: dict[str, Tensor] = {}
         self._clips: list[tuple[Tensor, dict[str, Any]]] = []
         self._validated = False
+        self._reparameterized = False  # Not known before the first step.
 
     def step(self, *args: Any, **kwargs: Any) -> float:
         """Takes one gradient step; returns the loss before it, in nats summed over the batch."""
@@ -121,6 +122,9 @@ class FastSVI(SVI):
         """
         with torch.random.fork_rng(), torch.no_grad(), self._validation(), _Params(self._params):
             self.loss_object.loss(self.model, self.guide, *args, **kwargs)
+        if self._objective is not None:
+            # Pyro finds it by running the model once more, which in a step would draw noise.
+            self._objective.max_plate_nesting = self.loss_object.max_plate_nesting
         self._adopt()
         if self.optimizer is None:
             raise ValueError("Expected a model or guide with parameters to train; got none.")
@@ -144,7 +148,7 @@ class FastSVI(SVI):
 
     def _loss_and_grads(self, args: Any, kwargs: Any) -> Tensor:
         if self._objective is not None:
-            generator = torch.get_rng_state() if self.optimizer is None else None
+            generator = None if self._reparameterized else torch.get_rng_state()
             try:
                 loss = self._objective.tensor_loss(self.model, self.guide, *args, **kwargs)
             except NotReparameterizedError as error:
@@ -156,6 +160,7 @@ class FastSVI(SVI):
                 if generator is not None:
                     torch.set_rng_state(generator)
             else:
+                self._reparameterized = True
                 if loss.requires_grad:
                     loss.backward()
                 return loss.detach()
@@ -164,11 +169,12 @@ class FastSVI(SVI):
         )
 
     def _fall_back(self, error: Exception) -> None:
-        reason = str(error).strip().split("\n")[0]
-        warnings.warn(
-            f"FastSVI goes on in eager mode: the step could not be {self.mode} ({reason}).",
-            stacklevel=2,
-        )
+        if self.mode != "eager":
+            reason = str(error).strip().split("\n")[0]
+            warnings.warn(
+                f"FastSVI goes on in eager mode: the step could not be {self.mode} ({reason}).",
+                stacklevel=2,
+            )
         self.mode = "eager"
 
     @contextmanager

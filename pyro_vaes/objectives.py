@@ -78,11 +78,7 @@ def check_reparameterized(guide_trace: Any) -> None:
         NotReparameterizedError: naming the site.
     """
     for name, site in guide_trace.nodes.items():
-        if (
-            site["type"] == "sample"
-            and not site["fn"].has_rsample
-            and not site["infer"].get("is_auxiliary")
-        ):
+        if site["type"] == "sample" and not site["fn"].has_rsample:
             raise NotReparameterizedError(
                 f"Expected a reparameterised guide; got site {name!r} with "
                 f"{type(site['fn']).__name__}, which has no rsample. Use Pyro's TraceGraph_ELBO."

@@ -30,6 +30,12 @@ FITS: dict[str, dict[str, Any]] = {
         "optimizer": "adamax",
     },
     "a row for one": {"batch_size": 50, "labels": True, "patience": 2, "learning_rate": 0.1},
+    "importance weighted, traced": {
+        "mode": "traced",
+        "objective": lambda: RenyiELBO(
+            alpha=0.5, num_particles=2, vectorize_particles=True, max_plate_nesting=1
+        ),
+    },
     "importance weighted": {
         "objective": lambda: RenyiELBO(
             alpha=0, num_particles=3, vectorize_particles=True, max_plate_nesting=1

@@ -195,25 +195,56 @@ def test_data_dependent_model_falls_back_with_one_warning():
         svi.step(x)
 
 
-def test_discrete_guide_falls_back_with_one_warning():
+@pytest.mark.parametrize("prepared", [False, True])
+@pytest.mark.parametrize("mode", ["eager", "traced"])
+@pytest.mark.parametrize("loss", [Trace_ELBO, lambda: RenyiELBO(0.5, num_particles=3)])
+@pytest.mark.parametrize("auxiliary", [False, True])
+def test_a_discrete_guide_is_trained_as_pyro_does_with_at_most_one_warning(
+    auxiliary, loss, mode, prepared
+):
     def model():
-        z = pyro.sample("z", dist.Bernoulli(0.5))
+        z = pyro.sample("z", dist.Normal(0.0, 1.0) if auxiliary else dist.Bernoulli(0.5))
         pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(0.8))
 
     def guide():
-        logit = pyro.param("logit", torch.zeros(()))
-        pyro.sample("z", dist.Bernoulli(logits=logit))
+        discrete = dist.Bernoulli(logits=pyro.param("logit", torch.zeros(())))
+        if auxiliary:
+            u = pyro.sample("u", discrete, infer={"is_auxiliary": True})
+            pyro.sample("z", dist.Normal(u, 1.0))
+        else:
+            pyro.sample("z", discrete)
 
     def run(kind, **options):
         pyro.clear_param_store()
-        svi = kind(model, guide, optim(), Trace_ELBO(), **options)
+        svi = kind(model, guide, optim(), loss(), **options)
+        if options and prepared:
+            svi.prepare()
         torch.manual_seed(0)
         losses = [svi.step() for _ in range(5)]
-        return losses, pyro.param("logit").item()
+        return [*losses, pyro.param("logit").item()]
 
-    with pytest.warns(UserWarning, match="reparameterised"):
-        ours = run(pv.FastSVI, mode="traced")
-    assert ours == run(SVI)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        ours = run(pv.FastSVI, mode=mode)
+    assert ["reparameterised" in str(one.message) for one in told] == [True] * (mode == "traced")
+    assert ours == pytest.approx(run(SVI), abs=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["eager", "traced"])
+@pytest.mark.parametrize("loss", [RenyiELBO, Trace_ELBO])
+def test_the_nesting_of_plates_is_found_before_the_first_step(loss, mode):
+    def steps(**options):
+        def make(v):
+            bound = loss(num_particles=3, vectorize_particles=True, **options)
+            svi = pv.FastSVI(v.model, v.guide, optim(), bound, mode=mode)
+            svi.prepare(data())
+            return svi
+
+        return train(make)
+
+    expected, found = steps(max_plate_nesting=1), steps()
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("mode", ["eager", "traced"])

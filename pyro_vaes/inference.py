@@ -133,6 +133,7 @@ class FastSVI(SVI):
     def retrace(self) -> None:
         """Forgets the recorded steps: the next one runs the model and guide again."""
         self._programs.clear()
+        self._reparameterized = False
 
     # --- eager -------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ Batches lie ready in memory for every contender: nobody's data loading is timed.
 from __future__ import annotations
 
 import importlib.util
+import os
 from functools import partial
 
 import torch
@@ -52,7 +53,10 @@ def contenders(work: Work, device: str) -> list[Contender]:
         Contender("textbook Pyro", partial(textbook_pyro, work, device)),
         Contender("hand-written PyTorch", partial(hand_written, work, device)),
     ]
-    if importlib.util.find_spec("numpyro") and not work.components and device == "cpu":
+    if importlib.util.find_spec("numpyro") and not work.components:
+        # JAX would take whatever the machine has, and nearly all of its memory.
+        os.environ["JAX_PLATFORMS"] = device
+        os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
         import peers_numpyro
 
         found += [

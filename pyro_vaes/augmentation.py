@@ -141,6 +141,8 @@ def move_images(
 
 
 def _uniform(shape: Sequence[int], like: Tensor, generator: torch.Generator) -> Tensor:
-    """Draws from [0, 1) where the generator lives, so that a run does not depend on the device."""
-    draws = torch.rand(*shape, generator=generator, device=generator.device, dtype=like.dtype)
-    return draws.to(like.device)
+    """Draws from [0, 1) where the batch lies: a copy from elsewhere takes longer than a step."""
+    if generator.device != like.device:
+        seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+        generator = torch.Generator(like.device).manual_seed(seed)
+    return torch.rand(*shape, generator=generator, device=like.device, dtype=like.dtype)

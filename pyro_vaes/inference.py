@@ -91,6 +91,7 @@ class FastSVI(SVI):
         self._programs: dict[Any, Recorded] = {}
         self._params: dict[str, Tensor] = {}
         self._clips: list[tuple[Tensor, dict[str, Any]]] = []
+        self._stepped: set[int] = set()  # Parameters that took an eager step before a graph.
         self._validated = False
         self._reparameterized = False  # Not known before the first step.
 
@@ -104,6 +105,9 @@ class FastSVI(SVI):
     def update(self, *args: Any, **kwargs: Any) -> Tensor:
         """Like :meth:`step`, but the loss stays a tensor on its device: nothing waits for it."""
         if self._objective is None or self.optimizer is None or self.mode == "eager":
+            return self._eager_update(args, kwargs)
+        if self.mode == "cuda_graph" and self._lacks_state():
+            # Made inside a graph, the optimiser's state would be made anew at each replay.
             return self._eager_update(args, kwargs)
         tensors, fill = split_tensors(args, kwargs)
         recorded = self._program(args, kwargs, tensors, fill)
@@ -145,6 +149,13 @@ class FastSVI(SVI):
         if met.keys() - self._params.keys():
             self._params |= met
             self._adopt()
+        if self.mode == "cuda_graph":
+            for param in self._trained():
+                if (
+                    param.grad is None
+                ):  # As in a recording, where what has no part in the loss has 0.
+                    param.grad = torch.zeros_like(param)
+                self._stepped.add(id(param))
         return self._apply_gradients(loss)
 
     def _loss_and_grads(self, args: Any, kwargs: Any) -> Tensor:
@@ -169,14 +180,15 @@ class FastSVI(SVI):
             self.loss_object.loss_and_grads(self.model, self.guide, *args, **kwargs)
         )
 
-    def _fall_back(self, error: Exception) -> None:
+    def _fall_back(self, error: Exception, mode: Mode = "eager") -> None:
         if self.mode != "eager":
             reason = str(error).strip().split("\n")[0]
+            wish = "captured as a CUDA graph" if self.mode == "cuda_graph" else self.mode
             warnings.warn(
-                f"FastSVI goes on in eager mode: the step could not be {self.mode} ({reason}).",
+                f"FastSVI goes on in {mode} mode: the step could not be {wish} ({reason}).",
                 stacklevel=2,
             )
-        self.mode = "eager"
+        self.mode = mode
 
     @contextmanager
     def _validation(self) -> Iterator[None]:
@@ -195,10 +207,12 @@ class FastSVI(SVI):
     ) -> Recorded | None:
         key = (signature(args), signature(tuple(sorted(kwargs.items()))))
         recorded = self._programs.get(key)
-        if recorded is None or recorded.stale:
+        if recorded is not None and recorded.stale:
+            # What was frozen from the start is announced, once thawed, in an eager step only.
+            self._programs.clear()
+            return None
+        if recorded is None:
             kind = Captured if self.mode == "cuda_graph" else Recorded
-            groups = cast(torch.optim.Optimizer, self.optimizer).param_groups
-            params = [param for group in groups for param in group["params"]]
 
             def loss(*inputs: Tensor) -> Tensor:
                 objective = cast("ELBO | ManySamples", self._objective)
@@ -207,14 +221,25 @@ class FastSVI(SVI):
 
             try:
                 recorded = self._programs[key] = kind(
-                    loss, params, self._apply_gradients, tensors, self.mode == "compiled"
+                    loss, self._trained(), self._apply_gradients, tensors, self.mode == "compiled"
                 )
             except Exception as error:
-                self._fall_back(error)
-                return None
+                # What a graph cannot hold may still be recorded.
+                self._fall_back(error, "traced" if kind is Captured else "eager")
+                return self._program(args, kwargs, tensors, fill) if kind is Captured else None
         return recorded
 
     # --- the one optimiser -------------------------------------------------------------------
+
+    def _trained(self) -> list[Tensor]:
+        groups = self.optimizer.param_groups if self.optimizer else []
+        return [p for group in groups for p in group["params"] if p.requires_grad]
+
+    def _lacks_state(self) -> bool:
+        """Whether the optimiser is still to meet a parameter: its first step, or a thawed one."""
+        state = cast(torch.optim.Optimizer, self.optimizer).state
+        # Some optimisers keep none.
+        return any(p not in state and id(p) not in self._stepped for p in self._trained())
 
     def _adopt(self) -> None:
         """Gives every parameter seen so far to the optimiser, grouped by its options."""
@@ -274,14 +299,12 @@ class FastSVI(SVI):
         if self.optimizer is None:
             return loss
         if self.combine is not None:
-            every = (p for group in self.optimizer.param_groups for p in group["params"])
-            loss = self.combine([p for p in every if p.requires_grad], loss)
+            loss = self.combine(self._trained(), loss)
         for param, clips in self._clips:
             if param.grad is not None:
                 PyroOptim._clip_grad(param, **clips)
         if self.clip_norm is not None:
-            params = (p for group in self.optimizer.param_groups for p in group["params"])
-            torch.nn.utils.clip_grad_norm_(params, self.clip_norm)
+            torch.nn.utils.clip_grad_norm_(self._trained(), self.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return loss

@@ -111,7 +111,7 @@ class Recorded:
 
     Args:
         loss: of a batch, whose gradients are recorded with it.
-        params: those that the optimiser has; frozen ones are left out.
+        params: those to differentiate by.
         apply: takes the step once the gradients are there, and returns the loss.
         tensors: of an example of a batch.
         compiled: see :class:`Program`.
@@ -128,7 +128,7 @@ class Recorded:
         tensors: Sequence[Tensor],
         compiled: bool = False,
     ) -> None:
-        self.params = [p for p in params if p.requires_grad]
+        self.params = list(params)
         self._apply = apply
 
         def step(*inputs: Tensor) -> tuple[Tensor, ...]:
@@ -172,7 +172,7 @@ class Captured(Recorded):
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         # Libraries set themselves up at first use, which a graph may not hold: use them before,
-        # and take no step. (The optimiser's were used in the first step, which is eager.)
+        # and take no step. (The optimiser's were used in an eager step, which made its state.)
         with torch.random.fork_rng(devices=[here]), torch.cuda.stream(stream):
             for _ in range(2):
                 self._program(*self._inputs)

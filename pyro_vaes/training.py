@@ -299,6 +299,8 @@ class _Trainer:
         steps = self.options.epochs * self.steps_per_epoch
         if steps < _TRACE_FROM_STEPS or not getattr(self.objective, "recordable", True):
             return "eager"
+        if self.device.type == "cuda" and self.processes.size == 1:
+            return "cuda_graph"
         return "compiled" if steps >= COMPILE_FROM_STEPS else "traced"
 
     # --- the loop ------------------------------------------------------------------------------

@@ -159,6 +159,20 @@ def test_frozen_parameters_stay_frozen_and_thaw():
     assert not torch.equal(frozen, before)
 
 
+@pytest.mark.parametrize("mode", ["eager", "traced"])
+def test_what_was_frozen_from_the_start_is_trained_once_thawed(mode):
+    vae = small_vae()
+    frozen = vae.likelihood.head.weight
+    frozen.requires_grad_(False)
+    svi = pv.FastSVI(vae.model, vae.guide, optim(), mode=mode)
+    for thaws in (False, False, True, True, True):
+        frozen.requires_grad_(thaws)
+        before = frozen.clone()
+        svi.step(data())
+        assert torch.equal(frozen, before) != thaws
+    assert svi.mode == mode
+
+
 def test_noise_differs_at_each_step_and_follows_the_seed():
     def losses(seed):
         vae = small_vae()

@@ -81,6 +81,7 @@ FALLING = {
     "warmup_epochs": 30.0,
 }
 SHORT = {**FALLING, "epochs": 100, "warmup_epochs": 10.0}
+LONG = {**FALLING, "epochs": 600}
 BEST = {**FALLING, "prior_weights": "learned"}
 ROWS = {
     "mnist-standard": Row(
@@ -106,6 +107,13 @@ ROWS = {
         84.45,
         0.12,
     ),
+    "mnist-standard-long": Row(
+        "MNIST, standard prior, step size falling, 600 epochs",
+        "mnist-standard",
+        LONG,
+        84.45,
+        0.12,
+    ),
     "mnist-best": Row(
         "MNIST, VampPrior, K = 500, step size falling",
         "mnist-vamp",
@@ -119,6 +127,14 @@ ROWS = {
         "MNIST, VampPrior, K = 500, step size falling, five draws a datum",
         "mnist-vamp",
         {**BEST, "train_samples": 5, "warmup_epochs": 0.0, "epochs": 200},
+        82.09,
+        0.18,
+        EXEMPLAR,
+    ),
+    "mnist-twenty-samples": Row(
+        "MNIST, VampPrior, K = 500, step size falling, twenty draws a datum",
+        "mnist-vamp",
+        {**BEST, "train_samples": 20, "warmup_epochs": 0.0, "epochs": 200},
         82.09,
         0.18,
         EXEMPLAR,
@@ -144,6 +160,18 @@ ROWS = {
         "Fashion-MNIST, VampPrior, K = 500, step size falling",
         "mnist-vamp",
         {**FASHION, **SHORT},
+        227.35,
+    ),
+    "fashion-standard-long": Row(
+        "Fashion-MNIST, standard prior, step size falling, 600 epochs",
+        "mnist-standard",
+        {**FASHION, **LONG},
+        228.70,
+    ),
+    "fashion-vamp-long": Row(
+        "Fashion-MNIST, VampPrior, K = 500, step size falling, 600 epochs",
+        "mnist-vamp",
+        {**FASHION, **LONG},
         227.35,
     ),
 }

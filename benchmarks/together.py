@@ -67,7 +67,10 @@ def main() -> None:
     work = DIGITS.toy() if given.toy else DIGITS
     models = given.models or (2 if given.toy else 16)
     epochs = 2 if given.toy else 21
-    singles = ("traced",) if given.toy else ("eager", "traced", "compiled")
+    singles: tuple[str, ...] = ("traced",) if given.toy else ("eager", "traced", "compiled")
+    if given.device == "cuda" and not given.toy:
+        singles = ("eager", "cuda_graph")
+    joint = ("traced",) if given.toy else ("traced", "compiled")
     found = [
         Contender(f"one after another, {mode}", partial(alone, work, mode, given.device, epochs))
         for mode in singles
@@ -76,8 +79,7 @@ def main() -> None:
             f"pyro_vaes together, {mode}",
             partial(together, work, models, mode, given.device, epochs),
         )
-        for mode in singles
-        if mode != "eager"
+        for mode in joint
     ]
     print(f"{models} models", flush=True)
     records = compare(

@@ -280,7 +280,7 @@ class FastSVI(SVI):
             return self.optim(groups)
         constructor: Any = self.optim.pt_optim_constructor
         options = fused_options(constructor, self._params.values())
-        if self.mode == "cuda_graph":
+        if self.mode == "cuda_graph" and "capturable" in inspect.signature(constructor).parameters:
             options["capturable"] = True
         optimizer = constructor(groups, **options)
         if self.mode == "cuda_graph":

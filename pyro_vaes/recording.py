@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -65,7 +66,9 @@ def _compile(graph: torch.fx.GraphModule, tensors: list[Any]) -> Callable[..., A
     """
     from torch import _inductor
 
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        # That faster, coarser matrix products exist: the precision is an option of ours.
+        warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")
         run = _inductor.compile(graph, tensors, options={"fallback_random": True})
         with torch.random.fork_rng():
             run(*tensors)

@@ -108,12 +108,23 @@ PAIRS = [
 ]
 
 
+# Pyro inverts an autoregressive transform element by element, looking each up on the host; a prior
+# of the user's may make its parameters there.
+HOST = {
+    ("iaf", "normal", "categorical"),
+    ("vamp_of_flow", "normal", "categorical"),
+    ("own", "normal", "categorical"),
+    ("normal", "maf", "categorical"),
+}
+
+
 def part_of(prior, posterior, likelihood):
     torch.manual_seed(0)
     one = make_vae(prior, posterior, likelihood)
     return one, data(likelihood, 30, 4)
 
 
+@pytest.mark.filterwarnings("ignore:FastSVI goes on in traced mode")
 @pytest.mark.parametrize("parts", PAIRS, ids="-".join)
 def test_every_part_can_be_captured(parts):
     """And takes the steps that it takes in eager mode on the same noise, moments included."""
@@ -124,7 +135,7 @@ def test_every_part_can_be_captured(parts):
             one, x, x, epochs=3, batch_size=8, learning_rate=0.01, device="cuda", mode=mode,
             progress=False,
         )  # fmt: skip
-        assert history.mode == mode
+        assert history.mode == ("traced" if mode != "eager" and parts in HOST else mode)
         found.append([record["train_loss"] for record in history.records])
     assert found[1] == pytest.approx(found[0], rel=1e-3)
 
@@ -133,7 +144,7 @@ def test_every_part_can_be_captured(parts):
 def test_every_objective_can_be_captured(name):
     found = []
     for mode in ("eager", "cuda_graph"):
-        one, x = part_of("mixture", "normal", "categorical")
+        one, x = part_of("spline", "normal", "categorical")
         history = pv.fit(
             one, x, x, objective=OBJECTIVES[name](), epochs=3, batch_size=10, learning_rate=0.01,
             device="cuda", mode=mode, progress=False,
@@ -153,7 +164,7 @@ def test_training_chooses_graphs_and_resumes_bit_for_bit(tmp_path):
             )  # fmt: skip
         return one, history
 
-    (one, straight), (other, resumed) = trained(60), trained(25, 60, out=tmp_path / "run")
+    (one, straight), (other, resumed) = trained(80), trained(60, 80, out=tmp_path / "run")
     assert straight.device == "cuda" and straight.mode == resumed.mode == "cuda_graph"
     losses = [[record["val_loss"] for record in h.records] for h in (straight, resumed)]
     assert losses[0] == losses[1]

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import header, options, summary, write
+from harness import hardware, header, options, summary, write
 from pictures import bars
 
 HERE = Path(__file__).parent
@@ -100,7 +100,7 @@ def main() -> None:
         means = {key: statistics.mean(record[key] for record in mine) for key in KEPT}
         print(name, *(f"{key} {value:.2f}" for key, value in means.items()))
     write(given.out, "course_job", [{"work": "course job", **r} for r in records], facts)
-    caption = f"{facts['machine']}; {facts['versions']}"
+    caption = f"{hardware(facts)}; {facts['versions']}"
     panel = {"the course's job": records}
     bars(given.out / "course_job.png", panel, "s, whole process", 1, caption)
 

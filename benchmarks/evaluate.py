@@ -22,6 +22,7 @@ from harness import (
     Run,
     chosen,
     compare,
+    hardware,
     header,
     in_fresh_process,
     options,
@@ -126,7 +127,7 @@ def main() -> None:
     print(summary(records, "us"), flush=True)
     stem = "evaluate" + "_cuda" * (given.device == "cuda")
     write(given.out, stem, [{"work": "evaluate", **record} for record in records], facts)
-    caption = f"{facts['machine']}; {facts['versions']}"
+    caption = f"{hardware(facts)}; {facts['versions']}"
     title = f"{work.title}, S = {num_samples}"
     bars(given.out / f"{stem}.png", {title: records}, "µs a draw", 1e6, caption)
     points = list(memory(work, images, sizes, given.device))

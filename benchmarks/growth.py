@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from evaluate import ours as evaluation
-from harness import PeakMemory, Run, header, in_fresh_process, options, write
+from harness import PeakMemory, Run, hardware, header, in_fresh_process, options, write
 from peers_torch import hand_written, textbook_pyro
 from pictures import curves
 from steps import ours
@@ -171,7 +171,7 @@ def main() -> None:
     points.sort(key=lambda p: (todo.index((p["curve"], p["size"], p["contender"])), p["round"]))
     stem = "_".join(["growth", *filter(None, [given.curve, "cuda" * (given.device == "cuda")])])
     write(given.out, stem.replace(" ", "_"), points, facts)
-    caption = f"{facts['machine']}; {facts['versions']}"
+    caption = f"{hardware(facts)}; {facts['versions']}"
     path = given.out / f"{stem.replace(' ', '_')}.png"
     curves(path, points, {"seconds": "seconds", "megabytes": "peak, MB"}, caption)
 

@@ -268,6 +268,11 @@ def header() -> dict[str, str]:
     return facts
 
 
+def hardware(facts: Mapping[str, str]) -> str:
+    """The machine of a header, with its GPU if it has one."""
+    return ", ".join(facts[name] for name in ("machine", "gpu") if name in facts)
+
+
 def _flags() -> list[str]:
     """The command's flags but those that name folders: where files lie says nothing about them."""
     flags = [flag for flag in sys.argv[1:] if not flag.startswith(tuple(f"{p}=" for p in _PLACES))]

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import pictures
 import torch
-from harness import RESULTS, header, read, write
+from harness import RESULTS, hardware, header, read, write
 
 import pyro_vaes as pv
 from pyro_vaes.assemble import build, train
@@ -249,7 +249,8 @@ def trained(
         write_text(run / CONFIG, to_yaml(config))
         torch.manual_seed(config.training.seed)
         vae, _ = build(config, data)
-        left = None if end is None else max(0.0, end - time.monotonic()) / 60
+        # What is spent leaves one more epoch, so that each call goes on.
+        left = None if end is None else max(1e-9, end - time.monotonic()) / 60
         history = train(vae, data, config, out=run, resume=True, minutes=left)
         if history.stopped == "interrupted":
             raise Stopped(
@@ -337,8 +338,8 @@ def table(out: Path) -> str:
         samples = first.get("samples") or "no"
         notes.append(
             f"- {first['title']}:{note} {samples} importance samples. "
-            f"Published: {first['source']}. {facts['machine']}"
-            f"{', ' + facts['gpu'] if 'gpu' in facts else ''}, {places}, evaluated on "
+            f"Published: {first['source']}. {hardware(facts)}, "
+            f"{places}, evaluated on "
             f"{_threads(facts['threads'])}; {facts['versions']}; commit {facts['commit']}, "
             f"{facts['date']}. `{facts['command']}`"
         )
@@ -375,7 +376,7 @@ def _ours(runs: Sequence[Mapping[str, str]]) -> str:
     epochs = ", ".join(f"{run['epochs']} (kept {run['best_epoch'] or 'none'})" for run in runs)
     why = ", ".join(dict.fromkeys(WHY[run["stopped"]] for run in runs))
     cells = [mean("nll"), mean("nll_se"), error, str(len(runs)), mean("neg_elbo")]
-    return " | ".join([*cells, mean("val_neg_elbo"), epochs, why, mean("train_hours", 1)])
+    return " | ".join([*cells, mean("val_neg_elbo"), epochs, why, mean("train_hours")])
 
 
 def curve(out: Path, name: str, row: Row, histories: Mapping[int, pv.History], facts: Any) -> None:
@@ -402,7 +403,7 @@ def curve(out: Path, name: str, row: Row, histories: Mapping[int, pv.History], f
         {f"seed {seed}": history.best_epoch for seed, history in histories.items()},
         row.references,
         row.title,
-        facts["machine"],
+        hardware(facts),
     )
 
 

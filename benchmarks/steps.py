@@ -14,7 +14,7 @@ import os
 from functools import partial
 
 import torch
-from harness import Contender, Run, chosen, compare, header, options, summary, write
+from harness import Contender, Run, chosen, compare, hardware, header, options, summary, write
 from pictures import bars
 from pyro.optim import Adam
 from works import LEARNING_RATE, WORKS, Work, our_vae, rounds_of
@@ -96,7 +96,7 @@ def main() -> None:
         ["steps", *filter(None, [chosen_options.work, "cuda" * (chosen_options.device == "cuda")])]
     )
     write(chosen_options.out, stem, records, facts)
-    caption = f"{facts['machine']}; {facts['versions']}"
+    caption = f"{hardware(facts)}; {facts['versions']}"
     bars(chosen_options.out / f"{stem}.png", panels, "ms a step", caption=caption)
 
 

@@ -63,7 +63,7 @@ TARGETS = (
     ),
     Target(
         "digits step on a GPU, CUDA graph",
-        "steps_cuda",
+        "steps_digits_cuda",
         "digits",
         "pyro_vaes cuda_graph",
         TEXTBOOK,
@@ -87,6 +87,10 @@ def _records(folder: Path, target: Target) -> list[dict[str, str]]:
     return [record for record in read(path)[0] if record["work"] == target.work]
 
 
+def _short(ratio: float) -> str:
+    return f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.2g}"
+
+
 def targets(folder: Path) -> str:
     """The table of targets: median ratio, quartiles, whether reached."""
     lines = [
@@ -100,7 +104,12 @@ def targets(folder: Path) -> str:
         else:
             low, middle, high = found
             reached = "yes" if middle <= target.most else "no"
-            cells = [f"{middle:.2f}", f"{low:.2f} to {high:.2f}", f"{target.most:.2f}", reached]
+            cells = [
+                _short(middle),
+                f"{_short(low)} to {_short(high)}",
+                _short(target.most),
+                reached,
+            ]
         lines.append(f"| {target.title} | {target.theirs} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

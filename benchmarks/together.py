@@ -13,7 +13,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from harness import Contender, Run, chosen, compare, header, options, summary, write
+from harness import Contender, Run, chosen, compare, hardware, header, options, summary, write
 from pictures import bars
 from works import DIGITS, Work, our_vae
 
@@ -91,7 +91,7 @@ def main() -> None:
     print(summary(records), flush=True)
     stem = "together" + "_cuda" * (given.device == "cuda")
     write(given.out, stem, [{"work": f"{models} models", **record} for record in records], facts)
-    caption = f"{facts['machine']}; {facts['versions']}"
+    caption = f"{hardware(facts)}; {facts['versions']}"
     title = f"{models} digits models"
     bars(given.out / f"{stem}.png", {title: records}, "ms a step and model", caption=caption)
 

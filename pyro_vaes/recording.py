@@ -67,8 +67,8 @@ def _compile(graph: torch.fx.GraphModule, tensors: list[Any]) -> Callable[..., A
     from torch import _inductor
 
     with torch.no_grad(), warnings.catch_warnings():
-        # That faster, coarser matrix products exist: the precision is an option of ours.
-        warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")
+        # Advice on how it compiles (coarser products, split reductions) that nobody here can take.
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\._inductor")
         run = _inductor.compile(graph, tensors, options={"fallback_random": True})
         with torch.random.fork_rng():
             run(*tensors)

@@ -233,12 +233,13 @@ def published(harness: Any) -> Any:
 
 def test_published_rows_are_the_models_of_the_literature(published: Any) -> None:
     for row in published.ROWS.values():
-        config = published.configuration(row, 3, Path("there"))
+        *before, config = published.configurations(row, 3, Path("there"))
+        assert [earlier.training.epochs for earlier in before] == list(row.restarts)
         network, training = config.network, config.training
         assert (network.kind, network.hidden_dims, network.latent_dim) == ("gated", (300, 300), 40)
         falling = "step size falling" in row.title
         assert (training.schedule == "cosine") == falling
-        said = {"five draws": 200, "Fashion": 100}
+        said = {"600 epochs": 600, "once more": 600, "draws": 200, "Fashion": 100}
         epochs = next((n for part, n in said.items() if part in row.title), 300)
         assert training.epochs == (epochs if falling else 2000)
         if not falling:
@@ -285,13 +286,13 @@ def test_a_run_cut_by_its_budget_goes_on_as_if_it_had_not_been(
 
     source = str(published.toy_data(tmp_path / "toy.npz"))
     row = published.Row("toy", "mnist-vamp", {**published.TOY, "data": source}, None)
-    config, data = published.configuration(row, 0, tmp_path), pv.load_data(source)
+    configs, data = published.configurations(row, 0, tmp_path), pv.load_data(source)
     for _ in range(2):
-        _, history = published.trained(config, data, tmp_path / "cut", 1e-9)
+        _, history = published.trained(configs, data, tmp_path / "cut", 1e-9)
         assert history.stopped == "time"
     assert history.epochs == 2
-    _, history = published.trained(config, data, tmp_path / "cut")
-    vae, whole = published.trained(config, data, tmp_path / "whole")
+    _, history = published.trained(configs, data, tmp_path / "cut")
+    vae, whole = published.trained(configs, data, tmp_path / "whole")
     figures = ("train_loss", "val_elbo", "val_kl", "kl_weight")
     assert [[r[k] for k in figures] for r in history.records] == [
         [r[k] for k in figures] for r in whole.records
@@ -299,9 +300,47 @@ def test_a_run_cut_by_its_budget_goes_on_as_if_it_had_not_been(
     assert whole.best_epoch == history.best_epoch
     # What is evaluated are the weights kept, and once.
     found = published.evaluated(vae, data, whole, tmp_path / "whole", 10)
-    again, _ = published.trained(config, data, tmp_path / "whole")
+    again, _ = published.trained(configs, data, tmp_path / "whole")
     assert published.evaluated(again, data, whole, tmp_path / "whole", 10) == found
     assert pv.evaluate(again, data.test, num_samples=10).nll == found["nll"]
+
+
+def test_a_restarted_run_is_one_run_cut_or_not(published: Any, tmp_path: Path) -> None:
+    import pyro_vaes as pv
+
+    source = str(published.toy_data(tmp_path / "toy.npz"))
+    flags = {**published.TOY, "data": source, "schedule": "cosine"}
+    row = published.Row("toy", "mnist-standard", flags, None, restarts=(4,))
+    configs, data = published.configurations(row, 0, tmp_path), pv.load_data(source)
+    _, whole = published.trained(configs, data, tmp_path / "whole")
+    rates = [record["learning_rate"] for record in whole.records]
+    assert len(rates) == 6
+    # Falls to nearly nothing in four epochs, then goes on from the middle of six.
+    assert rates[:4] == sorted(rates[:4], reverse=True) and rates[4] > 2 * rates[3] > 0
+    stopped = None
+    for _ in range(10):
+        _, cut = published.trained(configs, data, tmp_path / "cut", 1e-9)
+        stopped = cut.stopped
+        if stopped != "time":
+            break
+    assert stopped == "epochs"
+    assert [r["val_elbo"] for r in cut.records] == [r["val_elbo"] for r in whole.records]
+
+
+def test_the_curve_of_a_bound_without_a_kl_weight(
+    published: Any, harness: Any, tmp_path: Path
+) -> None:
+    import pyro_vaes as pv
+
+    records = [
+        {"epoch": epoch, "val_elbo": -90.0 + epoch, "train_loss": 91.0, "seconds": 2.0}
+        for epoch in (1, 2)
+    ]
+    name = "mnist-many-samples"
+    history = pv.History(records, 2)
+    published.curve(tmp_path, name, published.ROWS[name], {0: history}, harness.header())
+    points, _ = harness.read(tmp_path / f"published_curve_{name}.csv")
+    assert [(p["val_neg_elbo"], p["kl_weight"]) for p in points] == [("89", ""), ("88", "")]
 
 
 @pytest.mark.slow

@@ -209,7 +209,7 @@ class TrainingConfig(Section):
     )
     seed: int = option(0, "Of weights, data order and noise.", least=0)
     device: str = option("auto", "Where to compute; auto: CUDA if there is one.", choices=DEVICES)
-    mode: str = option("auto", "How steps are run; auto goes by their number.", choices=MODES)
+    mode: str = option("auto", "How steps are run; auto goes by device and number.", choices=MODES)
     precision: str = option(
         "float32", "Of the matrix products in training; its effect is reported.", choices=PRECISIONS
     )

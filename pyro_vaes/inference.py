@@ -42,7 +42,8 @@ class FastSVI(SVI):
     - ``traced``: the step's operations are recorded once for each shape of the arguments and
       replayed; the same operations on the same noise.
     - ``compiled``: the recorded operations compiled by Inductor, on the same noise.
-    - ``cuda_graph``: the recorded step, optimiser included, captured as one CUDA graph.
+    - ``cuda_graph``: the recorded step, optimiser included, captured as one CUDA graph; what a
+      graph cannot hold (numbers fetched from the host) goes on recorded.
     - ``auto``: ``traced``.
 
     A recorded step sees parameters, buffers and weights of the objective by reference, so a

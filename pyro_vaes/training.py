@@ -111,7 +111,8 @@ def fit(
             validated, kept and saved; 0 for none.
         seed: see above.
         device: ``auto`` (CUDA if there is one, else the CPU), ``cpu``, ``cuda``, ``mps``.
-        mode: how steps are run; ``auto`` decides from the number of steps, never from a timing.
+        mode: how steps are run; ``auto`` decides from device and number of steps (on CUDA a graph,
+            unless there are few), never from a timing.
         precision: of the matrix products in training: ``float32``, ``tf32`` (on CUDA) or ``bf16``.
             Validation is in float32; what the precision does to the bound is in the history.
         out: a run folder for weights, metrics and checkpoints; none if None.

@@ -57,6 +57,18 @@ _SMALL = 256
 _MOVES = {"max_shift": 0.5, "max_rotate": 8.0, "max_scale": 0.05, "max_shear": 0.05}
 
 
+def device_of_flag(name: str) -> torch.device:
+    """The device that ``--device`` names.
+
+    Raises:
+        ConfigError: if this machine has none of it.
+    """
+    try:
+        return device_of(name)
+    except ValueError as error:
+        raise ConfigError(f"Invalid value for '--device': {error}") from error
+
+
 def build(config: RunConfig, data: DataSet) -> tuple[VAE, list[str]]:
     """Builds the VAE of a configuration; weights come from torch's global generator: seed first.
 
@@ -71,10 +83,7 @@ def build(config: RunConfig, data: DataSet) -> tuple[VAE, list[str]]:
         ConfigError: for options that do not go together, or not with the data.
     """
     remarks: list[str] = []
-    try:
-        device = device_of(config.training.device)
-    except ValueError as error:
-        raise ConfigError(f"Invalid value for '--device': {error}") from error
+    device = device_of_flag(config.training.device)
     if config.training.mode == "cuda_graph" and device.type != "cuda":
         raise ConfigError(
             "Invalid value for '--mode': expected a CUDA device beside cuda_graph; "

@@ -15,10 +15,18 @@ import torch
 
 from pyro_vaes._version import __version__
 from pyro_vaes.allocator import keep_freed_memory
-from pyro_vaes.assemble import build, train
+from pyro_vaes.assemble import build, device_of_flag, train
 from pyro_vaes.catalogue import catalogue
 from pyro_vaes.checkpoints import load, load_record
-from pyro_vaes.config import CONFIG, GREY_IMAGES, ConfigError, RunConfig, read_config, to_yaml
+from pyro_vaes.config import (
+    CONFIG,
+    DEVICES,
+    GREY_IMAGES,
+    ConfigError,
+    RunConfig,
+    read_config,
+    to_yaml,
+)
 from pyro_vaes.data import DataError, DataSet, load_data
 from pyro_vaes.distributed import PeerError, join, silent
 from pyro_vaes.evaluation import evaluate
@@ -292,9 +300,15 @@ def _report(summary: dict[str, Any], out: Path) -> None:
 @click.option(
     "--chunk-size",
     type=click.IntRange(min=1),
-    default=1024,
+    help="Decoder evaluations at once: bounds the memory, changes no figure.  "
+    "[default: 1024 on a CPU, 8192 elsewhere]",
+)
+@click.option(
+    "--device",
+    type=click.Choice(DEVICES),
+    default="auto",
     show_default=True,
-    help="Decoder evaluations at once: bounds the memory, changes no figure.",
+    help="Where to compute; auto: CUDA if there is one, else the CPU.",
 )
 @click.option(
     "--diagnostics/--no-diagnostics",
@@ -308,17 +322,19 @@ def _evaluate(
     samples: int,
     split: str,
     seed: int,
-    chunk_size: int,
+    chunk_size: int | None,
+    device: str,
     diagnostics: bool,
     as_json: bool,
 ) -> None:
     """Evaluates the VAE in a run folder."""
+    place = device_of_flag(device)
     vae, record = _open(run)
     data = _data(read_config(run), f"Expected the data that {run} was trained on")
     if data.digest != record["data"]["digest"]:
         raise RunFolderError(f"Expected the data that {run} was trained on; got others.")
     result = evaluate(
-        vae,
+        vae.to(place),
         getattr(data, split),
         num_samples=samples,
         seed=seed,

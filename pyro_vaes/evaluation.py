@@ -21,7 +21,7 @@ from torch import Tensor
 from pyro_vaes import diagnostics as diag
 from pyro_vaes.data import as_split
 from pyro_vaes.diagnostics import Unavailable
-from pyro_vaes.importance import Tally, check_labels, draws, row_blocks, untouched
+from pyro_vaes.importance import Tally, check_labels, chunk_of, draws, row_blocks, untouched
 from pyro_vaes.networks import positive
 from pyro_vaes.pareto import MIN_SAMPLES
 from pyro_vaes.results import RELIABLE_K, Evaluation
@@ -42,7 +42,7 @@ def evaluate(
     *,
     num_samples: int = 1000,
     seed: int = 0,
-    chunk_size: int = 1024,
+    chunk_size: int | None = None,
     diagnostics: bool = True,
     train: Any = None,
 ) -> Evaluation:
@@ -54,7 +54,7 @@ def evaluate(
         num_samples: posterior draws S for each datum; exactly as many decoder evaluations.
         seed: seed of the draws.
         chunk_size: decoder evaluations at once; bounds the memory, whatever S, and changes no
-            figure.
+            figure. None for 1024 on a CPU and 8192 elsewhere.
         diagnostics: False leaves all but the bounds and their terms.
         train: labelled training data, from which a classifier learns to judge what a conditional
             VAE generates.
@@ -65,6 +65,7 @@ def evaluate(
     Raises:
         ValueError: for data that the parts cannot take.
     """
+    chunk_size = chunk_of(vae.device, chunk_size)
     positive(num_samples=num_samples, chunk_size=chunk_size)
     x, y = _on_device(vae, data)
     check_labels(vae, x, y)
@@ -99,7 +100,7 @@ def log_marginal(
     *,
     y: Tensor | None = None,
     seed: int = 0,
-    chunk_size: int = 1024,
+    chunk_size: int | None = None,
 ) -> Tensor:
     """The importance-weighted estimate of log p(x), or of log p(x | y), for each datum.
 
@@ -111,7 +112,7 @@ def log_marginal(
         num_samples: posterior draws S for each datum.
         y: labels ``(n,)``, if ``x`` does not bring them.
         seed: seed of the draws.
-        chunk_size: decoder evaluations at once; changes no figure.
+        chunk_size: decoder evaluations at once; changes no figure. None: see :func:`evaluate`.
 
     Returns:
         ``(n,)`` in nats, float64.
@@ -119,6 +120,7 @@ def log_marginal(
     Raises:
         ValueError: for data that the parts cannot take.
     """
+    chunk_size = chunk_of(vae.device, chunk_size)
     positive(num_samples=num_samples, chunk_size=chunk_size)
     x, labels = _on_device(vae, x)
     labels = labels if y is None else y.to(x.device)

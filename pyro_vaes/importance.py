@@ -28,6 +28,7 @@ __all__ = [
     "Tally",
     "check_data",
     "check_labels",
+    "chunk_of",
     "draws",
     "row_blocks",
     "seed_of",
@@ -37,6 +38,15 @@ __all__ = [
 # A block is the unit in which noise is drawn: (samples, data). It never changes with chunk_size.
 BLOCK_SAMPLES = 128
 BLOCK_DATA = 64
+# Decoder evaluations at once on a CPU, whose caches they should fit; a GPU takes a block.
+CPU_CHUNK = 1024
+
+
+def chunk_of(device: torch.device, chunk_size: int | None) -> int:
+    """Decoder evaluations at once: as asked, or what suits the device."""
+    if chunk_size is not None:
+        return chunk_size
+    return CPU_CHUNK if device.type == "cpu" else BLOCK_SAMPLES * BLOCK_DATA
 
 
 @contextmanager

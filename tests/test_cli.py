@@ -196,6 +196,13 @@ def test_a_machine_without_what_is_asked_for(capsys, tmp_path, option):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has what is asked for")
+def test_evaluation_where_it_is_asked_for(capsys, finished):
+    line = refused(capsys, "evaluate", finished, "--samples", 2, "--device", "cuda")
+    assert "--device" in line and "got 'cuda'" in line
+    assert run("evaluate", finished, "--samples", 2, "--device", "cpu") == 0
+
+
 def bad_files(folder):
     x = np.random.default_rng(0).normal(size=(20, 4))
     np.save(folder / "objects.npy", np.array([{}, {}], dtype=object), allow_pickle=True)

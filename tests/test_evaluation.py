@@ -105,7 +105,8 @@ def digits_like(n=20, labels=False):
 def test_chunks_change_nothing(posterior, conditional):
     vae = make_vae(posterior, "mixture", conditional)
     split = digits_like(80, labels=conditional)
-    reports = [pv.evaluate(vae, split, num_samples=300, chunk_size=size) for size in (700, 8192)]
+    sizes = (None, 700, 8192)
+    reports = [pv.evaluate(vae, split, num_samples=300, chunk_size=size) for size in sizes]
     for other in reports[1:]:
         torch.testing.assert_close(other.log_marginal, reports[0].log_marginal, rtol=0, atol=1e-10)
         torch.testing.assert_close(other.pareto_k, reports[0].pareto_k, rtol=0, atol=1e-8)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import pyro
@@ -177,7 +178,8 @@ class Captured(Recorded):
         # Libraries set themselves up at first use, which a graph may not hold: use them before,
         # and take no step. (The optimiser's were used in an eager step, which made its state.)
         with torch.random.fork_rng(devices=[here]), torch.cuda.stream(stream):
-            for _ in range(2):
+            self._program(*self._inputs)
+            with _no_waiting():
                 self._program(*self._inputs)
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
@@ -189,6 +191,22 @@ class Captured(Recorded):
             place.copy_(tensor, non_blocking=True)
         self._graph.replay()
         return self._loss.clone()
+
+
+@contextmanager
+def _no_waiting() -> Iterator[None]:
+    """Makes it an error if the host waits for the device.
+
+    Met within a capture, it would leave PyTorch's generator and allocator in the middle of one.
+    """
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # That not every wait is noticed.
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 # --- arguments ------------------------------------------------------------------------------------

@@ -229,6 +229,19 @@ def test_what_a_graph_cannot_hold_is_recorded():
     assert len(set(losses)) == 20 and losses[-1] < losses[0]
 
 
+@pytest.mark.filterwarnings("ignore:FastSVI goes on in traced mode")
+def test_a_loss_that_waits_for_the_device_is_recorded():
+    """Draws of a mixture are looked at by torch; the device's noise goes on unharmed."""
+    one, x = part_of("mixture", "normal", "categorical")
+    history = pv.fit(
+        one, x, x, objective=OBJECTIVES["info_mmd"](), epochs=30, batch_size=10, device="cuda",
+        mode="cuda_graph", progress=False,
+    )  # fmt: skip
+    assert history.mode == "traced"
+    assert history.records[-1]["val_loss"] < history.records[0]["val_loss"]
+    assert len(set(torch.randn(100, device="cuda").tolist())) > 90
+
+
 # --- the rest of the library ----------------------------------------------------------------------
 
 

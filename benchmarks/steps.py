@@ -42,6 +42,18 @@ def ours(work: Work, mode: Mode, device: str, vae: pv.VAE | None = None) -> Run:
     return run
 
 
+def _jax_on(device: str) -> bool:
+    """Puts JAX on a device, if it can be there; it would take another, and nearly all its memory."""
+    os.environ["JAX_PLATFORMS"] = device
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+    import jax
+
+    try:
+        return bool(jax.devices())
+    except RuntimeError:
+        return False
+
+
 def contenders(work: Work, device: str) -> list[Contender]:
     """All that can do the work; peers that are not installed are left out."""
     modes: tuple[Mode, ...] = ("eager", "traced", "compiled")
@@ -53,10 +65,7 @@ def contenders(work: Work, device: str) -> list[Contender]:
         Contender("textbook Pyro", partial(textbook_pyro, work, device)),
         Contender("hand-written PyTorch", partial(hand_written, work, device)),
     ]
-    if importlib.util.find_spec("numpyro") and not work.components:
-        # JAX would take whatever the machine has, and nearly all of its memory.
-        os.environ["JAX_PLATFORMS"] = device
-        os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+    if importlib.util.find_spec("numpyro") and not work.components and _jax_on(device):
         import peers_numpyro
 
         found += [

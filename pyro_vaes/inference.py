@@ -92,6 +92,7 @@ class FastSVI(SVI):
         self._programs: dict[Any, Recorded] = {}
         self._params: dict[str, Tensor] = {}
         self._clips: list[tuple[Tensor, dict[str, Any]]] = []
+        self._groups: dict[str, dict[str, Any]] = {}  # The optimiser's, by their options.
         self._stepped: set[int] = set()  # Parameters that took an eager step before a graph.
         self._validated = False
         self._reparameterized = False  # Not known before the first step.
@@ -189,6 +190,12 @@ class FastSVI(SVI):
                 f"FastSVI goes on in {mode} mode: the step could not be {wish} ({reason}).",
                 stacklevel=2,
             )
+        if self.mode == "cuda_graph" and self.optimizer is not None:
+            # As it would have been made for the other mode, in which the run will be resumed.
+            for group in self.optimizer.param_groups:
+                group["lr"] = float(group["lr"])
+                if "capturable" in group:
+                    group["capturable"] = False
         self.mode = mode
 
     @contextmanager
@@ -208,26 +215,35 @@ class FastSVI(SVI):
     ) -> Recorded | None:
         key = (signature(args), signature(tuple(sorted(kwargs.items()))))
         recorded = self._programs.get(key)
-        if recorded is not None and recorded.stale:
-            # What was frozen from the start is announced, once thawed, in an eager step only.
-            self._programs.clear()
+        if recorded is not None and not recorded.stale:
+            return recorded
+        self._programs.pop(key, None)
+        if not self._trained():
             return None
-        if recorded is None:
-            kind = Captured if self.mode == "cuda_graph" else Recorded
+        if self.mode == "cuda_graph" and not _capturable(self.optimizer):
+            name = type(self.optimizer).__name__
+            self._fall_back(ValueError(f"{name} is not capturable"), "traced")
+        kind = Captured if self.mode == "cuda_graph" else Recorded
+        met: dict[str, Tensor] = {}
 
-            def loss(*inputs: Tensor) -> Tensor:
-                objective = cast("ELBO | ManySamples", self._objective)
-                filled, by_name = fill(inputs)
+        def loss(*inputs: Tensor) -> Tensor:
+            objective = cast("ELBO | ManySamples", self._objective)
+            filled, by_name = fill(inputs)
+            with _Params(met):
                 return objective.tensor_loss(self.model, self.guide, *filled, **by_name)
 
-            try:
-                recorded = self._programs[key] = kind(
-                    loss, self._trained(), self._apply_gradients, tensors, self.mode == "compiled"
-                )
-            except Exception as error:
-                # What a graph cannot hold may still be recorded.
-                self._fall_back(error, "traced" if kind is Captured else "eager")
-                return self._program(args, kwargs, tensors, fill) if kind is Captured else None
+        try:
+            recorded = kind(
+                loss, self._trained(), self._apply_gradients, tensors, self.mode == "compiled"
+            )
+        except Exception as error:
+            # What a graph cannot hold may still be recorded.
+            self._fall_back(error, "traced" if kind is Captured else "eager")
+            return self._program(args, kwargs, tensors, fill) if kind is Captured else None
+        if met.keys() - self._params.keys():
+            # Frozen from the start and thawed since: recorded once an eager step has taken it in.
+            return None
+        self._programs[key] = recorded
         return recorded
 
     # --- the one optimiser -------------------------------------------------------------------
@@ -260,13 +276,19 @@ class FastSVI(SVI):
         groups: dict[str, dict[str, Any]] = {}
         for name, param in fresh.items():
             options = self._options(name, param)
-            group = groups.setdefault(repr(sorted(options.items())), {"params": [], **options})
-            group["params"].append(param)
+            key = repr(sorted(options.items()))
+            if key in self._groups:  # Schedulers know the groups that they began with.
+                self._groups[key]["params"].append(param)
+                continue
+            groups.setdefault(key, {"params": [], **options})["params"].append(param)
         if self.optimizer is None:
             self.optimizer = self._make(list(groups.values()))
         else:
             for group in groups.values():
                 self.optimizer.add_param_group(group)
+                self._point_at_rates(self.optimizer)
+        fresh_groups = self.optimizer.param_groups[len(self._groups) :]
+        self._groups |= dict(zip(groups, fresh_groups, strict=True))
 
     def _options(self, name: str, param: Tensor) -> dict[str, Any]:
         if not isinstance(self.optim, PyroOptim):
@@ -278,22 +300,29 @@ class FastSVI(SVI):
 
     def _make(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         if not isinstance(self.optim, PyroOptim):
-            return self.optim(groups)
+            optimizer = self.optim(groups)
+            self._point_at_rates(optimizer)
+            return optimizer
         constructor: Any = self.optim.pt_optim_constructor
         options = fused_options(constructor, self._params.values())
         if self.mode == "cuda_graph" and "capturable" in inspect.signature(constructor).parameters:
             options["capturable"] = True
         optimizer = constructor(groups, **options)
-        if self.mode == "cuda_graph":
-            # A graph reads the rate where it is: as a tensor it can be scheduled.
-            for group in optimizer.param_groups:
-                group["lr"] = torch.tensor(group["lr"], device=group["params"][0].device)
+        self._point_at_rates(optimizer)
         scheduler = getattr(self.optim, "pt_scheduler_constructor", None)
         if scheduler is not None:
             # Pyro's scheduler steps whatever stands in optim_objs: let it be the one we have.
             schedule = scheduler(optimizer, **self.optim.kwargs)  # type: ignore[attr-defined]
             self.optim.optim_objs = {"all": schedule}
         return cast(torch.optim.Optimizer, optimizer)
+
+    def _point_at_rates(self, optimizer: torch.optim.Optimizer) -> None:
+        """Makes rates tensors: a graph reads them where they are, and they can be scheduled."""
+        if self.mode == "cuda_graph" and _capturable(optimizer):
+            for group in optimizer.param_groups:
+                if not isinstance(group["lr"], Tensor):
+                    device = group["params"][0].device
+                    group["lr"] = torch.tensor(group["lr"], dtype=torch.float32, device=device)
 
     def _apply_gradients(self, loss: Tensor) -> Tensor:
         """Takes the step; returns the loss, of all processes if there are several."""
@@ -309,6 +338,16 @@ class FastSVI(SVI):
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return loss
+
+
+def _capturable(optimizer: torch.optim.Optimizer | None) -> bool:
+    """Whether a graph can hold the optimiser's steps: it counts on the device, and never waits."""
+    assert optimizer is not None
+    stateless = isinstance(optimizer, torch.optim.SGD)
+    return all(
+        group.get("capturable") or (stateless and group.get("fused"))
+        for group in optimizer.param_groups
+    )
 
 
 def _as_objective(loss: Any) -> ELBO | ManySamples | None:

@@ -176,14 +176,13 @@ class Captured(Recorded):
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         # Libraries set themselves up at first use, which a graph may not hold: use them before,
-        # and take no step. (The optimiser's were used in an eager step, which made its state.)
+        # and take no step. (The optimiser's state was made in an eager step, or restored.)
         with torch.random.fork_rng(devices=[here]), torch.cuda.stream(stream):
-            self._program(*self._inputs)
-            with _no_waiting():
+            for _ in range(2):
                 self._program(*self._inputs)
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        with torch.cuda.graph(self._graph), _no_waiting():
             self._loss = super().__call__(self._inputs)
 
     def __call__(self, tensors: Sequence[Tensor]) -> Tensor:
@@ -195,9 +194,9 @@ class Captured(Recorded):
 
 @contextmanager
 def _no_waiting() -> Iterator[None]:
-    """Makes it an error if the host waits for the device.
+    """Makes it an error if the host is about to wait for the device.
 
-    Met within a capture, it would leave PyTorch's generator and allocator in the middle of one.
+    To wait ends a capture, and leaves PyTorch's generator and allocator in the middle of one.
     """
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings():

@@ -19,6 +19,7 @@ from typing import Any, cast
 import pyro
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
@@ -292,15 +293,21 @@ class _Trainer:
         self.processes.spread(tensors)
 
     def _mode(self, saved: Saved | None) -> str:
-        """How steps are run: as asked, as before a resumption, or by their number."""
+        """How steps are run: as asked, as before a resumption, or by device and number."""
         if self.options.mode != "auto":
             return self.options.mode
+        captures = self.device.type == "cuda" and self.processes.size == 1
         if saved is not None:
-            return cast(str, saved[1]["history"]["mode"])
+            mode = cast(str, saved[1]["history"]["mode"])
+            # It may have begun elsewhere.
+            return "traced" if mode == "cuda_graph" and not captures else mode
         steps = self.options.epochs * self.steps_per_epoch
-        if steps < _TRACE_FROM_STEPS or not getattr(self.objective, "recordable", True):
+        recordable = getattr(self.objective, "recordable", True)
+        # Recording runs the step once more, which averages over batches would remember.
+        averages = any(isinstance(m, _BatchNorm) for m in self.vae.modules())
+        if steps < _TRACE_FROM_STEPS or not recordable or averages:
             return "eager"
-        if self.device.type == "cuda" and self.processes.size == 1:
+        if captures:
             return "cuda_graph"
         return "compiled" if steps >= COMPILE_FROM_STEPS else "traced"
 

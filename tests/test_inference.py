@@ -14,10 +14,11 @@ from pyro.infer.autoguide import (
     AutoMultivariateNormal,
     AutoNormal,
 )
-from pyro.optim import Adam, ClippedAdam, ExponentialLR
+from pyro.optim import Adam, ClippedAdam, ExponentialLR, LambdaLR
 from torch import nn
 
 import pyro_vaes as pv
+from pyro_vaes.recording import Recorded
 
 
 def small_vae(seed=0, dtype=torch.float64, prior="standard"):
@@ -171,6 +172,107 @@ def test_what_was_frozen_from_the_start_is_trained_once_thawed(mode):
         svi.step(data())
         assert torch.equal(frozen, before) != thaws
     assert svi.mode == mode
+
+
+def test_freezing_everything_and_thawing_it_costs_no_recording():
+    vae = small_vae()
+    svi = pv.FastSVI(vae.model, vae.guide, optim(), mode="traced")
+    for thawed in (True, True, False, False, True, True):
+        for param in vae.parameters():
+            param.requires_grad_(thawed)
+        before = weights(vae)
+        svi.step(data())
+        assert torch.equal(weights(vae), before) != thawed
+    assert svi.mode == "traced" and svi._programs
+
+
+@pytest.mark.parametrize("mode", ["eager", "traced"])
+def test_schedulers_take_thawed_parameters_along(mode):
+    vae = small_vae()
+    frozen = vae.likelihood.head.weight
+    frozen.requires_grad_(False)
+    schedule = LambdaLR(
+        {"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.1}, "lr_lambda": lambda n: 0.5**n}
+    )
+    svi = pv.FastSVI(vae.model, vae.guide, schedule, mode=mode)
+    svi.step(data())
+    frozen.requires_grad_(True)
+    for n in range(3):
+        before = frozen.clone()
+        svi.step(data())
+        assert 0 < (frozen - before).abs().max() <= 0.11 * 0.5**n
+        schedule.step()
+    assert len(svi.optimizer.param_groups) == 1
+
+
+# --- what graphs need, without a GPU --------------------------------------------------------------
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """Steps that would be captured are recorded: all but the capture itself."""
+    monkeypatch.setattr("pyro_vaes.inference.Captured", Recorded)
+
+    def make(vae, optimiser):
+        with monkeypatch.context() as here:
+            here.setattr(torch.cuda, "is_available", lambda: True)
+            return pv.FastSVI(vae.model, vae.guide, optimiser, mode="cuda_graph")
+
+    return make
+
+
+def test_a_graph_finds_the_optimisers_state_and_rates_in_place(graphs):
+    """Of parameters that come later, too: what a graph makes it makes anew at each replay."""
+    vae = small_vae(dtype=torch.float32)
+    frozen = vae.likelihood.head.weight
+    frozen.requires_grad_(False)
+    special = Adam(lambda name: {"lr": 0.5 if "likelihood.head" in name else 0.01})
+    svi = graphs(vae, special)
+    recorded = []
+    for thawed in (False, False, False, True, True, True):
+        frozen.requires_grad_(thawed)
+        svi.step(data(dtype=torch.float32))
+        recorded.append(any(not program.stale for program in svi._programs.values()))
+        for group in svi.optimizer.param_groups:
+            assert isinstance(group["lr"], torch.Tensor) and group["capturable"]
+    assert recorded == [False, True, True, False, True, True]
+    assert {round(float(g["lr"]), 4) for g in svi.optimizer.param_groups} == {0.5, 0.01}
+
+
+@pytest.mark.parametrize(
+    "optimiser",
+    [
+        ClippedAdam({"lr": 0.01}),
+        lambda groups: torch.optim.Adam(groups, lr=0.01),
+        lambda groups: torch.optim.SGD(groups, lr=1e-4),
+    ],
+)
+def test_an_optimiser_that_no_graph_can_hold(graphs, optimiser):
+    """Its count of steps, a number of the host, would stay what it was."""
+    vae = small_vae()
+    svi = graphs(vae, optimiser)
+    svi.step(data())
+    with pytest.warns(UserWarning, match="traced mode: .* CUDA graph .* is not capturable"):
+        svi.step(data())
+    assert svi.mode == "traced" and svi._programs
+    assert all(isinstance(group["lr"], float) for group in svi.optimizer.param_groups)
+
+
+def test_whoever_leaves_the_graphs_has_the_optimiser_of_the_other_mode(graphs, monkeypatch):
+    class Refused(Recorded):
+        def _prepare(self, tensors):
+            raise RuntimeError("about to wait")
+
+    monkeypatch.setattr("pyro_vaes.inference.Captured", Refused)
+    vae = small_vae()
+    svi = graphs(vae, Adam({"lr": 0.01}))
+    svi.step(data())
+    with pytest.warns(UserWarning, match="traced mode"):
+        svi.step(data())
+    (group,) = svi.optimizer.param_groups
+    assert group["lr"] == pytest.approx(0.01, rel=1e-6) and not group["capturable"]
+    svi.step(data())
+    assert svi.mode == "traced"
 
 
 def test_noise_differs_at_each_step_and_follows_the_seed():

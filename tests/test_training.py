@@ -11,6 +11,7 @@ import torch
 from pyro.infer import RenyiELBO, Trace_ELBO
 
 import pyro_vaes as pv
+from pyro_vaes import run_folder
 from pyro_vaes.checkpoints import RunFolderError, named_tensors
 from pyro_vaes.monitoring import NonFiniteError, validate
 from pyro_vaes.run_folder import METRICS, RunFolder
@@ -225,6 +226,27 @@ def test_a_run_out_of_time_stops_after_an_epoch_and_goes_on_from_there(tmp_path)
 def test_steps_are_recorded_from_the_number_on_at_which_it_pays():
     assert fit(make_vae(), epochs=49, patience=1, learning_rate=1.0, mode="auto").mode == "eager"
     assert fit(make_vae(), epochs=50, patience=1, learning_rate=1.0, mode="auto").mode == "traced"
+
+
+def test_batch_norms_are_not_recorded():
+    """Their averages would see the batch once more, and a resumed run another one."""
+    vae = make_vae()
+    vae.likelihood.network = torch.nn.Sequential(vae.likelihood.network, torch.nn.BatchNorm1d(16))
+    assert fit(vae, epochs=50, patience=1, learning_rate=1.0, mode="auto").mode == "eager"
+
+
+def test_a_run_begun_in_graphs_goes_on_without_them(tmp_path, monkeypatch):
+    """On a machine without a GPU, or by several processes."""
+    fit(make_vae(), epochs=2, mode="auto", out=tmp_path)
+    read = run_folder.read_checkpoint
+
+    def on_a_gpu(path):
+        groups, record = read(path)
+        record["history"]["mode"] = "cuda_graph"
+        return groups, record
+
+    monkeypatch.setattr(run_folder, "read_checkpoint", on_a_gpu)
+    assert fit(make_vae(), epochs=4, mode="auto", out=tmp_path, resume=True).mode == "traced"
 
 
 def test_warmup_is_followed_and_choice_begins_after_it():

@@ -43,7 +43,7 @@ def ours(work: Work, mode: Mode, device: str, vae: pv.VAE | None = None) -> Run:
 
 
 def _jax_on(device: str) -> bool:
-    """Puts JAX on a device, if it can be there; it would take another, and nearly all its memory."""
+    """Puts JAX on a device if it can be there, where it would else take nearly all memory."""
     os.environ["JAX_PLATFORMS"] = device
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     import jax

@@ -126,7 +126,7 @@ ROWS = {
         EXEMPLAR,
     ),
     "mnist-best-restarted": Row(
-        "MNIST, VampPrior, K = 500, step size falling, once more from 300 epochs on",
+        "MNIST, VampPrior, K = 500, step size falling twice",
         "mnist-vamp",
         {**BEST, "epochs": 600},
         82.09,

@@ -239,7 +239,7 @@ def test_published_rows_are_the_models_of_the_literature(published: Any) -> None
         assert (network.kind, network.hidden_dims, network.latent_dim) == ("gated", (300, 300), 40)
         falling = "step size falling" in row.title
         assert (training.schedule == "cosine") == falling
-        said = {"600 epochs": 600, "once more": 600, "draws": 200, "Fashion": 100}
+        said = {"600 epochs": 600, "falling twice": 600, "draws": 200, "Fashion": 100}
         epochs = next((n for part, n in said.items() if part in row.title), 300)
         assert training.epochs == (epochs if falling else 2000)
         if not falling:

@@ -236,9 +236,12 @@ def test_a_cluster_that_loses_a_worker_and_a_node_finds_what_one_process_finds(
 
 
 SCRIPT = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from pyro_vaes.cluster import spread
+
+# The tests may have been started in the background, where a shell has Ctrl-C ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def main(do, workers):
     if do == "square":

@@ -43,7 +43,8 @@ class FastSVI(SVI):
       replayed; the same operations on the same noise.
     - ``compiled``: the recorded operations compiled by Inductor, on the same noise.
     - ``cuda_graph``: the recorded step, optimiser included, captured as one CUDA graph; what a
-      graph cannot hold (numbers fetched from the host) goes on recorded.
+      graph cannot hold (numbers fetched from the host, an optimiser without ``capturable``) goes on
+      recorded.
     - ``auto``: ``traced``.
 
     A recorded step sees parameters, buffers and weights of the objective by reference, so a
@@ -193,7 +194,8 @@ class FastSVI(SVI):
         if self.mode == "cuda_graph" and self.optimizer is not None:
             # As it would have been made for the other mode, in which the run will be resumed.
             for group in self.optimizer.param_groups:
-                group["lr"] = float(group["lr"])
+                if isinstance(group.get("lr"), Tensor):  # Some optimisers have none.
+                    group["lr"] = float(group["lr"])
                 if "capturable" in group:
                     group["capturable"] = False
         self.mode = mode
@@ -286,9 +288,13 @@ class FastSVI(SVI):
         else:
             for group in groups.values():
                 self.optimizer.add_param_group(group)
-                self._point_at_rates(self.optimizer)
-        fresh_groups = self.optimizer.param_groups[len(self._groups) :]
-        self._groups |= dict(zip(groups, fresh_groups, strict=True))
+            self._point_at_rates(self.optimizer)
+        for key, group in groups.items():
+            # A user's own optimiser may have grouped them otherwise, or left some out.
+            first = group["params"][0]
+            for there in self.optimizer.param_groups:
+                if any(param is first for param in there["params"]):
+                    self._groups[key] = there
 
     def _options(self, name: str, param: Tensor) -> dict[str, Any]:
         if not isinstance(self.optim, PyroOptim):

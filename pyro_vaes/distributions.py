@@ -69,14 +69,44 @@ def diagonal_normal_log_prob(value: Tensor, loc: Tensor, scale: Tensor) -> Tenso
     return (-0.5 * (product + constant)).to(value.dtype)
 
 
+def full_normal_log_prob(value: Tensor, loc: Tensor, scale_tril: Tensor) -> Tensor:
+    """The same for normals of full covariance, by two matrix products.
+
+    (z - m)' P (z - m) is linear in the products z_i z_j and in z, so that K precisions P are one
+    matrix, of (D (D + 1) / 2, K). PyTorch solves for each pair of a value and a component instead.
+
+    Args:
+        value: ``(*sample, D)``.
+        loc: ``(K, D)``.
+        scale_tril: ``(K, D, D)``, lower triangular, its diagonal positive.
+
+    Returns:
+        ``(*sample, K)`` in nats, in the dtype of ``value``.
+    """
+    z, m, factor = value.double(), loc.double(), scale_tril.double()
+    dim = m.shape[-1]
+    unit = torch.eye(dim, dtype=m.dtype, device=m.device)
+    whiten = torch.linalg.solve_triangular(factor, unit.expand_as(factor), upper=False)
+    precision = whiten.mT @ whiten
+    weighted = (precision @ m.unsqueeze(-1)).squeeze(-1)
+    log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    constant = (m * weighted).sum(-1) + 2 * log_det + dim * math.log(2 * math.pi)
+    # Each product of two numbers once: those off the diagonal count twice.
+    i, j = torch.tril_indices(dim, dim, device=m.device)
+    pairs = z.index_select(-1, i) * z.index_select(-1, j)
+    doubled = 2 * precision - unit * precision
+    product = pairs @ doubled.flatten(-2).index_select(-1, i * dim + j).mT - 2 * z @ weighted.mT
+    return (-0.5 * (product + constant)).to(value.dtype)
+
+
 class Mixture(dist.MixtureSameFamily):
     """A joint mixture of K components over vectors: log sum_k w_k p_k(z).
 
-    The same distribution as its parent, with three differences. Components that are diagonal
-    normals are scored by matrix products (``diagonal_normal_log_prob``). ``expand`` keeps the
-    parameters as they are, so a mixture inside a plate of n data costs (n, K) memory, not
-    (n, K, D). And the weights may carry batch dimensions that the components lack, as in a mixture
-    whose weights depend on a label.
+    The same distribution as its parent, with three differences. Components that are normals, of
+    diagonal or full covariance, are scored by matrix products (``diagonal_normal_log_prob``).
+    ``expand`` keeps the parameters as they are, so a mixture inside a plate of n data costs (n, K)
+    memory, not (n, K, D). And the weights may carry batch dimensions that the components lack, as
+    in a mixture whose weights depend on a label.
 
     Args:
         mixture_distribution: categorical with batch shape ``(*batch)`` over K.
@@ -110,6 +140,11 @@ class Mixture(dist.MixtureSameFamily):
         normal = diagonal_normal(self.component_distribution)
         if normal is not None:
             return diagonal_normal_log_prob(value, *normal)
+        components = self.component_distribution
+        if isinstance(components, torch.distributions.MultivariateNormal):
+            loc, scale_tril = components.loc, components._unbroadcasted_scale_tril
+            if loc.dim() == 2 and scale_tril.dim() == 3 and value.device.type != "mps":
+                return full_normal_log_prob(value, loc, scale_tril)
         # Spelled out to full shape: an autoregressive inverse cannot broadcast its context.
         shape = torch.broadcast_shapes(
             (*value.shape[:-1], 1), self.component_distribution.batch_shape

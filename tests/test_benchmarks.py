@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.util
 import mmap
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"
@@ -237,9 +239,15 @@ def test_published_rows_are_the_models_of_the_literature(published: Any) -> None
         assert [earlier.training.epochs for earlier in before] == list(row.restarts)
         network, training = config.network, config.training
         assert (network.kind, network.hidden_dims, network.latent_dim) == ("gated", (300, 300), 40)
-        falling = "step size falling" in row.title
+        falling = "step size falling" in row.title or row.start is not None
         assert (training.schedule == "cosine") == falling
-        said = {"600 epochs": 600, "falling twice": 600, "draws": 200, "Fashion": 100}
+        said = {
+            "600 epochs": 600,
+            "falling twice": 600,
+            "full covariances": 30,
+            "draws": 200,
+            "Fashion": 100,
+        }
         epochs = next((n for part, n in said.items() if part in row.title), 300)
         assert training.epochs == (epochs if falling else 2000)
         if not falling:
@@ -325,6 +333,34 @@ def test_a_restarted_run_is_one_run_cut_or_not(published: Any, tmp_path: Path) -
             break
     assert stopped == "epochs"
     assert [r["val_elbo"] for r in cut.records] == [r["val_elbo"] for r in whole.records]
+
+
+def test_a_row_may_start_from_another_one(published: Any, tmp_path: Path) -> None:
+    import pyro_vaes as pv
+    from pyro_vaes.assemble import build
+
+    source = str(published.toy_data(tmp_path / "toy.npz"))
+    flags = {**published.TOY, "data": source, "warmup_epochs": 0.0}
+    first = published.Row("toy", "mnist-vamp", flags, None)
+    data = pv.load_data(source)
+    base, _ = published.trained(published.configurations(first, 0, tmp_path), data, tmp_path / "a")
+    further = {**flags, "posterior": "full_normal", "train_samples": 2, "epochs": 2}
+    second = dataclasses.replace(first, flags=further)
+    configs = published.configurations(second, 0, tmp_path)
+    vae, _ = build(configs[0], data)
+    published.begin_at(vae, tmp_path / "a")
+    # A full covariance begins as the diagonal one: the same model until it is trained.
+    x = data.test.x
+    assert torch.equal(vae.posterior(x).mean, base.posterior(x).mean)
+    torch.testing.assert_close(
+        vae.prior().log_prob(vae.encode(x)), base.prior().log_prob(base.encode(x))
+    )
+    _, whole = published.trained(configs, data, tmp_path / "whole", start=tmp_path / "a")
+    for _ in range(3):  # Going on does not start anew.
+        _, cut = published.trained(configs, data, tmp_path / "cut", 1e-9, tmp_path / "a")
+    assert [r["val_elbo"] for r in cut.records] == [r["val_elbo"] for r in whole.records]
+    with pytest.raises(ValueError, match="all weights of"):
+        published.begin_at(base, tmp_path / "whole")
 
 
 def test_the_curve_of_a_bound_without_a_kl_weight(

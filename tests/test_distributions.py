@@ -17,6 +17,7 @@ from pyro_vaes.distributions import (
     VampDistribution,
     diagonal_normal,
     diagonal_normal_log_prob,
+    full_normal_log_prob,
 )
 from pyro_vaes.levels import CategoricalLevels
 from pyro_vaes.networks import MLP
@@ -203,6 +204,49 @@ def test_matrix_products_take_batches_of_mixtures(batch, float64):
         torch.testing.assert_close(
             diagonal_normal_log_prob(z, loc, scale), broadcast(z, loc, scale)
         )
+
+
+def full_factors(components: int, dim: int, smallest: float) -> Tensor:
+    """Factors as of a posterior: a scale for each row of a unit lower triangle."""
+    scale = smallest * (1 + torch.rand(components, dim, 1))
+    return scale * (torch.eye(dim) + torch.randn(components, dim, dim).tril(-1) / dim**0.5)
+
+
+def solved(z: Tensor, loc: Tensor, scale_tril: Tensor) -> Tensor:
+    """PyTorch's own form in float64."""
+    normal = dist.MultivariateNormal(loc.double(), scale_tril=scale_tril.double())
+    return normal.log_prob(z.double().unsqueeze(-2))
+
+
+@pytest.mark.parametrize("components", [1, 200])
+@pytest.mark.parametrize("dim", [1, 2, 40])
+@pytest.mark.parametrize("smallest", [1.0, 1e-3])
+def test_full_covariances_by_matrix_products(components, dim, smallest):
+    loc, factor = 3 * torch.randn(components, dim), full_factors(components, dim, smallest)
+    nearest = torch.randint(0, components, (20,))
+    noise = (factor[nearest] @ torch.randn(20, dim, 1)).squeeze(-1)
+    z = loc[nearest] + noise
+    ours, exact = full_normal_log_prob(z, loc, factor), solved(z, loc, factor)
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours.double(), exact, rtol=3e-7, atol=1e-5)
+    torch.testing.assert_close(full_normal_log_prob(z[None, :4], loc, factor), ours[None, :4])
+    mixture = Mixture(
+        dist.Categorical(logits=torch.zeros(components)),
+        dist.MultivariateNormal(loc, scale_tril=factor),
+    )
+    torch.testing.assert_close(mixture.log_prob_components(z), ours)
+
+
+def test_full_covariances_have_the_gradients_of_the_solved_form(float64):
+    loc = (3 * torch.randn(50, 8)).requires_grad_()
+    factor = full_factors(50, 8, 0.1).requires_grad_()
+    z = (loc[:10] + 0.01 * torch.randn(10, 8)).detach().requires_grad_()
+    grads = []
+    for score in (full_normal_log_prob, solved):
+        total = score(z, loc, factor.tril()).logsumexp(-1).sum()
+        grads.append(torch.autograd.grad(total, (z, loc, factor)))
+    for ours, exact in zip(*grads, strict=True):
+        torch.testing.assert_close(ours, exact)
 
 
 # --- the others ---------------------------------------------------------------------------------

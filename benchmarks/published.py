@@ -140,7 +140,7 @@ ROWS = {
     # From there on with what the diagonal posterior and the bound of one draw miss: the posterior,
     # and so the components of its prior, correlate; the bound is nearer to what is judged.
     "mnist-best-full": Row(
-        "MNIST, VampPrior, K = 500, the same, then full covariances and five draws a datum",
+        "MNIST, VampPrior, K = 500, then full covariances, five draws",
         "mnist-vamp",
         {
             **BEST,
@@ -337,6 +337,7 @@ def record_of(name: str, row: Row, seed: int, history: pv.History) -> dict[str, 
         "published": row.published,
         "published_error": row.error,
         "source": row.source,
+        "start": row.start,
         "seed": seed,
         "stopped": history.stopped,
         "epochs": history.epochs,
@@ -374,6 +375,8 @@ def table(out: Path) -> str:
             for run in runs
             if run["stopped"] == "time"
         )
+        if first.get("start"):
+            note += f" Begins where `{first['start']}` ends, whose hours are counted."
         places = ", ".join(sorted({_place(run) for run in runs}))
         samples = first.get("samples") or "no"
         notes.append(

@@ -72,8 +72,8 @@ def diagonal_normal_log_prob(value: Tensor, loc: Tensor, scale: Tensor) -> Tenso
 def full_normal_log_prob(value: Tensor, loc: Tensor, scale_tril: Tensor) -> Tensor:
     """The same for normals of full covariance, by two matrix products.
 
-    (z - m)' P (z - m) is linear in the products z_i z_j and in z, so that K precisions P are one
-    matrix, of (D (D + 1) / 2, K). PyTorch solves for each pair of a value and a component instead.
+    (z - m)' P (z - m) is linear in z z' and in z, so that K precisions P are one matrix, of
+    (D^2, K). PyTorch solves for each pair of a value and a component instead.
 
     Args:
         value: ``(*sample, D)``.
@@ -85,17 +85,14 @@ def full_normal_log_prob(value: Tensor, loc: Tensor, scale_tril: Tensor) -> Tens
     """
     z, m, factor = value.double(), loc.double(), scale_tril.double()
     dim = m.shape[-1]
-    unit = torch.eye(dim, dtype=m.dtype, device=m.device)
-    whiten = torch.linalg.solve_triangular(factor, unit.expand_as(factor), upper=False)
+    unit = torch.eye(dim, dtype=m.dtype, device=m.device).expand_as(factor)
+    whiten = torch.linalg.solve_triangular(factor, unit, upper=False)
     precision = whiten.mT @ whiten
     weighted = (precision @ m.unsqueeze(-1)).squeeze(-1)
     log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     constant = (m * weighted).sum(-1) + 2 * log_det + dim * math.log(2 * math.pi)
-    # Each product of two numbers once: those off the diagonal count twice.
-    i, j = torch.tril_indices(dim, dim, device=m.device)
-    pairs = z.index_select(-1, i) * z.index_select(-1, j)
-    doubled = 2 * precision - unit * precision
-    product = pairs @ doubled.flatten(-2).index_select(-1, i * dim + j).mT - 2 * z @ weighted.mT
+    outer = (z.unsqueeze(-1) * z.unsqueeze(-2)).flatten(-2)
+    product = outer @ precision.flatten(-2).mT - 2 * z @ weighted.mT
     return (-0.5 * (product + constant)).to(value.dtype)
 
 

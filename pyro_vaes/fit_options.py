@@ -17,7 +17,9 @@ __all__ = [
     "OPTIMIZERS",
     "PRECISIONS",
     "SCHEDULES",
+    "TRACE_FROM_STEPS",
     "FitOptions",
+    "auto_mode",
     "computed_in",
     "device_of",
 ]
@@ -34,6 +36,8 @@ SCHEDULES = {
     "linear": lambda fraction: 1.0 - fraction,
 }
 PRECISIONS = ("float32", "tf32", "bf16")
+# From this many steps on, recording a step (a second) pays.
+TRACE_FROM_STEPS = 200
 # From this many steps on, of one model or of all in a joint program, compiling (some 20 s) pays.
 COMPILE_FROM_STEPS = 30_000
 
@@ -88,6 +92,24 @@ class FitOptions:
         now = dataclasses.asdict(self)
         changed = [name for name in now if name != "epochs" and now[name] != earlier.get(name)]
         return changed + ["epochs"] * (self.epochs < earlier.get("epochs", 0))
+
+
+def auto_mode(*, steps: int, recordable: bool, captures: bool, before: str | None = None) -> str:
+    """How ``auto`` runs steps: as before a resumption, or by their number and the device.
+
+    Args:
+        steps: of the whole training.
+        recordable: whether a step can be recorded.
+        captures: whether a CUDA graph can hold it.
+        before: the mode of the run that is resumed, which may have begun on another machine.
+    """
+    if before is not None:
+        return "traced" if before == "cuda_graph" and not captures else before
+    if steps < TRACE_FROM_STEPS or not recordable:
+        return "eager"
+    if captures:
+        return "cuda_graph"
+    return "compiled" if steps >= COMPILE_FROM_STEPS else "traced"
 
 
 def device_of(name: str) -> torch.device:

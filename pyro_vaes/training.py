@@ -27,10 +27,10 @@ from pyro_vaes.checkpoints import copied, fill, named_tensors
 from pyro_vaes.data import Split, as_split, batches
 from pyro_vaes.distributed import Processes, join
 from pyro_vaes.fit_options import (
-    COMPILE_FROM_STEPS,
     OPTIMIZERS,
     SCHEDULES,
     FitOptions,
+    auto_mode,
     computed_in,
     device_of,
 )
@@ -51,9 +51,6 @@ from pyro_vaes.run_state import CHECKPOINT, RunState, Saved, identity_of
 from pyro_vaes.vae import VAE
 
 __all__ = ["History", "NonFiniteError", "fit"]
-
-# From this many steps on, recording a step (a second) pays.
-_TRACE_FROM_STEPS = 200
 
 
 def fit(
@@ -296,20 +293,14 @@ class _Trainer:
         """How steps are run: as asked, as before a resumption, or by device and number."""
         if self.options.mode != "auto":
             return self.options.mode
-        captures = self.device.type == "cuda" and self.processes.size == 1
-        if saved is not None:
-            mode = cast(str, saved[1]["history"]["mode"])
-            # It may have begun elsewhere.
-            return "traced" if mode == "cuda_graph" and not captures else mode
-        steps = self.options.epochs * self.steps_per_epoch
-        recordable = getattr(self.objective, "recordable", True)
         # Recording runs the step once more, which averages over batches would remember.
         averages = any(isinstance(m, _BatchNorm) for m in self.vae.modules())
-        if steps < _TRACE_FROM_STEPS or not recordable or averages:
-            return "eager"
-        if captures:
-            return "cuda_graph"
-        return "compiled" if steps >= COMPILE_FROM_STEPS else "traced"
+        return auto_mode(
+            steps=self.options.epochs * self.steps_per_epoch,
+            recordable=getattr(self.objective, "recordable", True) and not averages,
+            captures=self.device.type == "cuda" and self.processes.size == 1,
+            before=None if saved is None else saved[1]["history"]["mode"],
+        )
 
     # --- the loop ------------------------------------------------------------------------------
 

@@ -15,14 +15,19 @@ gives its standard error, for a fixed encoder and to first order in the data.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from pyro_vaes.distributions import Mixture, diagonal_normal, diagonal_normal_log_prob
+from pyro_vaes.distributions import (
+    Mixture,
+    diagonal_normal,
+    diagonal_normal_log_prob,
+    normal_marginals,
+)
 from pyro_vaes.importance import BLOCK_SAMPLES, seed_of
 from pyro_vaes.vae import VAE
 
@@ -118,15 +123,11 @@ class AggregatedPosterior:
     """
 
     def __init__(self, posteriors: Sequence[Any], labels: Tensor | None, chunk_size: int) -> None:
-        normals = [diagonal_normal(posterior) for posterior in posteriors]
         self._posteriors = posteriors
         self._labels = labels
         self._chunk_size = chunk_size
-        self._normal: tuple[Tensor, Tensor] | None = None
-        known = [normal for normal in normals if normal is not None]
-        if len(known) == len(normals):
-            loc, scale = (torch.cat(parts) for parts in zip(*known, strict=True))
-            self._normal = loc, scale
+        self._normal = _joined(map(diagonal_normal, posteriors))
+        self._marginals = _joined(map(normal_marginals, posteriors))
         self._sizes = [math.prod(posterior.batch_shape) for posterior in posteriors]
 
     def log_prob(self, z: Tensor, y: Tensor | None = None) -> Tensor:
@@ -142,8 +143,12 @@ class AggregatedPosterior:
         Raises:
             Unavailable: if the posterior cannot score z from another datum.
         """
+        if self._normal is not None:
+            size = self._chunk_size * _NUMBERS_PER_DECODING // sum(self._sizes)
+        else:  # May be as dear as a decoder's.
+            size = self._chunk_size // max(self._sizes)
         try:
-            scores = [self._components(*part).logsumexp(-1) for part in self._chunks(z, y)]
+            scores = [self._components(*part).logsumexp(-1) for part in _chunks(z, y, size)]
         except (NotImplementedError, KeyError) as error:  # what flows without inverse raise
             raise Unavailable(OWN_DRAWS_ONLY) from error
         return torch.cat(scores)
@@ -152,30 +157,20 @@ class AggregatedPosterior:
         """Log density of each coordinate of z under its own marginal, ``(m, D)``, float64.
 
         Raises:
-            Unavailable: if the posterior is no diagonal normal.
+            Unavailable: if the posterior is no normal.
         """
-        if self._normal is None:
-            raise Unavailable("the marginals of this posterior are known for diagonal normals only")
-        loc, scale = (parameter.double() for parameter in self._normal)
+        if self._marginals is None:
+            raise Unavailable("the marginals of this posterior are known for normals only")
+        loc, scale = (parameter.double() for parameter in self._marginals)
         constant = scale.log() + 0.5 * math.log(2 * math.pi)
+        size = self._chunk_size * _NUMBERS_PER_DECODING // loc.numel()
         scores = []
-        for part, labels in self._chunks(z, y, z.shape[-1]):
+        for part, labels in _chunks(z, y, size):
             standard = (part.double().unsqueeze(-2) - loc) / scale
             log_prob = standard.square_().mul_(-0.5).sub_(constant)
             log_prob += self._log_weights(labels, loc[:, 0]).unsqueeze(-1)
             scores.append(log_prob.logsumexp(-2))
         return torch.cat(scores)
-
-    def _chunks(
-        self, z: Tensor, y: Tensor | None, numbers: int = 1
-    ) -> Iterator[tuple[Tensor, Tensor | None]]:
-        # A normal's score is a number or D; any other's may be as dear as a decoder's.
-        per_decoding = 1 if self._normal is None else _NUMBERS_PER_DECODING
-        each = sum(self._sizes) if self._normal is not None else max(self._sizes)
-        size = max(1, self._chunk_size * per_decoding // (each * numbers))
-        for start in range(0, len(z), size):
-            rows = slice(start, start + size)
-            yield z[rows], None if y is None else y[rows]
 
     def _components(self, z: Tensor, y: Tensor | None) -> Tensor:
         """Log weight plus log density under every component, ``(m, n)``."""
@@ -203,11 +198,27 @@ class AggregatedPosterior:
         return uniform.expand(same.shape).masked_fill(~same, -math.inf)
 
 
+def _chunks(z: Tensor, y: Tensor | None, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    size = max(1, size)
+    for start in range(0, len(z), size):
+        rows = slice(start, start + size)
+        yield z[rows], None if y is None else y[rows]
+
+
+def _joined(blocks: Iterable[tuple[Tensor, Tensor] | None]) -> tuple[Tensor, Tensor] | None:
+    """Parameters of blocks of distributions as one, None if those of a block are not known."""
+    known = list(blocks)
+    if any(block is None for block in known):
+        return None
+    loc, scale = zip(*cast("list[tuple[Tensor, Tensor]]", known), strict=True)
+    return torch.cat(loc), torch.cat(scale)
+
+
 def prior_marginals(vae: VAE, z: Tensor, y: Tensor | None, chunk_size: int) -> Tensor:
     """Log density of each coordinate of z under its own marginal of the prior.
 
     Args:
-        vae: the model, whose prior is a diagonal normal or a mixture of them.
+        vae: the model, whose prior is a normal or a mixture of them.
         z: ``(m, D)``.
         y: labels ``(m,)`` or None.
         chunk_size: bounds the memory, as for :class:`AggregatedPosterior`.
@@ -236,17 +247,15 @@ def prior_marginals(vae: VAE, z: Tensor, y: Tensor | None, chunk_size: int) -> T
 
 def _as_mixture(prior: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Log weights ``(*batch, K)``, means and scales ``(*batch, K, D)``, float64."""
-    normal = diagonal_normal(prior)
+    normal = normal_marginals(prior)
     if normal is not None:
         loc, scale = (parameter.double().unsqueeze(-2) for parameter in normal)
         return torch.zeros_like(loc[..., 0]), loc, scale
     if isinstance(prior, Mixture):
-        normal = diagonal_normal(prior.component_distribution)
+        normal = normal_marginals(prior.component_distribution)
         if normal is not None:
             return prior.mixture_distribution.logits.double(), *(p.double() for p in normal)
-    raise Unavailable(
-        "the marginals of this prior are known for (mixtures of) diagonal normals only"
-    )
+    raise Unavailable("the marginals of this prior are known for (mixtures of) normals only")
 
 
 def slope(values: Tensor, noise: Tensor) -> float:

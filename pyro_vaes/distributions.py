@@ -38,6 +38,13 @@ def diagonal_normal(distribution: Any) -> tuple[Tensor, Tensor] | None:
     return None
 
 
+def normal_marginals(distribution: Any) -> tuple[Tensor, Tensor] | None:
+    """The ``(loc, scale)`` of each coordinate of a normal over vectors, None for any other."""
+    if isinstance(distribution, torch.distributions.MultivariateNormal):
+        return distribution.loc, distribution.stddev
+    return diagonal_normal(distribution)
+
+
 def diagonal_normal_log_prob(value: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
     """Log density of every value under every one of K diagonal normals, by two matrix products.
 

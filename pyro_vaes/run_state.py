@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -63,6 +64,40 @@ class RunState:
     best: dict[str, Tensor] | None = None
     average: dict[str, Tensor] | None = None
     optimizer: Optimizer | None = None
+    _pairs: tuple[list[Tensor], list[Tensor]] | None = None
+
+    def follow(self, decay: float) -> None:
+        """Takes the average, if one is kept, a step after the weights."""
+        if self.average is None:
+            return
+        if self._pairs is None:
+            now = named_tensors(self.vae)
+            # Looked up once: these views follow the weights, and one call updates them all.
+            names = [name for name, tensor in self.average.items() if tensor.is_floating_point()]
+            self._pairs = [self.average[n] for n in names], [now[n] for n in names]
+        torch._foreach_lerp_(*self._pairs, 1 - decay)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Lends the VAE the average, if one is kept."""
+        if self.average is None:
+            yield
+            return
+        own = copied(named_tensors(self.vae))
+        fill(self.vae, self.average)
+        try:
+            yield
+        finally:
+            fill(self.vae, own)
+
+    def candidate(self) -> dict[str, Tensor]:
+        """A copy of the weights that would be kept now."""
+        return copied(self.average or named_tensors(self.vae))
+
+    def keep(self) -> None:
+        """Leaves the VAE with the best weights, or the average if none have been chosen."""
+        if self.best is not None or self.average is not None:
+            fill(self.vae, cast("dict[str, Tensor]", self.best or self.average))
 
     def groups(self) -> Groups:
         """A copy of the state, as groups of tensors."""
@@ -119,6 +154,7 @@ class RunState:
             {name: tensor.to(device) for name, tensor in groups.get(key, {}).items()} or None
             for key in ("best", "average")
         )
+        self._pairs = None
         restore_optimizer(self.optimizer, groups.get("optimizer", {}))
         divergence = getattr(self.objective, "divergence", None)
         if divergence is not None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import importlib.util
-import pickle
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -203,7 +202,7 @@ def _read_numpy(path: Path) -> Any:
         try:
             content = np.load(file, allow_pickle=False)
             return content if isinstance(content, np.ndarray) else dict(content)
-        except (ValueError, pickle.UnpicklingError) as error:
+        except ValueError as error:
             if "pickle" not in str(error):
                 raise
             # numpy's own text advises to load the pickle.

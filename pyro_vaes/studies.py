@@ -14,6 +14,7 @@ from typing import Any
 
 from pyro_vaes import study_figures as draw
 from pyro_vaes import study_findings as find
+from pyro_vaes import study_prior_figures as draw_prior
 from pyro_vaes.data import DataSet
 from pyro_vaes.outcomes import Outcome
 from pyro_vaes.recipes import check, resolve
@@ -280,7 +281,7 @@ STUDIES: Mapping[str, Study] = {
         "Learned priors",
         "Does a prior that learns come closer to the aggregated posterior, and does that pay?",
         _priors,
-        draw.priors,
+        draw_prior.priors,
         find.priors,
         {"marginal_kl": "marginal KL", "mutual_information": "I(x; z)", **_ALIVE, **_TIME},
     ),
@@ -299,7 +300,7 @@ STUDIES: Mapping[str, Study] = {
         "How do the figures, the cost and the fit to training data change with the number K of "
         "Gaussian components or pseudo-inputs? K is chosen by validation alone.",
         _components,
-        draw.components,
+        draw_prior.components,
         find.components,
         {
             "nll_train": "training NLL",
@@ -313,7 +314,7 @@ STUDIES: Mapping[str, Study] = {
         "Flow priors",
         "Which flow, and how deep?",
         _flow_priors,
-        draw.flow_priors,
+        draw_prior.flow_priors,
         find.flow_priors,
         {
             "marginal_kl": "marginal KL",

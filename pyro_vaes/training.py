@@ -11,8 +11,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -221,7 +221,6 @@ class _Trainer:
             check_data(vae, *next(batches(split, rows, generator)))
         history = History(device=self.device.type)
         self.state = RunState(vae, objective, history, torch.Generator())
-        self._averaged: tuple[list[Tensor], list[Tensor]] | None = None
         self.folder = RunFolder(
             out, options, record, lambda: identity_of(vae, objective, self.train, record)
         )
@@ -352,14 +351,10 @@ class _Trainer:
 
         They are not if a kill came after the last checkpoint and before them.
         """
-        self._keep_best()
+        self.state.keep()
         self._note_precision()
         if self.state.history.epochs:
             self.folder.keep(self.vae)
-
-    def _keep_best(self) -> None:
-        if self.state.best is not None or self.state.average is not None:
-            fill(self.vae, cast("dict[str, Tensor]", self.state.best or self.state.average))
 
     def _note_precision(self) -> None:
         """Notes what the precision of training does to the bound."""
@@ -387,7 +382,7 @@ class _Trainer:
             # On the CPU a look costs nothing; a GPU would have to be waited for.
             if self.device.type == "cpu" and not math.isfinite(loss):
                 self._fail(epoch, good, first_not_finite(self.vae, arguments(self.vae, x, y)))
-            self._update_average()
+            self.state.follow(options.ema_decay)
             step += 1
         if not math.isfinite(total):
             self._fail(epoch, good, first_not_finite(self.vae, arguments(self.vae, x, y)))
@@ -398,7 +393,7 @@ class _Trainer:
         self.state.history.mode = self.svi.mode  # It may have fallen back.
         record: dict[str, Any] = {"epoch": epoch + 1, "train_loss": total.item() / len(self.train)}
         culprit = None
-        with self._weights(self.state.average):
+        with self.state.averaged():
             if self.val is not None:
                 record |= self._validate(self.val)
                 if not all(map(math.isfinite, record.values())):
@@ -429,17 +424,6 @@ class _Trainer:
             )
         return rate
 
-    def _update_average(self) -> None:
-        average = self.state.average
-        if average is None:
-            return
-        if self._averaged is None:
-            now = named_tensors(self.vae)
-            # Looked up once: these views follow the weights, and one call updates them all.
-            names = [name for name, tensor in average.items() if tensor.is_floating_point()]
-            self._averaged = [average[n] for n in names], [now[n] for n in names]
-        torch._foreach_lerp_(*self._averaged, 1 - self.options.ema_decay)
-
     def _judge(self, record: dict[str, Any]) -> bool:
         """Keeps the weights if they are the best so far; the warm-up does not count."""
         if self.val is None or record["epoch"] * self.steps_per_epoch < self.warmup_steps:
@@ -448,7 +432,7 @@ class _Trainer:
         if not record["val_loss"] < history.best_val_loss:
             return False
         history.best_epoch, history.best_val_loss = record["epoch"], record["val_loss"]
-        self.state.best = copied(self.state.average or named_tensors(self.vae))
+        self.state.best = self.state.candidate()
         return True
 
     def _out_of_patience(self) -> bool:
@@ -461,19 +445,6 @@ class _Trainer:
     def _out_of_time(self, end: float | None) -> bool:
         """Whether it is past the end in any of the processes: then in all."""
         return end is not None and self.processes.figures(time.monotonic() >= end)[0] > 0
-
-    @contextmanager
-    def _weights(self, tensors: dict[str, Tensor] | None) -> Iterator[None]:
-        """Lends the VAE other weights; None leaves its own."""
-        if tensors is None:
-            yield
-            return
-        own = copied(named_tensors(self.vae))
-        fill(self.vae, tensors)
-        try:
-            yield
-        finally:
-            fill(self.vae, own)
 
     def _fail(self, epoch: int, good: dict[str, Tensor], culprit: str) -> None:
         """Puts the last good weights back, and stops."""

@@ -184,6 +184,14 @@ def _vamp_of_grid(
     return VampPrior(posterior, grid)
 
 
+def _full_normal(latent_dim: int, event_shape: Shape, labels: int) -> FullNormalPosterior:
+    return FullNormalPosterior(_encoder(event_shape, labels), latent_dim, event_shape, labels)
+
+
+def _vamp_of_full_normal(latent_dim: int, event_shape: Shape, labels: int) -> VampPrior:
+    return _vamp(latent_dim, event_shape, labels, _full_normal(latent_dim, event_shape, labels))
+
+
 def _vamp_of_flow(latent_dim: int, event_shape: Shape, labels: int) -> VampPrior:
     base = _normal(latent_dim, event_shape, labels)
     return _vamp(
@@ -222,15 +230,14 @@ PRIORS: dict[str, Case] = {
     ),
     "vamp_of_grid": Case(_vamp_of_grid, mixes=True),
     "vamp_of_flow": Case(_vamp_of_flow),
+    "vamp_of_full_normal": Case(_vamp_of_full_normal),
     "gtm": Case(lambda d, shape, labels: GTMPrior(_decoder(2, labels), d, 3, labels)),
     "own": Case(lambda d, shape, labels: OwnPrior(d), conditional=False, own=False),
 }
 
 POSTERIORS: dict[str, Case] = {
     "normal": Case(_normal),
-    "full_normal": Case(
-        lambda d, shape, labels: FullNormalPosterior(_encoder(shape, labels), d, shape, labels)
-    ),
+    "full_normal": Case(_full_normal),
     "own": Case(lambda d, shape, labels: OwnPosterior(d, shape), conditional=False, own=False),
     "flow_of_own": Case(
         lambda d, shape, labels: FlowPosterior(OwnPosterior(d, shape), flows.iaf(d, 1, [8]), shape),

@@ -343,7 +343,9 @@ def test_a_row_may_start_from_another_one(published: Any, tmp_path: Path) -> Non
     flags = {**published.TOY, "data": source, "warmup_epochs": 0.0}
     first = published.Row("toy", "mnist-vamp", flags, None)
     data = pv.load_data(source)
-    base, _ = published.trained(published.configurations(first, 0, tmp_path), data, tmp_path / "a")
+    base, base_history = published.trained(
+        published.configurations(first, 0, tmp_path), data, tmp_path / "a"
+    )
     further = {**flags, "posterior": "full_normal", "train_samples": 2, "epochs": 2}
     second = dataclasses.replace(first, flags=further)
     configs = published.configurations(second, 0, tmp_path)
@@ -354,6 +356,13 @@ def test_a_row_may_start_from_another_one(published: Any, tmp_path: Path) -> Non
     assert torch.equal(vae.posterior(x).mean, base.posterior(x).mean)
     torch.testing.assert_close(
         vae.prior().log_prob(vae.encode(x)), base.prior().log_prob(base.encode(x))
+    )
+    # Trained by next to nothing, it still validates as the one it starts from.
+    still = dataclasses.replace(first, flags={**further, "train_samples": 1, "learning_rate": 1e-9})
+    configs_of_still = published.configurations(still, 0, tmp_path)
+    _, history = published.trained(configs_of_still, data, tmp_path / "b", start=tmp_path / "a")
+    assert history.records[0]["val_elbo"] == pytest.approx(
+        base_history.records[base_history.best_epoch - 1]["val_elbo"], abs=1e-3
     )
     _, whole = published.trained(configs, data, tmp_path / "whole", start=tmp_path / "a")
     for _ in range(3):  # Going on does not start anew.

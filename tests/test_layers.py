@@ -34,6 +34,7 @@ FLOORS = {
     "study_commands": 5,
     "study_figures": 5,
     "study_panels": 5,
+    "study_prior_figures": 5,
     "study_findings": 5,
     "study_report": 5,
     "study_runs": 5,

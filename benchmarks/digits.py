@@ -24,8 +24,9 @@ import pyro
 import torch
 
 import pyro_vaes as pv
-from pyro_vaes.assemble import build, train
-from pyro_vaes.recipes import check, resolve
+from pyro_vaes.runs.build import build
+from pyro_vaes.runs.resolve import check, resolve
+from pyro_vaes.runs.run import train
 
 RESULTS = Path(__file__).parent / "results"
 

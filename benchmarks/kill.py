@@ -32,7 +32,7 @@ from typing import Any
 
 from harness import RESULTS, header, write
 
-from pyro_vaes.checkpoints import read_tensors
+from pyro_vaes.storage.tensors import read_tensors
 
 TRAIN = (
     "train --hidden-dims 32 --prior vamp --prior-components 10 --epochs 500 --patience 500 "

@@ -34,11 +34,14 @@ import torch
 from harness import RESULTS, hardware, header, read, write
 
 import pyro_vaes as pv
-from pyro_vaes.assemble import build, train
-from pyro_vaes.config import CONFIG, ConfigError, RunConfig, read_config, to_yaml
-from pyro_vaes.data import DataError, DataSet
-from pyro_vaes.folders import RunFolderError, write_text
-from pyro_vaes.recipes import check, check_resume, resolve
+from pyro_vaes.data.dataset import DataSet
+from pyro_vaes.data.tables import DataError
+from pyro_vaes.runs.build import build
+from pyro_vaes.runs.options import ConfigError
+from pyro_vaes.runs.resolve import check, check_resume, resolve
+from pyro_vaes.runs.run import train
+from pyro_vaes.runs.schema import RunConfig, read_config, to_yaml
+from pyro_vaes.storage.files import CONFIG, RunFolderError, write_text
 
 TABLE = 'Norouzi, Fleet and Norouzi, "Exemplar VAE" (2020), arXiv:2004.04795, table of densities'
 EXEMPLAR = f"{TABLE}: the Exemplar VAE, its best single level of an MLP, to be beaten"

@@ -20,7 +20,7 @@ from pyro.optim import Adam
 from works import LEARNING_RATE, WORKS, Work, our_vae, rounds_of
 
 import pyro_vaes as pv
-from pyro_vaes.inference import Mode
+from pyro_vaes.core.choices import Mode
 
 OURS = "pyro_vaes {}"
 

@@ -29,7 +29,7 @@ def _steady(histories: list[pv.History], epochs: int) -> float:
 
 def together(work: Work, models: int, mode: str, device: str, epochs: int = 21) -> Run:
     """``fit_many``; one unit is one step of one model."""
-    from pyro_vaes.sweep import fit_many
+    from pyro_vaes.training.sweep import fit_many
 
     rows = work.data().flatten(0, 1)
 

@@ -22,10 +22,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from pyro_vaes.data import Split
-from pyro_vaes.evaluation import untouched
-from pyro_vaes.folders import replacing
-from pyro_vaes.vae import VAE
+from pyro_vaes.data.splits import Split
+from pyro_vaes.storage.files import replacing
+from pyro_vaes.vae import VAE, untouched
 
 __all__ = [
     "image_grid",
@@ -35,6 +34,7 @@ __all__ = [
     "save_figure",
     "style",
 ]
+
 
 # A colour-blind safe palette (Okabe and Ito); ten labels need three further greys and browns.
 _PALETTE = sns.color_palette("colorblind", 10)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import pyro
 import torch
 from torch import Tensor, nn
 
-from pyro_vaes.networks import takes_labels, with_labels
-from pyro_vaes.spec import Described
+from pyro_vaes.core.described import Described
+from pyro_vaes.core.labels import takes_labels, with_labels
 
-__all__ = ["VAE"]
+__all__ = ["VAE", "check_data", "check_labels", "untouched"]
+
 
 # Pyro keeps parameters in one global store under names, and a second module under the same name
 # silently trains the first one's tensors. So every VAE of a process, copies included, has its own.
@@ -205,3 +208,63 @@ def mean_of(distribution: Any) -> Tensor:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             return cast(Tensor, distribution.sample((_MEAN_DRAWS,)).mean(0))
+
+
+@contextmanager
+def untouched(vae: VAE) -> Iterator[None]:
+    """Evaluation mode, no gradients, no validation; afterwards all is as it was, generators too."""
+    modes = [(module, module.training) for module in vae.modules()]
+    with torch.no_grad(), torch.random.fork_rng(), pyro.validation_enabled(False):
+        vae.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+
+
+def check_data(vae: VAE, x: Tensor, y: Tensor | None = None) -> None:
+    """Refuses data that the parts cannot take, before the work begins.
+
+    Args:
+        vae: the model.
+        x: data ``(n, *event_shape)``.
+        y: labels ``(n,)`` or None.
+
+    Raises:
+        ValueError: for another event shape, for labels that are missing or out of range, or for
+            values that are no levels of a likelihood over levels.
+    """
+    check_labels(vae, x, y)
+    with untouched(vae):
+        label = None if y is None else y[:1]
+        check_support(vae.p_x(vae.q_z(x[:1], label).rsample(), label), x)
+
+
+def check_labels(vae: VAE, x: Tensor, y: Tensor | None) -> None:
+    """Refuses labels that are missing or out of range where a part takes them."""
+    if vae.conditional:
+        vae._check_labels(y, len(x))
+
+
+def check_support(likelihood: Any, x: Tensor, first: int = 0) -> None:
+    """Refuses values between or beyond the levels of a likelihood, rows counted from ``first``.
+
+    Where validation is off, the probability of half a level would be a number like any other.
+    """
+    try:
+        support = likelihood.support
+    except (AttributeError, NotImplementedError):  # A user's own need not tell.
+        return
+    if not support.is_discrete:
+        return
+    wrong = ~support.check(x).reshape(-1, len(x)).all(0)
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        base = getattr(support, "base_constraint", support)
+        top = getattr(base, "upper_bound", None)
+        levels = f"{base}" if top is None else f"whole numbers up to {torch.as_tensor(top).max():g}"
+        raise ValueError(
+            f"Expected the likelihood's levels, {levels}; got values from {x[row].min():g} to "
+            f"{x[row].max():g} in row {first + row} (counted from 0)."
+        )

@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 
 import pyro_vaes as pv
-from pyro_vaes.distributed import Processes, join
-from pyro_vaes.monitoring import arguments
+from pyro_vaes.training.distributed import Processes, join
+from pyro_vaes.training.validation import arguments
 
 
 def told(processes: Processes) -> dict[str, Any]:

@@ -16,9 +16,9 @@ import torch
 from pyro.infer import RenyiELBO
 
 import pyro_vaes as pv
-from pyro_vaes.checkpoints import copied, named_tensors, write_tensors
-from pyro_vaes.distributed import _disconnect, join
-from pyro_vaes.monitoring import arguments
+from pyro_vaes.storage.tensors import copied, named_tensors, write_tensors
+from pyro_vaes.training.distributed import _disconnect, join
+from pyro_vaes.training.validation import arguments
 
 # 51 rows: batches of 16 leave 3 for the last, of 50 a single one for two processes.
 FITS: dict[str, dict[str, Any]] = {

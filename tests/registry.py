@@ -18,8 +18,12 @@ from pyro.infer import RenyiELBO, Trace_ELBO
 from torch import Tensor, nn
 
 from pyro_vaes import flows
-from pyro_vaes.divergences import MMD, Adversarial
-from pyro_vaes.likelihoods import (
+from pyro_vaes.inference.divergences import MMD, Adversarial
+from pyro_vaes.inference.elbo import ELBO, BetaELBO
+from pyro_vaes.inference.info import InfoELBO
+from pyro_vaes.networks.mlp import MLP
+from pyro_vaes.parts.gtm import GTMPrior, GTMPseudoInputs
+from pyro_vaes.parts.likelihoods import (
     AutoregressiveLikelihood,
     BernoulliLikelihood,
     BetaBinomialLikelihood,
@@ -28,11 +32,8 @@ from pyro_vaes.likelihoods import (
     NormalLikelihood,
     OrdinalLikelihood,
 )
-from pyro_vaes.networks import MLP
-from pyro_vaes.objectives import ELBO, BetaELBO, InfoELBO
-from pyro_vaes.posteriors import FlowPosterior, FullNormalPosterior, NormalPosterior
-from pyro_vaes.priors import FlowPrior, GTMPrior, MixturePrior, NormalPrior, VampPrior
-from pyro_vaes.topographic import GTMPseudoInputs
+from pyro_vaes.parts.posteriors import FlowPosterior, FullNormalPosterior, NormalPosterior
+from pyro_vaes.parts.priors import FlowPrior, MixturePrior, NormalPrior, VampPrior
 from pyro_vaes.vae import VAE
 
 NUM_LEVELS = 4

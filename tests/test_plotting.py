@@ -109,7 +109,7 @@ def test_reconstructions_stand_under_their_data():
 def test_names_of_lines_that_end_together_stand_clear_of_each_other():
     from matplotlib import pyplot
 
-    from pyro_vaes.study_panels import name_ends
+    from pyro_vaes.experiments.panels import name_ends
 
     figure, ax = pyplot.subplots()
     ax.set_yscale("log")

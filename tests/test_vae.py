@@ -17,11 +17,11 @@ from registry import OwnLikelihood, OwnPosterior, OwnPrior, data, make_vae
 from torch import nn
 
 from pyro_vaes import flows
-from pyro_vaes.likelihoods import BernoulliLikelihood, CategoricalLikelihood, NormalLikelihood
-from pyro_vaes.networks import MLP
-from pyro_vaes.objectives import ELBO
-from pyro_vaes.posteriors import FlowPosterior, NormalPosterior
-from pyro_vaes.priors import NormalPrior, VampPrior
+from pyro_vaes.inference.elbo import ELBO
+from pyro_vaes.networks.mlp import MLP
+from pyro_vaes.parts.likelihoods import BernoulliLikelihood, CategoricalLikelihood, NormalLikelihood
+from pyro_vaes.parts.posteriors import FlowPosterior, NormalPosterior
+from pyro_vaes.parts.priors import NormalPrior, VampPrior
 from pyro_vaes.vae import VAE, mean_of
 
 pytestmark = pytest.mark.usefixtures("float64")

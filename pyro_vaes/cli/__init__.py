@@ -1,0 +1,5 @@
+"""The command line."""
+
+from pyro_vaes.cli.app import main
+
+__all__ = ["main"]

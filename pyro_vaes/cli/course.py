@@ -1,0 +1,159 @@
+"""The commands of the course: ``pyro-vaes study``, ``reproduce`` and ``report``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pyro_vaes.runs.options import ConfigError
+
+__all__ = ["report_command", "reproduce", "study_command"]
+
+
+_NOTEBOOKS = Path("notebooks")
+
+
+@click.command("report")
+@click.option(
+    "--results",
+    type=click.Path(path_type=Path),
+    default=Path("figures"),
+    show_default=True,
+    help="The folder of the studies' results.",
+)
+@click.option(
+    "--notebooks",
+    type=click.Path(path_type=Path),
+    help="The folder of the notebooks with the derivations.  [default: notebooks, if there]",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("report"),
+    show_default=True,
+    help="The folder to write report.html and report.pdf to.",
+)
+def report_command(results: Path, notebooks: Path | None, out: Path) -> None:
+    """Makes one document, HTML and PDF, of the derivations and the studies' results.
+
+    The PDF needs a TeX engine: xelatex, lualatex, pdflatex or tectonic.
+    """
+    from pyro_vaes.course.report.report import write_report  # Reads in pandoc and Jupyter.
+
+    if notebooks is None and _NOTEBOOKS.is_dir():
+        notebooks = _NOTEBOOKS
+    report = write_report(results, out, notebooks)
+    for remark in report.remarks:
+        click.echo(remark, err=True)
+    for path in (report.html, report.pdf):
+        if path is not None:
+            click.echo(path)
+
+
+# The studies draw and tabulate with libraries that take a second to import: only they wait for it.
+
+
+def _options(out: str) -> Callable[[Any], Any]:
+    """The options that both commands have."""
+    options = [
+        click.option("--data", default="digits", show_default=True, help="A name or a file."),
+        click.option(
+            "--data-root", default="data", show_default=True, help="Folder for downloaded data."
+        ),
+        click.option(
+            "--seeds", type=click.IntRange(min=1), help="How many.  [default: 3, quick: 1]"
+        ),
+        click.option(
+            "--samples",
+            type=click.IntRange(min=1),
+            help="Importance samples for each test datum.  [default: 1000, quick: 50]",
+        ),
+        click.option("--quick", is_flag=True, help="A rehearsal: few epochs, small grids."),
+        click.option(
+            "--out",
+            type=click.Path(path_type=Path, file_okay=False),
+            default=out,
+            show_default=True,
+            help="Folder of tables and figures.",
+        ),
+        click.option(
+            "--runs",
+            type=click.Path(path_type=Path, file_okay=False),
+            default="runs/studies",
+            show_default=True,
+            help="Folder of the runs, shared by all studies: what is there is not run again.",
+        ),
+        click.option(
+            "--workers",
+            type=click.IntRange(min=0),
+            default=0,
+            show_default=True,
+            help="Processes; 0: one on each core, of the cluster if there is one.",
+        ),
+        click.option(
+            "--engine",
+            type=click.Choice(["local", "ray"]),
+            default="local",
+            show_default=True,
+            help="Where the runs are done: on this machine, or on the CPUs of a Ray cluster whose "
+            "nodes all see this folder (at RAY_ADDRESS, or running here, or started for this).",
+        ),
+    ]
+
+    def decorate(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def _settings(seeds: int | None, samples: int | None, quick: bool, **given: Any) -> Any:
+    from pyro_vaes.experiments.pages import Settings
+
+    return Settings(
+        seeds=seeds or (1 if quick else 3),
+        samples=samples or (50 if quick else 1000),
+        quick=quick,
+        **given,
+    )
+
+
+@click.command("study")
+@click.argument("name")
+@_options("figures")
+def study_command(name: str, **given: Any) -> None:
+    """Runs one study of the assignment: table, figures, findings.
+
+    What has finished is kept: the same command goes on with a study that was stopped.
+    """
+    from pyro_vaes.course.studies.table import STUDIES
+    from pyro_vaes.experiments.pages import write_pages
+
+    if name not in STUDIES:
+        raise ConfigError(
+            f"Invalid value for 'NAME': expected one of {', '.join(STUDIES)}; got {name!r}."
+        )
+    (path,) = write_pages({name: STUDIES[name]}, _settings(**given))
+    click.echo(f"\n{path.read_text(encoding='utf-8')}\n{path}")
+
+
+@click.command("reproduce")
+@_options("report")
+@click.option(
+    "--notebooks",
+    type=click.Path(path_type=Path),
+    help="The folder of the notebooks with the derivations.  [default: notebooks, if there]",
+)
+def reproduce(out: Path, notebooks: Path | None, **given: Any) -> None:
+    """Runs every study, draws everything and writes the report."""
+    from pyro_vaes.course.studies.table import STUDIES
+    from pyro_vaes.experiments.pages import write_pages
+
+    for path in write_pages(STUDIES, _settings(out=out / "results", **given)):
+        click.echo(path)
+    context = click.get_current_context()
+    context.invoke(report_command, results=out / "results", notebooks=notebooks, out=out)

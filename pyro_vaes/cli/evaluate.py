@@ -1,0 +1,169 @@
+"""The commands that use a trained model: ``pyro-vaes evaluate``, ``sample`` and ``parts``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pyro_vaes.runs.options import ConfigError
+from pyro_vaes.runs.schema import DEVICES, read_config
+from pyro_vaes.storage.files import RunFolderError, write_bytes
+
+if TYPE_CHECKING:
+    from pyro_vaes.vae import VAE
+
+__all__ = ["evaluate_command", "parts_command", "sample_command"]
+
+
+@click.command("evaluate")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--samples",
+    type=click.IntRange(min=1),
+    default=5000,
+    show_default=True,
+    help="Posterior draws for each datum.",
+)
+@click.option(
+    "--split",
+    type=click.Choice(["train", "val", "test"]),
+    default="test",
+    show_default=True,
+    help="Which rows.",
+)
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the draws."
+)
+@click.option(
+    "--chunk-size",
+    type=click.IntRange(min=1),
+    help="Decoder evaluations at once: bounds the memory, changes no figure.  "
+    "[default: 1024 on a CPU, 8192 elsewhere]",
+)
+@click.option(
+    "--device",
+    type=click.Choice(DEVICES),
+    default="auto",
+    show_default=True,
+    help="Where to compute; auto: CUDA if there is one, else the CPU.",
+)
+@click.option(
+    "--diagnostics/--no-diagnostics",
+    default=True,
+    show_default=True,
+    help="Whether to look beyond the bounds: is the latent code alive, are they to be trusted?",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one flat JSON object.")
+def evaluate_command(
+    run: Path,
+    samples: int,
+    split: str,
+    seed: int,
+    chunk_size: int | None,
+    device: str,
+    diagnostics: bool,
+    as_json: bool,
+) -> None:
+    """Evaluates the VAE in a run folder."""
+    from pyro_vaes.evaluation.evaluator import evaluate
+    from pyro_vaes.runs.build import data_of, device_of_flag
+
+    place = device_of_flag(device)
+    vae, record = _open(run)
+    data = data_of(read_config(run), f"Expected the data that {run} was trained on")
+    if data.digest != record["data"]["digest"]:
+        raise RunFolderError(f"Expected the data that {run} was trained on; got others.")
+    result = evaluate(
+        vae.to(place),
+        getattr(data, split),
+        num_samples=samples,
+        seed=seed,
+        chunk_size=chunk_size,
+        diagnostics=diagnostics,
+        train=data.train,
+    )
+    if as_json:
+        figures = {**result.to_dict(), "split": split, "seed": seed}
+        click.echo(json.dumps(figures, allow_nan=False))
+    else:
+        click.echo(f"{run}, {split} split: {result}")
+
+
+@click.command("sample")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--num", type=click.IntRange(min=1), default=64, show_default=True, help="How many.")
+@click.option("--label", type=int, help="The label of all samples of a conditional model.")
+@click.option("--mean", is_flag=True, help="Means of p(x given z) instead of draws from it.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Where to; .npy for an array.  [default: samples.png or samples.npy in RUN]",
+)
+def sample_command(
+    run: Path, num: int, label: int | None, mean: bool, seed: int, out: Path | None
+) -> None:
+    """Samples the VAE in a run folder: a picture of images, an array of anything else."""
+    import torch
+
+    vae, record = _open(run)
+    image_shape, num_labels = record["data"]["image_shape"], record["data"]["num_labels"]
+    out = out or run / ("samples.png" if image_shape else "samples.npy")
+    if out.suffix not in ((".npy", ".png", ".svg", ".pdf") if image_shape else (".npy",)):
+        what = ".png, .svg, .pdf or .npy" if image_shape else ".npy (the data are no images)"
+        raise ConfigError(
+            f"Invalid value for '--out': expected a file ending in {what}; got {out}."
+        )
+    labels: Any = label
+    if num_labels:
+        if label is None:
+            labels = torch.arange(num) % num_labels
+        elif not 0 <= label < num_labels:
+            raise ConfigError(
+                f"Invalid value for '--label': expected 0 to {num_labels - 1}; got {label}."
+            )
+    elif label is not None:
+        raise ConfigError(
+            f"Invalid value for '--label': expected a conditional model; got {label} for one "
+            "without labels."
+        )
+    torch.manual_seed(seed)
+    samples = vae.sample(num, labels, mean=mean)
+    if out.suffix == ".npy":
+        import io
+
+        import numpy as np
+
+        buffer = io.BytesIO()
+        np.save(buffer, samples.numpy(), allow_pickle=False)
+        write_bytes(out, buffer.getvalue())
+    else:
+        from pyro_vaes import plotting
+
+        columns = min(num, num_labels) if num_labels and label is None else None
+        plotting.save_figure(plotting.image_grid(samples, image_shape, columns=columns), out)
+    click.echo(f"{num} samples: {out}")
+
+
+@click.command("parts")
+def parts_command() -> None:
+    """Lists every part a flag can name, with the paper it comes from."""
+    from pyro_vaes.runs.registry import catalogue
+
+    click.echo(catalogue())
+
+
+def _open(run: Path) -> tuple[VAE, dict[str, Any]]:
+    """The VAE and record of a run folder, both checked."""
+    from pyro_vaes.storage.weights import load, load_record
+
+    if not run.is_dir():
+        raise RunFolderError(f"Expected a run folder; found none at {run}.")
+    read_config(run)
+    record = load_record(run)
+    if not {"config", "data", "digest"} <= record.keys():
+        raise RunFolderError(f"Expected weights that a training run wrote in {run}; got others.")
+    return load(run), record

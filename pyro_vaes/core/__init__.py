@@ -1,0 +1,1 @@
+"""What every folder stands on: descriptions of parts, labels, checks."""

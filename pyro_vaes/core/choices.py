@@ -1,0 +1,39 @@
+"""Names that an option may take where no part stands behind them.
+
+One table for the options, which must not wait for torch, and for the code that honours them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+__all__ = ["ACTIVATIONS", "KERNELS", "MODES", "OPTIMIZERS", "PRECISIONS", "SCHEDULES", "Mode"]
+
+#: Activations: name to class in ``torch.nn``.
+ACTIVATIONS: Mapping[str, str] = {
+    "elu": "ELU",
+    "gelu": "GELU",
+    "leaky_relu": "LeakyReLU",
+    "relu": "ReLU",
+    "silu": "SiLU",
+    "softplus": "Softplus",
+    "tanh": "Tanh",
+}
+#: Optimisers: name to class in ``torch.optim``.
+OPTIMIZERS: Mapping[str, str] = {"adam": "Adam", "adamw": "AdamW", "adamax": "Adamax"}
+#: Learning rates: name to the factor at a fraction of training.
+SCHEDULES: Mapping[str, Callable[[float], float]] = {
+    "constant": lambda fraction: 1.0,
+    "cosine": lambda fraction: 0.5 * (1 + math.cos(math.pi * fraction)),
+    "linear": lambda fraction: 1.0 - fraction,
+}
+#: Kernels of the MMD.
+KERNELS = ("imq", "rbf")
+#: Number formats of training.
+PRECISIONS = ("float32", "tf32", "bf16")
+
+Mode = Literal["auto", "eager", "traced", "compiled", "cuda_graph"]
+#: How the steps of a training are run.
+MODES: tuple[Mode, ...] = ("auto", "eager", "traced", "compiled", "cuda_graph")

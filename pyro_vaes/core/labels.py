@@ -1,0 +1,68 @@
+"""Labels next to the inputs of a network: one-hot columns, and who takes them."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["join", "takes_labels", "with_labels"]
+
+
+def join(rows: Tensor, labels: Tensor | None, num_labels: int) -> Tensor:
+    """Puts the one-hot label beside each row; without labels, the rows as they are.
+
+    Args:
+        rows: ``(..., features)``.
+        labels: whole numbers in ``0..num_labels - 1`` of a shape that broadcasts against the rows'
+            batch shape; needed exactly when ``num_labels > 0``.
+        num_labels: number of labels, 0 for an unconditional part.
+
+    Returns:
+        ``(..., features + num_labels)``.
+    """
+    if num_labels == 0:
+        return rows
+    if labels is None:
+        raise ValueError(
+            f"Expected labels y in 0..{num_labels - 1} for a conditional part; got none."
+        )
+    # A comparison instead of one_hot(), which waits for the device to check the range.
+    one_hot = labels.unsqueeze(-1) == torch.arange(num_labels, device=labels.device)
+    batch_shape = torch.broadcast_shapes(rows.shape[:-1], labels.shape)
+    return torch.cat(
+        [
+            rows.expand(*batch_shape, rows.shape[-1]),
+            one_hot.to(rows.dtype).expand(*batch_shape, num_labels),
+        ],
+        dim=-1,
+    )
+
+
+def takes_labels(part: nn.Module) -> bool:
+    """Whether a part is to be given labels: its ``num_labels`` says, or else an argument ``y``."""
+    num_labels = getattr(part, "num_labels", None)
+    if num_labels is not None:
+        return bool(num_labels)
+    return "y" in inspect.signature(part.forward).parameters
+
+
+def with_labels(part: nn.Module, y: Tensor | None, *inputs: Tensor) -> Any:
+    """Calls a part, with the labels if it takes them."""
+    return part(*inputs) if y is None or not takes_labels(part) else part(*inputs, y)
+
+
+def flat(x: Tensor, event_shape: Sequence[int]) -> Tensor:
+    """Flattens the event dimensions: ``(..., *event_shape)`` to ``(..., prod(event_shape))``."""
+    event_shape = tuple(event_shape)
+    batch_dims = x.dim() - len(event_shape)
+    if batch_dims < 0 or tuple(x.shape[batch_dims:]) != event_shape:
+        raise ValueError(
+            f"Expected data of shape (..., {', '.join(map(str, event_shape))}); "
+            f"got {tuple(x.shape)}."
+        )
+    return x.reshape(*x.shape[:batch_dims], math.prod(event_shape))

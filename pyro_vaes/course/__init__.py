@@ -1,0 +1,1 @@
+"""The course assignment: its studies and its report."""

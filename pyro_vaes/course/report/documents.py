@@ -1,0 +1,259 @@
+"""Documents: Markdown and notebooks, read into one tree.
+
+The work is pandoc's. What is read becomes a list of blocks of its document tree; pieces are joined
+by joining lists, so that headings, links and pictures of one piece cannot disturb another. Raw HTML
+and raw TeX are left out: a page holds what its sources say and runs nothing of theirs.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pypandoc
+
+__all__ = [
+    "MARKDOWN",
+    "DocumentError",
+    "Node",
+    "from_markdown",
+    "from_notebook",
+    "heading",
+    "link",
+    "pandoc",
+    "plain_text",
+    "walked",
+    "words",
+]
+
+
+Node = dict[str, Any]
+"""A node of pandoc's tree: its kind ``t`` and, for most, its contents ``c``."""
+
+MARKDOWN = "gfm+tex_math_dollars+implicit_figures"
+# What shows that a cell is an algorithm rather than a check or a picture.
+_ALGORITHM = re.compile(r"pyro\.sample\(|\bSVI\(|\.backward\(|\bfit\(|\.step\(")
+_LINES = 60  # of the longest code cell shown
+_SHORT = 24  # characters of a cell that is not broken
+
+
+class DocumentError(ValueError):
+    """A source that cannot be read, or a document that cannot be written; one line."""
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def from_markdown(text: str, folder: Path, prefix: str, shift: int = 0) -> list[Node]:
+    """Reads Markdown in GitHub's manner, with formulas between dollar signs.
+
+    Args:
+        text: the Markdown.
+        folder: where its pictures lie.
+        prefix: put before the names of its headings, so that they differ from others'.
+        shift: added to the levels of its headings.
+
+    Raises:
+        DocumentError: for a picture that is not there.
+    """
+    blocks = json.loads(pandoc(text, "json", MARKDOWN))["blocks"]
+    return _adopted(blocks, folder, prefix, shift)
+
+
+def from_notebook(path: Path, media: Path, prefix: str) -> list[Node]:
+    """Reads a notebook: its words and formulas, its outputs, and the code that is an algorithm.
+
+    Code is shown if it samples or optimises and is short; code that only checks or draws is not.
+    The tags ``remove_cell``, ``remove_input`` and ``remove_output``, which nbconvert knows, hide
+    more.
+
+    Args:
+        path: the ``.ipynb`` file.
+        media: a folder to write its pictures to.
+        prefix: see :func:`from_markdown`.
+
+    Raises:
+        DocumentError: for a file that is no notebook, or a picture that is not there.
+    """
+    try:
+        notebook = nbformat.read(path, as_version=4)
+        nbformat.validate(notebook)
+    except Exception as error:  # Whatever is wrong with the file, nbformat says it in its own way.
+        raise DocumentError(f"Expected a notebook at {path}; got a damaged file.") from error
+    notebook.cells = [cell for cell in notebook.cells if "remove_cell" not in _tags(cell)]
+    for cell in notebook.cells:
+        if cell.cell_type != "code":
+            continue
+        cell.source = "" if "remove_input" in _tags(cell) else _algorithm(cell.source)
+        outputs = [] if "remove_output" in _tags(cell) else cell.outputs
+        cell.outputs = [output for output in map(_readable, outputs) if output is not None]
+    media.mkdir(parents=True, exist_ok=True)
+    try:
+        text = pandoc(nbformat.writes(notebook), "json", "ipynb", f"--extract-media={media}")
+    except DocumentError as error:
+        raise DocumentError(f"{path}: {error}") from error
+    blocks: list[Node] = []
+    for block in json.loads(text)["blocks"]:
+        blocks += block["c"][1] if block["t"] == "Div" and "cell" in block["c"][0][1] else [block]
+    return _adopted(blocks, path.parent, prefix, 0)
+
+
+def _algorithm(source: str) -> str:
+    """The source of a cell, if it is a short algorithm."""
+    lines = [line for line in source.splitlines() if not line.startswith("%")]
+    shown = _ALGORITHM.search(source) and "plt." not in source and len(lines) <= _LINES
+    return "\n".join(lines) if shown else ""
+
+
+def _tags(cell: Any) -> Sequence[str]:
+    return cell.metadata.get("tags", ())
+
+
+def _readable(output: Any) -> Any:
+    """An output with only its picture or, without one, its text; None if it has neither."""
+    if output.output_type == "stream":
+        return output if output.name == "stdout" else None
+    data = output.get("data", {})
+    for kind in ("image/png", "image/jpeg", "text/plain"):
+        if kind in data:
+            # Numbered or not, all are shown alike; pandoc refuses a result without a number.
+            return nbformat.v4.new_output("display_data", {kind: data[kind]})
+    return None
+
+
+def _adopted(blocks: list[Node], folder: Path, prefix: str, shift: int) -> list[Node]:
+    """Blocks whose headings, links and pictures mean the same wherever they are put."""
+
+    def adopt(node: Node) -> list[Node]:
+        kind: str = node["t"]
+        content: Any = node.get("c")
+        if kind == "Header":
+            level, (name, classes, pairs), inlines = content
+            node["c"] = [level + shift, [f"{prefix}-{name}", classes, pairs], inlines]
+        elif kind in ("RawInline", "RawBlock"):
+            is_break = kind == "RawInline" and re.fullmatch(r"<br\s*/?>", content[1].strip())
+            return [{"t": "LineBreak"}] if is_break else []
+        elif kind == "CodeBlock" and not content[1].strip():
+            return []
+        elif kind == "Table":
+            _set_table(content)
+        elif kind == "Image":
+            content[2][0] = str(_picture(content[2][0], folder))
+        elif kind == "Link":
+            target = content[2][0]
+            if target.startswith("#"):
+                content[2][0] = f"#{prefix}-{target[1:]}"
+            elif target.endswith(".ipynb"):
+                content[2][0] = f"#{Path(target).stem}"
+            elif not re.match(r"https?://|mailto:", target):
+                return list(content[1])  # A file beside the source is not beside the document.
+        return [node]
+
+    return walked(blocks, adopt)
+
+
+def _picture(target: str, folder: Path) -> Path:
+    path = (folder / target).resolve()
+    if re.match(r"[a-z]+:", target) or not path.is_file():
+        raise DocumentError(f"Expected the picture {target} in {folder}; found none.")
+    return path
+
+
+def _set_table(content: list[Any]) -> None:
+    """Keeps short cells on one line, and numbers to the right."""
+    _, _, columns, _, bodies, _ = content
+    rows = [row[1] for body in bodies for row in body[3]]
+    for i, column in enumerate(columns):
+        texts = [plain_text(row[i][4]) for row in rows if i < len(row)]
+        numbers = all(re.match(r"[-+\u2212]?\d", text) for text in texts if text)
+        if column[0]["t"] == "AlignDefault" and numbers and any(texts):
+            column[0] = {"t": "AlignRight"}
+    for cell in (cell for row in rows for cell in row):
+        if len(plain_text(cell[4])) <= _SHORT:
+            cell[4] = walked(cell[4], _unbroken)
+
+
+def _unbroken(node: Node) -> list[Node]:
+    return [{"t": "Str", "c": "\u00a0"}] if node["t"] == "Space" else [node]
+
+
+def walked(nodes: list[Any], action: Callable[[Node], list[Node]]) -> list[Any]:
+    """The tree with each node replaced by what the action makes of it, children first."""
+    found: list[Any] = []
+    for node in nodes:
+        if isinstance(node, list):
+            found.append(walked(node, action))
+        elif isinstance(node, dict) and "t" in node:
+            if isinstance(node.get("c"), list):
+                node = {**node, "c": walked(node["c"], action)}
+            found += action(node)
+        else:
+            found.append(node)
+    return found
+
+
+# --- making ---------------------------------------------------------------------------------------
+
+
+def heading(text: str, name: str, level: int = 1, numbered: bool = True) -> Node:
+    """A heading that can be linked to as ``#name``."""
+    classes = [] if numbered else ["unnumbered"]
+    return {
+        "t": "Header",
+        "c": [level, [name, classes, []], words(text)],
+    }
+
+
+def link(inlines: list[Node], name: str) -> Node:
+    """A link to the heading of this name."""
+    return {"t": "Link", "c": [["", [], []], inlines, [f"#{name}", ""]]}
+
+
+def words(text: str) -> list[Node]:
+    """Plain text as inline nodes."""
+    found: list[Node] = []
+    for word in text.split():
+        found += [{"t": "Space"}] * bool(found) + [{"t": "Str", "c": word}]
+    return found
+
+
+def plain_text(nodes: list[Node]) -> str:
+    """The words of some nodes."""
+    parts: list[str] = []
+
+    def collect(node: Node) -> list[Node]:
+        if node["t"] in ("Space", "SoftBreak", "LineBreak"):
+            parts.append(" ")
+        elif node["t"] in ("Str", "Code", "Math"):
+            parts.append(node["c"] if node["t"] == "Str" else node["c"][1])
+        return [node]
+
+    walked(nodes, collect)
+    return "".join(parts)
+
+
+# --- pandoc ---------------------------------------------------------------------------------------
+
+
+def pandoc(text: str, to: str, source: str, *options: str) -> str:
+    """What pandoc makes of a text, or writes to the file named by an option ``--output=``.
+
+    Raises:
+        DocumentError: if it fails, with what it or TeX said.
+    """
+    output = [option.removeprefix("--output=") for option in options if "--output=" in option]
+    others = [option for option in options if "--output=" not in option]
+    try:
+        return str(
+            pypandoc.convert_text(
+                text, to, source, [*others, "--quiet"], outputfile=output[0] if output else None
+            )
+        )
+    except (RuntimeError, OSError) as error:
+        lines = [line for line in str(error).splitlines() if line.startswith(("!", "l."))]
+        said = " ".join(lines or str(error).split())
+        raise DocumentError(f"pandoc could not write {to}: {said[:300]}") from error

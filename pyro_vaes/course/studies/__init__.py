@@ -1,0 +1,1 @@
+"""The studies of the assignment, one module each: grid, figures, findings."""

@@ -1,0 +1,124 @@
+"""The likelihood of pixel levels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyro_vaes.course.studies.base import ALIVE, TIME, course_study, few
+from pyro_vaes.course.studies.priors import _PRIORS
+from pyro_vaes.data.dataset import DataSet
+from pyro_vaes.experiments.outcomes import Outcome, mean_text
+from pyro_vaes.experiments.panels import COLORS, NLL, Figures, axes_of, dots, drawn, examples
+from pyro_vaes.experiments.study import Cell
+from pyro_vaes.plotting import style
+
+__all__ = ["STUDY"]
+
+
+_LEVELS = ("categorical", "ordinal", "beta_binomial", "discretized_logistic")
+
+
+def grid(data: DataSet, quick: bool) -> list[Cell]:
+    names = few(_LEVELS, quick, ("categorical", "ordinal"))
+    networks: dict[str, dict[str, Any]] = {"MLP": {}}
+    if data.image_shape is not None and min(data.image_shape[1:]) >= 8:
+        # Twice the channels validate no better.
+        networks["convolutions"] = {
+            "network": "conv",
+            "hidden_dims": (256,),
+            "channels": (16, 32),
+        }
+    cells = [
+        Cell(
+            f"{name.replace('_', '-')}, {network}",
+            {"likelihood": name, **options},
+            {"likelihood": name, "network": network, "prior": "standard"},
+        )
+        for network, options in networks.items()
+        for name in names
+    ]
+    if len(networks) > 1:
+        # Thresholds from the data start where z is of no use yet: the KL may win before it is.
+        cells.append(
+            Cell(
+                "ordinal, convolutions, KL warm-up",
+                {"likelihood": "ordinal", **networks["convolutions"], "warmup_epochs": 20},
+                {"likelihood": "ordinal", "network": "convolutions", "prior": "standard"},
+            )
+        )
+    for prior in ("mixture", "VampPrior"):
+        factors = {"likelihood": "categorical", "network": "MLP", "prior": prior}
+        cells.append(Cell(f"categorical, MLP, {prior}", _PRIORS[prior], factors))
+    return cells
+
+
+def figures(o: Outcome) -> Figures:
+    """Figures on the likelihoods."""
+    mlp = [k for k in o.labels if k.endswith(", MLP")]
+    with style():
+        calibrated, (ax,) = axes_of(3.6)
+        ax.plot([0, 1], [0, 1], color="0.6", lw=0.8, ls=":")
+        for color, label in zip(COLORS, mlp, strict=False):
+            row = o.table.loc[o.table["label"] == label].iloc[0]
+            ax.plot(row["expected"], row["observed"], "o-", ms=3, lw=1, color=color)
+        for place, (color, label) in enumerate(zip(COLORS, mlp, strict=False)):
+            error = 100 * o.mean(label, "calibration_error")[0]
+            text = f"{label.removesuffix(', MLP')}: off by {error:.1f}%"
+            ax.text(0.03, 0.95 - 0.07 * place, text, color=color, transform=ax.transAxes)
+        ax.set_xlabel("probability that p(x|z) gives to a pixel in the upper half of the levels")
+        ax.set_ylabel("share of pixels that are")
+    panels = {"nll": NLL, "calibration_error": "calibration error"}
+    return drawn(
+        [
+            (
+                "nll",
+                dots(o, panels),
+                "Knowing the order of the levels against learning the prior; grey: seeds.",
+            ),
+            (
+                "calibration",
+                calibrated,
+                "Calibration of single pixels of test images at a posterior draw of z.",
+            ),
+            examples(o, [k for k in o.labels if ", " in k and not k.endswith("VampPrior")]),
+        ]
+    )
+
+
+def findings(o: Outcome) -> list[str]:
+    """Sentences on the likelihoods."""
+    reference = "categorical, MLP"
+    learned = [f"{reference}, {prior}" for prior in ("mixture", "VampPrior")]
+    best = o.best(among=[k for k in o.labels if k.endswith(", MLP") and k != reference])
+    gain = o.paired(best, reference)
+    found = o.ranked(reference, [k for k in o.labels if k.endswith(", MLP")])
+    most = min((o.paired(k, reference) for k in learned), key=lambda g: g.mean)
+    if gain.clear and gain.mean < 0:
+        found.append(
+            f"Knowing the order of the levels is worth {gain} nats ({best}); the better of the "
+            f"learned priors changes NLL by {most.mean:+.2f} ± {most.error:.2f} nats."
+        )
+    pairs = [
+        (k, k.replace("convolutions", "MLP")) for k in o.labels if k.endswith(", convolutions")
+    ]
+    found += [f"{o.compared(conv, mlp)}." for conv, mlp in pairs]
+    for label in o.labels:
+        warm = f"{label}, KL warm-up"
+        if warm in o.labels and o.mean(label, "active_units")[0] < 1:
+            found.append(
+                f"With {label} the posterior collapses: no unit is active. With a warm-up of the "
+                f"KL {mean_text(o, warm, 'active_units', 1)} are; {o.compared(warm, label)}."
+            )
+    return found
+
+
+STUDY = course_study(
+    "The likelihood",
+    "Levels carry an order. What is it worth to know it, beside what a learned prior is worth?",
+    grid,
+    figures,
+    findings,
+    {"calibration_error": "calibration error", **ALIVE, **TIME},
+    ("calibration",),
+    ("levels",),
+)

@@ -1,0 +1,332 @@
+"""Data sets, splits and batches: tensors in memory, read by name, from files or from the user.
+
+``load_data`` gives a :class:`DataSet` of three splits; :mod:`pyro_vaes.data.tables` reads,
+:mod:`pyro_vaes.data.splits` holds rows and walks through them,
+:mod:`pyro_vaes.data.augmentation` transforms batches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pyro_vaes.data.augmentation import augment_images, binarize, compose
+from pyro_vaes.data.files import SUFFIXES, read
+from pyro_vaes.data.named import read_digits, read_torchvision
+from pyro_vaes.data.splits import Split
+from pyro_vaes.data.tables import DataError, Pair
+
+__all__ = ["DataSet", "load_data"]
+
+
+Kind = Literal["binary", "levels", "real"]
+Binarization = Literal["dynamic", "threshold", "grey"]
+
+NAMES = ("digits", "fashion_mnist", "mnist")
+BINARIZATIONS = ("dynamic", "threshold", "grey")
+LIKELIHOODS: dict[Kind, str] = {"binary": "bernoulli", "levels": "ordinal", "real": "normal"}
+
+# Whole numbers are taken for levels up to this many, the grey values of a byte.
+_MOST_LEVELS = 256
+# More than this and a likelihood over levels would not fit into memory.
+_MOST_LEVELS_ON_REQUEST = 2**16
+# The last rows of torchvision's training files are kept for validation.
+_TORCHVISION_VALIDATION_ROWS = 10_000
+# One draw for everyone, whatever the seed of the run, so that test figures compare.
+_BINARIZATION_SEED = 0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DataSet:
+    """Three splits and what is known of their values.
+
+    Attributes:
+        name: what was loaded.
+        train: rows to learn from.
+        val: rows to choose by.
+        test: rows to look at once.
+        kind: ``binary`` (0 and 1), ``levels`` (whole numbers from 0) or ``real``.
+        num_levels: the number of levels, 0 included; None unless the kind is ``levels``.
+        num_labels: the number of labels, 0 included; None without labels.
+        image_shape: ``(C, H, W)`` if a datum is an image, else None; x may hold it flat.
+        reason: why this kind, as a clause.
+    """
+
+    name: str
+    train: Split
+    val: Split
+    test: Split
+    kind: Kind
+    num_levels: int | None = None
+    num_labels: int | None = None
+    image_shape: tuple[int, int, int] | None = None
+    reason: str = "it was asked for"
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """The shape of one datum."""
+        return self.train.event_shape
+
+    @property
+    def default_likelihood(self) -> str:
+        """The name of a likelihood that fits the kind of the values."""
+        return LIKELIHOODS[self.kind]
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of the values, labels and shapes of all splits, in hexadecimal."""
+        digest = hashlib.sha256()
+        for split in (self.train, self.val, self.test):
+            for tensor in (split.x, split.y):
+                if tensor is None:
+                    digest.update(b"none")
+                else:
+                    digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+                    digest.update(tensor.cpu().contiguous().numpy().data)
+        return digest.hexdigest()
+
+    def describe(self) -> str:
+        """One sentence: what the data are, what they were taken for, and why."""
+        labels = f" with labels 0..{self.num_labels - 1}" if self.num_labels else ""
+        kind = {"binary": "binary", "levels": f"{self.num_levels} levels", "real": "real numbers"}
+        return (
+            f"{self.name}: {len(self.train)} training, {len(self.val)} validation and "
+            f"{len(self.test)} test rows of shape {self.event_shape}{labels}, taken for "
+            f"{kind[self.kind]} because {self.reason}; "
+            f"the default likelihood is {self.default_likelihood}."
+        )
+
+    def augmented(self, **strengths: float) -> DataSet:
+        """This data set with training images moved a little, anew at each batch.
+
+        Args:
+            strengths: ``max_shift``, ``max_rotate``, ``max_scale`` and ``max_shear``, see
+                :func:`.augment_images`. Levels stay levels and binary images binary; grey images
+                are moved before they are binarised.
+
+        Raises:
+            DataError: if the data are no images.
+        """
+        if self.image_shape is None:
+            raise DataError(
+                f"Expected images to augment; got rows of shape {self.event_shape}. Say how they "
+                "are images with image_shape=(C, H, W)."
+            )
+        binary = self.kind == "binary" and self.train.transform is None
+        moves = augment_images(
+            self.image_shape, num_levels=2 if binary else self.num_levels, **strengths
+        )
+        train = dataclasses.replace(self.train, transform=compose(moves, self.train.transform))
+        return dataclasses.replace(self, train=train)
+
+
+def load_data(
+    source: Any = "digits",
+    *,
+    labels: Any = None,
+    kind: Kind | None = None,
+    num_levels: int | None = None,
+    image_shape: Sequence[int] | None = None,
+    val_fraction: float = 0.2,
+    test_fraction: float = 0.2,
+    seed: int = 0,
+    root: str | Path = "data",
+    binarization: Binarization | None = None,
+) -> DataSet:
+    """Loads a data set by name, from a file, or from what the caller has in memory.
+
+    - ``digits``: 1797 flat 8x8 images in 17 levels, in file order: 1000, 350 and 447 rows.
+    - ``mnist``, ``fashion_mnist``: flat 28x28 images, 50,000, 10,000 and 10,000 rows, fetched on
+      first use.
+    - a path to a ``.npy``, ``.npz`` or ``.csv`` file, a mapping of arrays, a tensor, an array, a
+      tuple ``(x, y)``, a ``Dataset`` or a ``DataLoader``; :mod:`pyro_vaes.data.tables` says how
+      each is read. Unless it brings its splits, a seeded permutation makes them.
+
+    Values that are all 0 or 1 are taken for binary, whole numbers from 0 in at most 256 levels for
+    levels, everything else for real numbers; ``describe()`` of the result says which and why.
+
+    Args:
+        source: see above.
+        labels: one label for each row of the user's own data, whole numbers from 0.
+        kind: ``binary``, ``levels`` or ``real``, if the values are not to decide.
+        num_levels: the number of levels, if not the highest level and one; asks for ``levels``.
+        image_shape: ``(C, H, W)`` of rows that are flat images. Rows of shape ``(H, W)``, or
+            ``(C, H, W)`` with one or three channels, are known for images if at least 4 pixels wide
+            and high.
+        val_fraction: share of the user's own rows for validation; a split gets one row at least.
+        test_fraction: share for testing. The test rows do not depend on ``val_fraction``.
+        seed: of the permutation that makes the splits.
+        root: the folder for files that are fetched.
+        binarization: for ``mnist`` and ``fashion_mnist``: ``dynamic`` (the default: training images
+            stay grey and are drawn anew for each batch, the others are drawn once from a fixed
+            seed), ``threshold`` (one half) or ``grey`` (256 levels).
+
+    Returns:
+        The data set, on the CPU, float32.
+
+    Raises:
+        DataError: for data that are missing, damaged or unfit, with one line that says why.
+    """
+    name = source if isinstance(source, str) and source in NAMES else None
+    if name is not None and labels is not None:
+        raise DataError(f"Expected no labels= beside {name}, which has its own.")
+    if binarization is not None and name not in ("mnist", "fashion_mnist"):
+        raise DataError("Expected binarization= only beside mnist and fashion_mnist.")
+    if name == "digits":
+        splits, image_shape = _digits(), image_shape or (1, 8, 8)
+    elif name is not None:
+        splits = _torchvision(name, root, binarization or "dynamic")
+        image_shape = image_shape or (1, 28, 28)
+    else:
+        splits = _own(source, labels, val_fraction, test_fraction, seed)
+        name = Path(source).name if isinstance(source, (str, Path)) else "data"
+    train, val, test = splits
+    if not train.event_shape == val.event_shape == test.event_shape:
+        shapes = ", ".join(str(split.event_shape) for split in splits)
+        raise DataError(f"Expected splits with rows of one shape; got {shapes}.")
+    # What a transform has yet to draw says nothing about the values.
+    found, num_levels, reason = _kind([s.x for s in splits if not s.transform], kind, num_levels)
+    if train.transform is not None:
+        reason += " (for training, grey ones are drawn anew at each batch)"
+    return DataSet(
+        name=name,
+        train=train,
+        val=val,
+        test=test,
+        kind=found,
+        num_levels=num_levels,
+        num_labels=max((int(s.y.max()) + 1 for s in splits if s.y is not None), default=None),
+        image_shape=_image_shape(train.event_shape, image_shape),
+        reason=reason,
+    )
+
+
+# --- what load_data is made of -----------------------------------------------------------------
+
+
+def _digits() -> list[Split]:
+    x, y = read_digits()
+    cuts = (slice(0, 1000), slice(1000, 1350), slice(1350, None))
+    return [Split(x[cut].to(torch.float32), y[cut]) for cut in cuts]
+
+
+def _torchvision(name: str, root: str | Path, binarization: str) -> list[Split]:
+    if binarization not in BINARIZATIONS:
+        raise DataError(
+            f"Expected binarization among {', '.join(BINARIZATIONS)}; got {binarization!r}."
+        )
+    splits = []
+    (images, labels), test = read_torchvision(name, root)
+    cut = len(images) - _TORCHVISION_VALIDATION_ROWS
+    for x, y in ((images[:cut], labels[:cut]), (images[cut:], labels[cut:]), test):
+        grey = x.flatten(1).to(torch.float32)
+        if binarization == "grey":
+            splits.append(Split(grey, y))
+        elif binarization == "threshold":
+            splits.append(Split((grey > 127.5).to(torch.float32), y))
+        else:
+            splits.append(Split(grey / 255, y, binarize))
+    if binarization == "dynamic":
+        splits[1:] = [split.frozen(_BINARIZATION_SEED) for split in splits[1:]]
+    return splits
+
+
+def _own(
+    source: Any, labels: Any, val_fraction: float, test_fraction: float, seed: int
+) -> list[Split]:
+    if isinstance(source, str) and Path(source).suffix.lower() not in SUFFIXES:
+        raise DataError(
+            f"Expected data to be one of {', '.join(NAMES)}, or the path of a file ending in "
+            f"{', '.join(SUFFIXES)}; got {source!r}."
+        )
+    pairs = read(source, labels)
+    if "all" not in pairs:
+        return [_single(pairs[key]) for key in ("train", "val", "test")]
+    whole = _single(pairs["all"])
+    if not (val_fraction > 0 and test_fraction > 0 and val_fraction + test_fraction < 1):
+        raise DataError(
+            "Expected val_fraction and test_fraction above 0 that leave something for training; "
+            f"got {val_fraction} and {test_fraction}."
+        )
+    n = len(whole)
+    num_test, num_val = (max(1, round(n * share)) for share in (test_fraction, val_fraction))
+    if num_test + num_val >= n:
+        raise DataError(f"Expected rows enough for three splits; got {n}.")
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    test, val, train = torch.split(order, [num_test, num_val, n - num_test - num_val])
+    return [
+        Split(whole.x[index], None if whole.y is None else whole.y[index])
+        for index in (train, val, test)
+    ]
+
+
+def _single(pair: Pair) -> Split:
+    """The rows in single precision, on the CPU."""
+    x = pair[0].to("cpu", torch.float32)
+    if not torch.isfinite(x).all():
+        raise DataError("Expected numbers within the range of float32; got larger ones.")
+    return Split(x, None if pair[1] is None else pair[1].cpu())
+
+
+def _kind(
+    parts: list[Tensor], asked: str | None, num_levels: int | None
+) -> tuple[Kind, int | None, str]:
+    """What the values are, their number of levels, and why."""
+    low, high = min(float(x.min()) for x in parts), max(float(x.max()) for x in parts)
+    whole = low >= 0 and all(bool((x == x.floor()).all()) for x in parts)
+    if num_levels is not None:
+        if num_levels < 2:
+            raise DataError(f"Expected num_levels of at least 2; got {num_levels}.")
+        if asked not in (None, "levels"):
+            raise DataError(f"Expected num_levels only for kind='levels'; got kind={asked!r}.")
+        asked = "levels"
+    if asked is None:
+        if whole and high <= 1:
+            return "binary", None, "all values are 0 or 1"
+        if whole and high < _MOST_LEVELS:
+            return "levels", int(high) + 1, f"all values are whole numbers from {low:g} to {high:g}"
+        if low < 0:
+            why = "some values are negative"
+        elif whole:
+            why = f"whole numbers up to {high:g} are more than {_MOST_LEVELS} levels"
+        else:
+            why = "some values are not whole numbers"
+        return "real", None, why
+    if asked not in LIKELIHOODS:
+        raise DataError(f"Expected kind among {', '.join(LIKELIHOODS)}; got {asked!r}.")
+    if asked == "binary" and not (whole and high <= 1):
+        raise DataError(f"Expected values of 0 and 1 for kind='binary'; got {low:g} to {high:g}.")
+    if asked == "levels":
+        most = (num_levels or _MOST_LEVELS_ON_REQUEST) - 1
+        if not whole or high > most:
+            fractions = "" if whole or low < 0 else ", fractions among them"
+            raise DataError(
+                f"Expected levels that are whole numbers from 0 to {most}; "
+                f"got values from {low:g} to {high:g}{fractions}."
+            )
+        num_levels = num_levels or max(2, int(high) + 1)
+    return asked, num_levels, "that was asked for"
+
+
+def _image_shape(
+    event_shape: tuple[int, ...], asked: Sequence[int] | None
+) -> tuple[int, int, int] | None:
+    if asked is not None:
+        shape = tuple(asked)
+        if len(shape) != 3 or min(shape) < 1 or math.prod(shape) != math.prod(event_shape):
+            raise DataError(
+                f"Expected image_shape (C, H, W) of rows of shape {event_shape}; got {shape}."
+            )
+        return shape
+    shape = (1, *event_shape) if len(event_shape) == 2 else event_shape
+    if len(shape) == 3 and shape[0] in (1, 3) and min(shape[1:]) >= 4:
+        return shape
+    return None

@@ -1,0 +1,209 @@
+"""Splits: rows in memory, walked through in batches, and the starts of pseudo-inputs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pyro_vaes.core.checks import positive
+from pyro_vaes.data.augmentation import Transform
+from pyro_vaes.data.tables import DataError, read_pair
+
+__all__ = ["Init", "Split", "as_split", "batches", "labelled_pseudo_inputs", "pseudo_inputs"]
+
+
+Init = Literal["data", "mean", "random"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
+    """Rows, perhaps with labels, all in memory.
+
+    Attributes:
+        x: ``(n, *event_shape)``, float32; levels are whole numbers held in it.
+        y: labels ``(n,)``, int64, or None.
+        transform: what happens to each training batch, drawn anew each time (dynamic binarisation,
+            augmentation), or None.
+    """
+
+    x: Tensor
+    y: Tensor | None = None
+    transform: Transform | None = None
+
+    def __post_init__(self) -> None:
+        if self.y is not None and len(self.y) != len(self.x):
+            raise DataError(f"Expected a label for each of {len(self.x)} rows; got {len(self.y)}.")
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """The shape of one datum."""
+        return tuple(self.x.shape[1:])
+
+    def frozen(self, seed: int = 0) -> Split:
+        """This split with one draw of its transform for every row, and no transform left."""
+        if self.transform is None:
+            return self
+        x = self.transform(self.x, torch.Generator().manual_seed(seed))
+        return dataclasses.replace(self, x=x, transform=None)
+
+
+def as_split(data: Any, labels: Any = None) -> Split:
+    """What ``fit`` and ``evaluate`` take, as a split.
+
+    Args:
+        data: a split, a tensor, an array, a tuple ``(x, y)``, a ``Dataset`` or a ``DataLoader``.
+        labels: one label for each row, if the data hold none.
+
+    Returns:
+        A split; one that is given comes back as it is. Float64 data stay so.
+
+    Raises:
+        DataError: for data that cannot be used.
+    """
+    if all(hasattr(data, part) for part in ("train", "val", "test")):
+        raise DataError("Expected one split; got a data set. Pass its .train, .val or .test.")
+    if isinstance(data, (str, Path)):
+        raise DataError(f"Expected data in memory; got {str(data)!r}. Use load_data to read it.")
+    if not isinstance(data, Split):
+        return Split(*read_pair(data, labels))
+    if labels is None:
+        return data
+    if data.y is not None:
+        raise DataError("Expected labels once; got labels= beside a split that holds its own.")
+    return dataclasses.replace(data, y=read_pair(data.x, labels)[1])
+
+
+def batches(
+    split: Split, batch_size: int, generator: torch.Generator | None = None
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Walks once through a split, from memory.
+
+    Args:
+        split: the rows.
+        batch_size: rows in a batch; the last may have fewer.
+        generator: for training: draws the order of the rows, then each batch's transform. None
+            for rows in order, as they are.
+
+    Returns:
+        An iterator over ``(x, y)``; y is None without labels.
+    """
+    positive(batch_size=batch_size)  # at the call, not at the first batch
+    return _batches(split, batch_size, generator)
+
+
+def _batches(
+    split: Split, batch_size: int, generator: torch.Generator | None
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    x, y = split.x, split.y
+    if generator is None:
+        for start in range(0, len(x), batch_size):
+            stop = start + batch_size
+            yield x[start:stop], None if y is None else y[start:stop]
+        return
+    order = torch.randperm(len(x), generator=generator, device=generator.device)
+    for index in torch.split(order.to(x.device), batch_size):
+        rows = x.index_select(0, index)
+        if split.transform is not None:
+            rows = split.transform(rows, generator)
+        yield rows, None if y is None else y.index_select(0, index)
+
+
+def pseudo_inputs(
+    x: Any,
+    num: int,
+    init: Init = "data",
+    generator: torch.Generator | None = None,
+    *,
+    noise: float = 0.01,
+) -> Tensor:
+    """Starting points for the pseudo-inputs of a VampPrior, in the units and range of the data.
+
+    Equal pseudo-inputs get equal gradients and never part, so whatever would repeat gets noise of
+    ``noise`` standard deviations, element by element, and is kept within the range of the data.
+
+    Args:
+        x: training data, ``(n, *event_shape)``, or a split.
+        num: number of pseudo-inputs.
+        init: ``data`` takes distinct random rows (beyond n of them, further rounds through the
+            rows with noise); ``mean`` takes the mean of the data with noise; ``random`` draws
+            uniformly within each element's range.
+        generator: source of the draws; torch's own if None.
+        noise: see above.
+
+    Returns:
+        ``(num, *event_shape)``.
+
+    Raises:
+        ValueError: for a ``num`` below one or an unknown ``init``.
+    """
+    positive(num=num)
+    rows = as_split(x).x
+    low, high = rows.amin(0), rows.amax(0)
+    device = torch.device("cpu") if generator is None else generator.device
+
+    def draw(kind: Callable[..., Tensor]) -> Tensor:
+        draws = kind(num, *rows.shape[1:], generator=generator, device=device, dtype=rows.dtype)
+        return draws.to(rows.device)
+
+    if init == "random":
+        return low + (high - low) * draw(torch.rand)
+    if init == "data":
+        order = [
+            torch.randperm(len(rows), generator=generator, device=device)
+            for _ in range(math.ceil(num / len(rows)))
+        ]
+        start = rows[torch.cat(order)[:num].to(rows.device)]
+        distinct = len(rows)
+    elif init == "mean":
+        start = rows.mean(0).expand(num, *rows.shape[1:])
+        distinct = 0
+    else:
+        raise ValueError(f"Expected init among data, mean, random; got {init!r}.")
+    if num <= distinct:
+        return start
+    jitter = noise * rows.std(0, correction=0) * draw(torch.randn)
+    jitter[:distinct] = 0
+    return (start + jitter).clamp(low, high)
+
+
+def labelled_pseudo_inputs(
+    split: Split,
+    num: int,
+    init: Init = "data",
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Pseudo-inputs for a conditional VampPrior: evenly many for each label, from its own rows.
+
+    Args:
+        split: training data with labels.
+        num: number of pseudo-inputs, at least one for each label.
+        init: see :func:`pseudo_inputs`.
+        generator: see :func:`pseudo_inputs`.
+
+    Returns:
+        ``(num, *event_shape)`` and the labels ``(num,)``, in order.
+
+    Raises:
+        ValueError: without labels, or for fewer pseudo-inputs than labels.
+    """
+    if split.y is None:
+        raise DataError("Expected a split with labels; got one without.")
+    num_labels = int(split.y.max()) + 1
+    if num < num_labels:
+        raise ValueError(f"Expected a pseudo-input for each of {num_labels} labels; got num={num}.")
+    labels = (torch.arange(num, device=split.y.device) % num_labels).sort().values
+    parts = []
+    for label, count in enumerate(labels.bincount().tolist()):
+        own = split.x[split.y == label]
+        # A number that no row carries stands for no class; any row will do.
+        parts.append(pseudo_inputs(own if len(own) else split.x, count, init, generator))
+    return torch.cat(parts), labels

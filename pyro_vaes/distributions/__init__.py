@@ -1,0 +1,20 @@
+"""Distributions that Pyro lacks or gets wrong."""
+
+from pyro_vaes.distributions.autoregressive import AutoregressiveLevels
+from pyro_vaes.distributions.levels import (
+    CategoricalLevels,
+    DiscretizedLogisticLevels,
+    OrdinalLevels,
+)
+from pyro_vaes.distributions.mixtures import Mixture, VampDistribution
+from pyro_vaes.distributions.transformed import FlowDistribution
+
+__all__ = [
+    "AutoregressiveLevels",
+    "CategoricalLevels",
+    "DiscretizedLogisticLevels",
+    "FlowDistribution",
+    "Mixture",
+    "OrdinalLevels",
+    "VampDistribution",
+]

@@ -1,0 +1,22 @@
+"""Transformed distributions whose flow may score only its own draws."""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+__all__ = ["FlowDistribution"]
+
+
+class FlowDistribution(dist.TransformedDistribution):
+    """A base pushed through transforms that may depend on a context of the base's batch shape.
+
+    Pyro's conditional networks cannot broadcast a value against their context, so a value of fewer
+    dimensions is spelled out before it is scored. One of full shape stays the object it is: a flow
+    without an inverse knows its own draws by that.
+    """
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        shape = torch.broadcast_shapes(value.shape, self.batch_shape + self.event_shape)
+        return super().log_prob(value if value.shape == shape else value.expand(shape))

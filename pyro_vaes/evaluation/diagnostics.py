@@ -1,0 +1,207 @@
+"""Whether the latent code is alive: the aggregated posterior, active units, generated data.
+
+The aggregated posterior q(z) = 1/N sum_n q(z | x_n) is the exact mixture over all the data it is
+asked about. In a conditional model everything is said given the label: q(z | y) is the mixture over
+the data with that label, and the split of the KL reads
+
+    E KL(q(z | x, y) || p(z | y)) = I_q(x; z | y) + E_y KL(q(z | y) || p(z | y)),
+
+which without labels is Hoffman and Johnson, "ELBO surgery" (2016).
+
+Figures come as one value for each datum, whose mean is the quantity: their spread over the data
+gives its standard error, for a fixed encoder and to first order in the data.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vaes.evaluation.draws import BLOCK_SAMPLES, seed_of
+from pyro_vaes.evaluation.results import Unavailable
+from pyro_vaes.vae import VAE
+
+__all__ = [
+    "class_accuracy",
+    "classifier",
+    "closed_forms",
+    "generate",
+    "latent_mmd2",
+    "mmd2_terms",
+    "slope",
+    "unit_variances",
+]
+
+
+_MMD_DATA = 1000
+_CLASSIFIER_ROWS = 10_000
+
+
+def closed_forms(posterior: Any, prior: Any, count: int) -> dict[str, Tensor]:
+    """Mean and entropy of q and its KL to the prior for each datum, where a closed form is known.
+
+    Args:
+        posterior: batch shape ``(count,)``.
+        prior: batch shape ``()`` or ``(count,)``.
+        count: number of data.
+
+    Returns:
+        ``closed_mean`` ``(count, D)``, ``closed_entropy`` and ``closed_kl``, each ``(count,)``, in
+        nats, as far as they are known.
+    """
+    forms: dict[str, tuple[Callable[[], Tensor], tuple[int, ...]]] = {
+        "mean": (lambda: posterior.mean, (count, *posterior.event_shape)),
+        "entropy": (posterior.entropy, (count,)),
+        "kl": (lambda: torch.distributions.kl_divergence(posterior, prior), (count,)),
+    }
+    figures = {}
+    for name, (form, shape) in forms.items():
+        with suppress(NotImplementedError):
+            figures[f"closed_{name}"] = form().double().expand(shape)
+    return figures
+
+
+def slope(values: Tensor, noise: Tensor) -> float:
+    """The slope of the regression of values on noise: how much of it they have in them.
+
+    Args:
+        values: ``(n,)``.
+        noise: ``(n,)``; where it is nothing but rounding, the slope is zero.
+    """
+    centred = noise - noise.mean()
+    square = centred.square().sum().item()
+    if not square > torch.finfo(noise.dtype).eps * (1 + values.square().sum().item()):
+        return 0.0
+    return (values * centred).sum().item() / square
+
+
+def unit_variances(mean: Tensor, noise: Tensor | None, labels: Tensor | None) -> Tensor:
+    """The variance over the data of each unit's posterior mean.
+
+    Burda et al., "Importance weighted autoencoders" (2016), section 5.2: a unit is active if it
+    exceeds 0.01. In a conditional model the variance is within labels: what the label alone tells
+    is no information about x.
+
+    Args:
+        mean: posterior means ``(n, D)``, or their estimates.
+        noise: variances of those estimates ``(n, D)``, which would otherwise count as activity;
+            None for exact means.
+        labels: ``(n,)`` or None.
+
+    Returns:
+        ``(D,)``.
+
+    Raises:
+        Unavailable: for too few data or draws.
+    """
+    groups = torch.zeros(len(mean), device=mean.device).long() if labels is None else labels
+    _, groups = groups.unique(return_inverse=True)
+    counts = groups.bincount()
+    freedom = len(mean) - len(counts)
+    if freedom < 1:
+        raise Unavailable("a variance needs two data (with the same label, if there are labels)")
+    sums = mean.new_zeros(len(counts), mean.shape[-1]).index_add(0, groups, mean)
+    centred = mean - (sums / counts.unsqueeze(-1))[groups]
+    variance = centred.square().sum(0) / freedom
+    if noise is not None:
+        if not bool(noise.isfinite().all()):
+            raise Unavailable(
+                "the posterior's mean is known from draws only, of which there is one"
+            )
+        shares = (1 - 1 / counts)[groups].unsqueeze(-1)
+        variance = variance - (noise * shares).sum(0) / freedom
+    return variance
+
+
+def latent_mmd2(vae: VAE, z: Tensor, y: Tensor | None, seed: int) -> tuple[float, float]:
+    """The squared MMD between aggregated posterior and prior, and its standard error.
+
+    The unbiased estimator (:func:`mmd2_terms`) from one posterior draw for each datum, a thousand
+    data at most, and as many draws of the prior; given labels, its mean over them.
+
+    Args:
+        vae: the model.
+        z: one draw for each datum, ``(n, D)``.
+        y: labels ``(n,)`` or None.
+        seed: seed of the prior's draws.
+
+    Raises:
+        Unavailable: without two data (with the same label).
+    """
+    generator = torch.Generator().manual_seed(seed_of(int(seed), "mmd"))
+    some = torch.randperm(len(z), generator=generator)[:_MMD_DATA].sort().values.to(z.device)
+    z, y = z[some], None if y is None else y[some]
+    torch.manual_seed(seed_of(int(seed), "prior"))
+    groups = [torch.arange(len(z))] if y is None else [(y == i).nonzero()[:, 0] for i in y.unique()]
+    values, weights, errors = [], [], []
+    for index in groups:
+        if len(index) < 2:
+            continue
+        prior = vae.p_z(None if y is None else y[index])
+        other = prior.sample(() if prior.batch_shape else (len(index),))
+        terms = mmd2_terms(z[index], other)
+        values.append(terms.mean().item())
+        # The variance of a U-statistic of order two (Hoeffding 1948), first order.
+        errors.append(2 * terms.std().item() / math.sqrt(len(terms)))
+        weights.append(len(index))
+    if not values:
+        raise Unavailable("MMD needs two data (with the same label, if there are labels)")
+    total = sum(weights)
+    mean = sum(w * value for w, value in zip(weights, values, strict=True)) / total
+    variance = sum((w / total * error) ** 2 for w, error in zip(weights, errors, strict=True))
+    return mean, math.sqrt(variance)
+
+
+def mmd2_terms(x: Tensor, y: Tensor) -> Tensor:
+    """The terms whose mean is ``divergences.mmd2(x, y, paired=True)``, one for each pair of rows.
+
+    Their spread tells the standard error, which that function, made for training, does not.
+
+    Args:
+        x: ``(n, D)``.
+        y: ``(n, D)``.
+
+    Returns:
+        ``(n,)``, float64.
+    """
+    width = 2.0 * x.shape[-1]
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        squares = torch.cdist(a.double(), b.double()).square()
+        return (width / (width + squares)).fill_diagonal_(0)
+
+    across = kernel(x, y)
+    pairs = kernel(x, x) + kernel(y, y) - across - across.mT
+    return pairs.sum(-1) / (len(x) - 1)
+
+
+def classifier(x: Tensor, y: Tensor) -> Any:
+    """A support vector classifier of the flattened data, of ten thousand rows at most."""
+    from sklearn.svm import SVC
+
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randperm(len(x), generator=generator)[:_CLASSIFIER_ROWS].sort().values
+    if len(y[rows].unique()) < 2:
+        raise Unavailable("a classifier needs training data with at least two labels")
+    return SVC().fit(x[rows].flatten(1).cpu().numpy(), y[rows].cpu().numpy())
+
+
+def generate(vae: VAE, y: Tensor, seed: int) -> Tensor:
+    """One datum x ~ p(x | y) for each label, for ten thousand of them at most."""
+    made = []
+    for place, labels in enumerate(y[:_CLASSIFIER_ROWS].split(BLOCK_SAMPLES)):
+        torch.manual_seed(seed_of(int(seed), "generate", place))
+        made.append(vae.sample(len(labels), labels))
+    return torch.cat(made)
+
+
+def class_accuracy(model: Any, x: Tensor, y: Tensor) -> tuple[float, float]:
+    """The share of data that a classifier gives their label, with its standard error."""
+    right = model.predict(x.flatten(1).cpu().numpy()) == y.cpu().numpy()
+    share = float(right.mean())
+    return share, math.sqrt(share * (1 - share) / max(1, len(right) - 1))

@@ -1,0 +1,115 @@
+"""Posterior draws, scored: what evaluation is made of.
+
+Draws come in blocks of fixed size, each with a seed of its own: no figure depends on how the work
+is cut into chunks. What is kept of them does not grow with their number: sums, the largest weights
+(of S draws, 3 sqrt(S)), and the curve of the bound.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vaes.vae import VAE, check_support
+
+__all__ = ["Draws", "RowBlock", "chunk_of", "draws", "row_blocks", "seed_of"]
+
+
+# A block is the unit in which noise is drawn: (samples, data). It never changes with chunk_size.
+BLOCK_SAMPLES = 128
+BLOCK_DATA = 64
+# Decoder evaluations at once on a CPU, whose caches they should fit; a GPU takes a block.
+CPU_CHUNK = 1024
+
+
+def chunk_of(device: torch.device, chunk_size: int | None) -> int:
+    """Decoder evaluations at once: as asked, or what suits the device."""
+    if chunk_size is not None:
+        return chunk_size
+    return CPU_CHUNK if device.type == "cpu" else BLOCK_SAMPLES * BLOCK_DATA
+
+
+def seed_of(*place: Any) -> int:
+    """A seed for a place in the work; neighbouring places and seeds share no draws."""
+    text = "/".join(map(str, place)).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "big")
+
+
+@dataclasses.dataclass(frozen=True)
+class RowBlock:
+    """Some data with their posterior, made once, and their prior."""
+
+    first: int
+    x: Tensor
+    y: Tensor | None
+    posterior: Any
+    prior: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Draws:
+    """Draws z ``(samples, data, D)`` and the terms of log w ``(samples, data)``, nats, float64."""
+
+    z: Tensor
+    log_likelihood: Tensor
+    log_prior: Tensor
+    log_posterior: Tensor
+
+    @property
+    def log_weight(self) -> Tensor:
+        """Log p(x | z) + log p(z) - log q(z | x)."""
+        return self.log_likelihood + self.log_prior - self.log_posterior
+
+
+def row_blocks(vae: VAE, x: Tensor, y: Tensor | None) -> Iterator[RowBlock]:
+    """Walks through the data: one encoding for each, one making of an unconditional prior."""
+    prior = None if vae.prior_is_conditional else vae.p_z()
+    for first in range(0, len(x), BLOCK_DATA):
+        rows = slice(first, first + BLOCK_DATA)
+        x_rows, y_rows = x[rows], None if y is None else y[rows]
+        yield RowBlock(
+            first,
+            x_rows,
+            y_rows,
+            posterior=vae.q_z(x_rows, y_rows),
+            prior=vae.p_z(y_rows) if prior is None else prior,
+        )
+
+
+def draws(
+    vae: VAE, block: RowBlock, num_samples: int, seed: int, chunk_size: int
+) -> Iterator[Draws]:
+    """Draws S posterior samples for each datum of a block and scores them.
+
+    Call inside :func:`untouched`.
+
+    Args:
+        vae: the model.
+        block: the data.
+        num_samples: S.
+        seed: seed of the draws.
+        chunk_size: decoder evaluations at once (rounded to whole rows of a block).
+    """
+    step = max(1, chunk_size // len(block.x))
+    for first in range(0, num_samples, BLOCK_SAMPLES):
+        torch.manual_seed(seed_of(int(seed), block.first, first))
+        # A block is always drawn whole, so that S = 200 begins with the draws of S = 100. It is
+        # scored whole, too: some flows can tell the density of the very tensor they made only.
+        z = block.posterior.rsample((BLOCK_SAMPLES,))
+        log_q = block.posterior.log_prob(z)
+        count = min(BLOCK_SAMPLES, num_samples - first)
+        z, log_q = z[:count], log_q[:count]
+        log_x: list[Tensor] = []
+        log_z: list[Tensor] = []
+        for part in z.split(step):
+            likelihood = vae.p_x(part, block.y)
+            if not first and not log_x:
+                check_support(likelihood, block.x, block.first)
+            log_x.append(likelihood.log_prob(block.x).double())
+            log_z.append(block.prior.log_prob(part).double())
+        yield Draws(z, torch.cat(log_x), torch.cat(log_z), log_q.double())

@@ -1,0 +1,370 @@
+"""How good a VAE is on data it has not seen: bounds, likelihoods, and whether its code is alive.
+
+One pass of S posterior draws for each datum gives everything: with the log weight
+log w = log p(x | z) + log p(z) - log q(z | x), the mean of log w is the ELBO, and the log of the
+mean of w is the importance-weighted estimate of log p(x) (Burda et al. 2016), on average above the
+ELBO and below log p(x).
+
+Evaluation changes nothing: not the parameters, not the state of any generator.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vaes.core.checks import positive
+from pyro_vaes.data.splits import as_split
+from pyro_vaes.evaluation import aggregate
+from pyro_vaes.evaluation import diagnostics as diag
+from pyro_vaes.evaluation.draws import chunk_of, draws, row_blocks
+from pyro_vaes.evaluation.pareto import MIN_SAMPLES
+from pyro_vaes.evaluation.results import RELIABLE_K, Evaluation, Unavailable
+from pyro_vaes.evaluation.tally import Tally
+from pyro_vaes.vae import VAE, check_labels, untouched
+
+__all__ = ["evaluate", "log_marginal"]
+
+
+# Burda et al. (2016), section 5.2.
+_ACTIVE = 0.01
+
+# How far log p(x | z) may vary over the draws, relative to its size, for rounding alone.
+_ROUNDING = 1e-5
+
+
+def evaluate(
+    vae: VAE,
+    data: Any,
+    *,
+    num_samples: int = 1000,
+    seed: int = 0,
+    chunk_size: int | None = None,
+    diagnostics: bool = True,
+    train: Any = None,
+) -> Evaluation:
+    """Evaluates a VAE.
+
+    Args:
+        vae: the model.
+        data: a split, tensor, array, ``Dataset`` or ``DataLoader``.
+        num_samples: posterior draws S for each datum; exactly as many decoder evaluations.
+        seed: seed of the draws.
+        chunk_size: decoder evaluations at once; bounds the memory, whatever S, and changes no
+            figure. None for 1024 on a CPU and 8192 elsewhere.
+        diagnostics: False leaves all but the bounds and their terms.
+        train: labelled training data, from which a classifier learns to judge what a conditional
+            VAE generates.
+
+    Returns:
+        The figures, in nats.
+
+    Raises:
+        ValueError: for data that the parts cannot take.
+    """
+    chunk_size = chunk_of(vae.device, chunk_size)
+    positive(num_samples=num_samples, chunk_size=chunk_size)
+    x, y = _on_device(vae, data)
+    check_labels(vae, x, y)
+    with untouched(vae):
+        labels = y if vae.conditional else None
+        values, posteriors = _pass(vae, x, y, num_samples, seed, chunk_size, diagnostics)
+        figures = _Figures(values)
+        figures.bounds(math.prod(x.shape[1:]))
+        if diagnostics:
+            figures.reliability(num_samples)
+            figures.activity(labels, num_samples)
+            figures.aggregate(vae, posteriors, labels, num_samples, seed, chunk_size)
+            figures.generated(vae, x, labels, train, seed)
+    return Evaluation(
+        num_data=len(x),
+        num_samples=num_samples,
+        num_dimensions=math.prod(x.shape[1:]),
+        given_label=labels is not None,
+        warnings=figures.warnings,
+        reasons=figures.reasons,
+        log_marginal=values["log_marginal"],
+        pareto_k=values.get("pareto_k"),
+        effective_sample_size=values.get("effective_sample_size"),
+        **figures.found,
+    )
+
+
+def log_marginal(
+    vae: VAE,
+    x: Any,
+    num_samples: int = 1000,
+    *,
+    y: Tensor | None = None,
+    seed: int = 0,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """The importance-weighted estimate of log p(x), or of log p(x | y), for each datum.
+
+    Burda et al., "Importance weighted autoencoders" (2016), equation 8.
+
+    Args:
+        vae: the model.
+        x: data, as for :func:`evaluate`.
+        num_samples: posterior draws S for each datum.
+        y: labels ``(n,)``, if ``x`` does not bring them.
+        seed: seed of the draws.
+        chunk_size: decoder evaluations at once; changes no figure. None: see :func:`evaluate`.
+
+    Returns:
+        ``(n,)`` in nats, float64.
+
+    Raises:
+        ValueError: for data that the parts cannot take.
+    """
+    chunk_size = chunk_of(vae.device, chunk_size)
+    positive(num_samples=num_samples, chunk_size=chunk_size)
+    x, labels = _on_device(vae, x)
+    labels = labels if y is None else y.to(x.device)
+    check_labels(vae, x, labels)
+    with untouched(vae):
+        values, _ = _pass(vae, x, labels, num_samples, seed, chunk_size, diagnostics=False)
+    return values["log_marginal"]
+
+
+def _on_device(vae: VAE, data: Any) -> tuple[Tensor, Tensor | None]:
+    # A split that is drawn anew for each training batch is judged at one fixed draw.
+    split = as_split(data).frozen()
+    x = split.x.to(vae.device)
+    if x.is_floating_point():
+        x = x.to(vae.dtype)
+    return x, None if split.y is None else split.y.to(vae.device)
+
+
+def _pass(
+    vae: VAE,
+    x: Tensor,
+    y: Tensor | None,
+    num_samples: int,
+    seed: int,
+    chunk_size: int,
+    diagnostics: bool,
+) -> tuple[dict[str, Tensor], list[Any]]:
+    """Figures of each datum, data along the first dimension, and the posteriors of the blocks."""
+    parts: list[dict[str, Tensor]] = []
+    posteriors: list[Any] = []
+    keep = 0
+    for block in row_blocks(vae, x, y):
+        if diagnostics and not posteriors:
+            keep, _ = aggregate.aggregate_plan(block.posterior, len(x), num_samples, seed)
+        tally = Tally(block, num_samples, keep, diagnostics)
+        for some in draws(vae, block, num_samples, seed, chunk_size):
+            tally.add(some)
+        part = tally.result()
+        if diagnostics:
+            posteriors.append(block.posterior)
+            part |= diag.closed_forms(block.posterior, block.prior, len(block.x))
+        parts.append(part)
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, posteriors
+
+
+class _Figures:
+    """Gathers the figures of an :class:`Evaluation` from those of each datum."""
+
+    def __init__(self, values: dict[str, Tensor]) -> None:
+        self.values = values
+        self.found: dict[str, Any] = {}
+        self.reasons: dict[str, str] = {}
+        self.warnings: list[str] = []
+
+    def put(self, name: str, values: Tensor) -> None:
+        """The mean over the data and its standard error, which one datum has not."""
+        self.found[name] = values.mean().item()
+        error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else None
+        self.found[f"{name}_se"] = error
+
+    @contextmanager
+    def unless_unavailable(self, *names: str) -> Iterator[None]:
+        """Notes why figures cannot be had."""
+        try:
+            yield
+        except Unavailable as reason:
+            self.reasons.update(dict.fromkeys(names, str(reason)))
+
+    def bounds(self, num_dimensions: int) -> None:
+        """The bounds and their terms; the three forms of the ELBO where they are known."""
+        v = self.values
+        kl = v["log_posterior"] - v["log_prior"]
+        elbo = v["log_likelihood"] - kl
+        self.put("nll", -v["log_marginal"])
+        self.put("elbo", elbo)
+        for name, value in (("nll_bpd", -v["log_marginal"]), ("elbo_bpd", elbo)):
+            self.put(name, value / (num_dimensions * math.log(2)))
+        self.put("reconstruction", v["log_likelihood"])
+        self.put("kl", kl)
+        if "bound" not in v:
+            return
+        self.put("log_prior", v["log_prior"])
+        self.put("entropy", v.get("closed_entropy", -v["log_posterior"]))
+        if "closed_entropy" in v:
+            self.put("elbo_2", v["log_likelihood"] + v["log_prior"] + v["closed_entropy"])
+        else:
+            self.reasons["elbo_2"] = "the entropy of this posterior has no closed form"
+        if "closed_kl" in v:
+            self.put("elbo_3", v["log_likelihood"] - v["closed_kl"])
+        else:
+            self.reasons["elbo_3"] = "the KL of this posterior to this prior has no closed form"
+
+    def reliability(self, num_samples: int) -> None:
+        """The curve of the bound, effective sample sizes, Pareto k-hat."""
+        v = self.values
+        curve = v["bound"]
+        points = [2**level for level in range(curve.shape[-1])]
+        if points[-1] != num_samples:
+            points.append(num_samples)
+            curve = torch.cat([curve, v["log_marginal"].unsqueeze(-1)], dim=-1)
+        self.found["bound_samples"] = points
+        self.found["bound"] = curve.mean(0).tolist()
+        if len(curve) > 1:
+            self.found["bound_se"] = (curve.std(0) / math.sqrt(len(curve))).tolist()
+        else:
+            self.reasons["bound_se"] = "one datum has no standard error"
+        size = v["effective_sample_size"]
+        self.found["ess_median"], self.found["ess_min"] = size.median().item(), size.min().item()
+        if "pareto_k" not in v:
+            reason = f"a Pareto k-hat needs at least {MIN_SAMPLES} samples"
+            for name in ("pareto_k_median", "pareto_k_max", "num_unreliable"):
+                self.reasons[name] = reason
+            self.warnings.append(f"{reason}; got {num_samples}.")
+            return
+        k = v["pareto_k"]
+        self.found["pareto_k_median"], self.found["pareto_k_max"] = (
+            k.median().item(),
+            k.max().item(),
+        )
+        unreliable = self.found["num_unreliable"] = int((k > RELIABLE_K).sum())
+        if unreliable:
+            self.warnings.append(
+                f"Pareto k-hat is over {RELIABLE_K} for {unreliable} of {len(k)} data: their "
+                "log p(x) is not to be trusted, and -log p(x) is likely to be lower. Take more "
+                "samples, or a posterior that fits better (a flow, a wider network)."
+            )
+
+    def activity(self, labels: Tensor | None, num_samples: int) -> None:
+        """Active units, and the verdict on posterior collapse."""
+        v = self.values
+        exact = v.get("closed_mean")
+        with self.unless_unavailable("active_units", "active", "unit_variances"):
+            variance = diag.unit_variances(
+                v["z_mean"] if exact is None else exact,
+                v["z_variance"] / num_samples if exact is None else None,
+                labels,
+            )
+            active = (variance > _ACTIVE).nonzero()[:, 0].tolist()
+            self.found |= {
+                "active_units": len(active),
+                "active": active,
+                "unit_variances": variance.tolist(),
+            }
+        size = v["log_likelihood"].abs() + 1
+        ignored = num_samples > 1 and bool((v["likelihood_range"] <= _ROUNDING * size).all())
+        self.found["verdict"] = _verdict(self.found.get("active"), v["z_mean"].shape[-1], ignored)
+
+    def aggregate(
+        self,
+        vae: VAE,
+        posteriors: list[Any],
+        labels: Tensor | None,
+        num_samples: int,
+        seed: int,
+        chunk_size: int,
+    ) -> None:
+        """The aggregated posterior: split of the KL, marginals, distance to the prior."""
+        v = self.values
+        with self.unless_unavailable("mmd2"):
+            self.found["mmd2"], self.found["mmd2_se"] = diag.latent_mmd2(
+                vae, v["z"][:, 0], labels, seed
+            )
+        names = ("mutual_information", "marginal_kl", "total_correlation", "dimension_kl")
+        with self.unless_unavailable(*names, "mutual_information_max", "dimension_kls"):
+            if not getattr(vae.posterior, "scores", True):
+                raise Unavailable(aggregate.OWN_DRAWS_ONLY)
+            _, rows = aggregate.aggregate_plan(posteriors[0], len(v["z"]), num_samples, seed)
+            rows = rows.to(v["z"].device)
+            some = v["z"][rows]
+            z = some.flatten(0, 1)
+            y = None if labels is None else labels[rows].repeat_interleave(some.shape[1])
+            aggregated = aggregate.AggregatedPosterior(posteriors, labels, chunk_size)
+
+            def for_each(values: Tensor) -> Tensor:
+                """Means over the draws of each datum."""
+                return values.unflatten(0, some.shape[:2]).mean(1)
+
+            joint = aggregated.log_prob(z, y)
+            information = v["log_q"][rows].mean(-1) - for_each(joint)
+            drawn_kl = (v["log_q"] - v["log_p"])[rows].mean(-1)
+            self._split(information, drawn_kl, rows)
+            self.found["mutual_information_max"] = aggregate.log_sizes(labels, len(v["z"]))
+            marginals = aggregated.marginals(z, y)
+            self.put("total_correlation", for_each(joint - marginals.sum(-1)))
+            terms = for_each(marginals - aggregate.prior_marginals(vae, z, y, chunk_size))
+            self.put("dimension_kl", terms.sum(-1))
+            self.found["dimension_kls"] = terms.mean(0).tolist()
+        self.reasons = {name: r for name, r in self.reasons.items() if name not in self.found}
+
+    def _split(self, information: Tensor, drawn_kl: Tensor, rows: Tensor) -> None:
+        """Splits the KL, so that its parts add up, by information from fewer draws and data.
+
+        How the KL of these draws differs from that of all tells how they fell: control variates.
+        """
+        all_kl = self.values["log_posterior"] - self.values["log_prior"]
+        kl = all_kl[rows]
+        noise = drawn_kl - kl
+        information = information - diag.slope(information, noise) * noise
+        if len(rows) == len(all_kl):
+            self.put("mutual_information", information)
+            self.put("marginal_kl", kl - information)
+            return
+        shift = kl - all_kl.mean()
+        share = diag.slope(information, shift)
+        information = information - share * shift
+        self.put("mutual_information", information)
+        self.put("marginal_kl", all_kl.mean() - information)
+        for name, part in (("mutual_information", share), ("marginal_kl", 1 - share)):
+            error = math.hypot(self.found[f"{name}_se"], part * self.found["kl_se"])
+            self.found[f"{name}_se"] = error
+
+    def generated(self, vae: VAE, x: Tensor, labels: Tensor | None, train: Any, seed: int) -> None:
+        """The accuracy of a classifier of real data on generated ones."""
+        with self.unless_unavailable("class_accuracy", "class_accuracy_real"):
+            if labels is None:
+                raise Unavailable("the model is not conditional: what it generates has no label")
+            if train is None:
+                raise Unavailable("a classifier needs labelled training data: pass train=")
+            split = as_split(train).frozen()
+            if split.y is None:
+                raise Unavailable("a classifier needs labelled training data; these have none")
+            judge = diag.classifier(split.x, split.y)
+            self.found["class_accuracy_real"], _ = diag.class_accuracy(judge, x, labels)
+            made = diag.generate(vae, labels, seed)
+            self.found["class_accuracy"], self.found["class_accuracy_se"] = diag.class_accuracy(
+                judge, made, labels[: len(made)]
+            )
+
+
+def _verdict(active: list[int] | None, latent_dim: int, ignored: bool) -> str:
+    """On posterior collapse, in words."""
+    if active is None:
+        count = "active units unknown"
+    else:
+        names = f" ({', '.join(map(str, active))})" if 0 < len(active) < latent_dim else ""
+        count = f"{len(active)} of {latent_dim} latent units are active{names}"
+    if ignored:
+        return f"Posterior collapse: the decoder ignores z, log p(x|z) never changes; {count}."
+    if active is None:
+        return f"Posterior collapse: cannot tell, {count}."
+    if not active:
+        return f"Posterior collapse: {count}, z tells nothing of x."
+    if len(active) < latent_dim:
+        return f"Partial posterior collapse: {count}, the others tell nothing of x."
+    return f"No posterior collapse: {count}."

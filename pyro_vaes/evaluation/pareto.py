@@ -1,0 +1,88 @@
+"""The Pareto k-hat: whether an importance-weighted estimate has draws enough to be trusted.
+
+The largest weights of an importance sampler follow a generalised Pareto distribution, whose shape
+k tells how many of their moments exist. Over 0.7 the estimate converges so slowly that its spread
+says nothing of its error (Vehtari, Simpson, Gelman, Yao and Gabry, "Pareto smoothed importance
+sampling", JMLR 2024). The fit is the one of Zhang and Stephens, "A new and efficient estimation
+method for the generalized Pareto distribution" (Technometrics 2009), for all data at once and from
+the largest weights alone.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["MIN_SAMPLES", "pareto_k", "tail_size"]
+
+
+# A tail of fewer than five weights has no shape; 21 draws are the fewest with such a tail.
+_MIN_TAIL = 5
+MIN_SAMPLES = 21
+
+# Log weights this near to each other are equal but for rounding, and have no tail.
+_EQUAL = 1e-8
+
+# The weakly informative prior of Vehtari et al. (2024), appendix C: ten draws' worth of k = 0.5.
+_PRIOR_COUNT, _PRIOR_K = 10, 0.5
+
+
+def tail_size(num_samples: int) -> int:
+    """How many of S weights make the tail: the least of S / 5 and 3 sqrt(S), rounded up."""
+    return math.ceil(min(num_samples / 5, 3 * math.sqrt(num_samples)))
+
+
+def pareto_k(largest: Tensor) -> Tensor:
+    """Fits a generalised Pareto distribution to the tail of each datum's weights.
+
+    Args:
+        largest: the largest log weights in descending order, ``(*batch, M + 1)``, where M is the
+            :func:`tail_size`; the last one is the threshold over which the tail begins.
+
+    Returns:
+        k-hat ``(*batch)``, float64: infinite where a few weights are all there is, minus infinite
+        where all are equal.
+    """
+    largest = largest.double()
+    peak, cutoff = largest[..., :1], largest[..., -1:]
+    excess = (largest[..., :-1] - peak).exp() - (cutoff - peak).exp()
+    # What does not exceed the threshold (ties, underflow) is no part of the tail.
+    inside = excess > 0
+    count = inside.sum(-1)
+    shape = _fit(excess.where(inside, 0.0), count.clamp(min=1), largest.shape[-1] - 1)
+    few = torch.full_like(shape, math.inf)
+    few[(peak - cutoff).squeeze(-1) < _EQUAL] = -math.inf
+    enough = (count >= _MIN_TAIL) & few.isposinf() & shape.isfinite()
+    return shape.where(enough, few)
+
+
+def _fit(excess: Tensor, count: Tensor, size: int) -> Tensor:
+    """The posterior mean of the shape, Zhang and Stephens (2009), equations 7 to 9.
+
+    Args:
+        excess: ``(*batch, M)``, descending, padded by zeros that count for nothing.
+        count: how many are no padding, ``(*batch)``.
+        size: M, from which the number of points of the grid follows.
+    """
+
+    def mean_log(theta: Tensor) -> Tensor:
+        return torch.log1p(-theta.unsqueeze(-1) * excess).sum(-1) / count
+
+    # The first quartile from below, in an order from above.
+    index = (count - (count / 4 + 0.5).long()).clamp(0, size - 1)
+    quartile = excess.gather(-1, index.unsqueeze(-1)).squeeze(-1)
+    points = 30 + math.isqrt(size)
+    grid = torch.stack(
+        [
+            1 / excess[..., 0] + (1 - math.sqrt(points / (j - 0.5))) / (3 * quartile)
+            for j in range(1, points + 1)
+        ]
+    )
+    # Point by point: the whole grid at once would need M times the memory.
+    shapes = torch.stack([mean_log(theta) for theta in grid])
+    profile = count * ((-grid / shapes).log() - shapes - 1)
+    theta = (profile.softmax(0) * grid).sum(0)
+    shape = mean_log(theta)
+    return (count * shape + _PRIOR_COUNT * _PRIOR_K) / (count + _PRIOR_COUNT)

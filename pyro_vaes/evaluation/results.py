@@ -1,0 +1,245 @@
+"""What an evaluation found: figures with their errors, as a table, JSON or a pandas row."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["RELIABLE_K", "Evaluation", "Unavailable"]
+
+
+# The k-hat over which an estimate is not to be trusted, Vehtari et al. (2024), section 3.2.4.
+RELIABLE_K = 0.7
+
+_NO_ERROR = "one datum has no standard error"
+_NOT_ASKED = "diagnostics were not asked for"
+
+
+# What there is without diagnostics.
+_BASIC = {"nll", "nll_bpd", "elbo", "elbo_bpd", "reconstruction", "kl"}
+_BASIC |= {f"{name}_se" for name in _BASIC}
+_BASIC |= {"num_data", "num_samples", "num_dimensions", "given_label", "warnings"}
+
+# Figures of each datum, which are no part of the flat object.
+_FOR_EACH = {"log_marginal", "pareto_k", "effective_sample_size"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Figures of a VAE on a data set, in nats for each datum unless they are said to be other.
+
+    ``NAME_se`` is the standard error of ``NAME`` over the data. A figure that cannot be had is
+    None, and ``reasons`` says why. In a conditional model all is given the label: p(x) reads
+    p(x | y), q(z) reads q(z | y), and so on.
+
+    Attributes:
+        num_data: number of data.
+        num_samples: S, posterior draws for each datum.
+        num_dimensions: numbers in a datum, by which bits per dimension are counted.
+        given_label: whether all is given the label.
+        nll: minus the importance-weighted estimate of log p(x).
+        nll_bpd: the same in bits per dimension.
+        elbo: the evidence lower bound, E_q[log p(x, z) - log q(z | x)]: the assignment's form (1).
+        elbo_bpd: the same in bits per dimension.
+        reconstruction: E_q[log p(x | z)].
+        kl: E_q[log q(z | x) - log p(z)].
+        elbo_2: form (2), E_q[log p(x | z) + log p(z)] + H(q), the entropy in closed form.
+        elbo_3: form (3), E_q[log p(x | z)] - KL, the KL in closed form.
+        entropy: H(q(z | x)), in closed form if there is one, else E_q[-log q(z | x)].
+        log_prior: E_q[log p(z)], minus the cross entropy of aggregated posterior and prior.
+        bound_samples: 1, 2, 4, ... up to S: points of the curve of the importance-weighted bound.
+        bound: the bound at these points.
+        ess_median: median over the data of the effective sample size, (sum w)^2 / sum w^2.
+        ess_min: the least of them.
+        pareto_k_median: median over the data of the Pareto k-hat.
+        pareto_k_max: the largest.
+        num_unreliable: for how many data k-hat exceeds 0.7.
+        mutual_information: I_q(x; z).
+        mutual_information_max: what it can be at most, log of the number of data.
+        marginal_kl: KL(q(z) || p(z)) = kl - mutual_information.
+        total_correlation: KL(q(z) || prod_d q(z_d)).
+        dimension_kl: sum over d of KL(q(z_d) || p(z_d)).
+        dimension_kls: its terms.
+        active_units: number of units whose posterior mean varies by more than 0.01 over the data.
+        active: which they are, from 0.
+        unit_variances: these variances.
+        mmd2: unbiased squared maximum mean discrepancy between q(z) and p(z); without unit.
+        class_accuracy: share of generated data x ~ p(x | y) that a classifier trained on the real
+            training data gives the label y.
+        class_accuracy_real: its accuracy on the real data, for comparison.
+        verdict: on posterior collapse, in words.
+        warnings: what is not to be trusted and what to do about it.
+        reasons: why a figure is missing.
+        log_marginal: the estimate of log p(x) of each datum, ``(num_data,)``.
+        pareto_k: k-hat of each datum.
+        effective_sample_size: of each datum.
+    """
+
+    num_data: int
+    num_samples: int
+    num_dimensions: int
+    given_label: bool
+    nll: float
+    nll_se: float | None
+    nll_bpd: float
+    nll_bpd_se: float | None
+    elbo: float
+    elbo_se: float | None
+    elbo_bpd: float
+    elbo_bpd_se: float | None
+    reconstruction: float
+    reconstruction_se: float | None
+    kl: float
+    kl_se: float | None
+    elbo_2: float | None = None
+    elbo_2_se: float | None = None
+    elbo_3: float | None = None
+    elbo_3_se: float | None = None
+    entropy: float | None = None
+    entropy_se: float | None = None
+    log_prior: float | None = None
+    log_prior_se: float | None = None
+    bound_samples: list[int] | None = None
+    bound: list[float] | None = None
+    bound_se: list[float] | None = None
+    ess_median: float | None = None
+    ess_min: float | None = None
+    pareto_k_median: float | None = None
+    pareto_k_max: float | None = None
+    num_unreliable: int | None = None
+    mutual_information: float | None = None
+    mutual_information_se: float | None = None
+    mutual_information_max: float | None = None
+    marginal_kl: float | None = None
+    marginal_kl_se: float | None = None
+    total_correlation: float | None = None
+    total_correlation_se: float | None = None
+    dimension_kl: float | None = None
+    dimension_kl_se: float | None = None
+    dimension_kls: list[float] | None = None
+    active_units: int | None = None
+    active: list[int] | None = None
+    unit_variances: list[float] | None = None
+    mmd2: float | None = None
+    mmd2_se: float | None = None
+    class_accuracy: float | None = None
+    class_accuracy_se: float | None = None
+    class_accuracy_real: float | None = None
+    verdict: str | None = None
+    warnings: list[str] = dataclasses.field(default_factory=list)
+    reasons: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False)
+    log_marginal: Tensor | None = dataclasses.field(default=None, repr=False, compare=False)
+    pareto_k: Tensor | None = dataclasses.field(default=None, repr=False, compare=False)
+    effective_sample_size: Tensor | None = dataclasses.field(
+        default=None, repr=False, compare=False
+    )
+
+    @property
+    def diagnosed(self) -> bool:
+        """Whether there is more than the bounds."""
+        return self.verdict is not None
+
+    def to_dict(self) -> dict[str, Any]:
+        """A flat object, ready for JSON: a missing figure is None, ``NAME_reason`` says why."""
+        figures: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            name, value = field.name, getattr(self, field.name)
+            if name == "reasons" or name in _FOR_EACH or not (self.diagnosed or name in _BASIC):
+                continue
+            figures[name] = value if _finite(value) else None
+            if figures[name] is None:
+                figures[f"{name}_reason"] = self._reason(name, value)
+        return figures
+
+    def _reason(self, name: str, value: Any) -> str:
+        base = name.removesuffix("_se")
+        if name in self.reasons or base in self.reasons:
+            return self.reasons.get(name) or self.reasons[base]
+        if value is not None or (base != name and not _finite(getattr(self, base))):
+            return f"not a finite number ({value})"
+        return _NO_ERROR if base != name else _NOT_ASKED
+
+    def to_series(self) -> Any:
+        """The flat object as a ``pandas.Series``: a row of a table.
+
+        Raises:
+            ImportError: without pandas.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise ImportError("Expected pandas; got none. Install it, or use to_dict().") from error
+        return pd.Series(self.to_dict(), dtype=object)
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        given = "; all given the label: p(x|y), q(z|y), ..." if self.given_label else ""
+        yield f"{self.num_data} data, {self.num_samples} samples each; nats per datum{given}"
+        yield self._row("-log p(x), importance weighted", "nll") + self._bits("nll")
+        yield self._row("-ELBO", "elbo", -1) + self._bits("elbo", -1)
+        yield self._row("  reconstruction, -E[log p(x|z)]", "reconstruction", -1)
+        yield self._row("  KL(q(z|x) || p(z))", "kl")
+        if self.diagnosed:
+            yield from self._diagnostics()
+        yield from (f"Warning: {warning}" for warning in self.warnings)
+
+    def _diagnostics(self) -> Iterator[str]:
+        yield self._row("-ELBO (2), entropy in closed form", "elbo_2", -1)
+        yield self._row("-ELBO (3), KL in closed form", "elbo_3", -1)
+        yield self._row("entropy of q(z|x)", "entropy")
+        yield self._row("cross entropy, -E[log p(z)]", "log_prior", -1)
+        yield "The KL, split"
+        most = self.mutual_information_max
+        yield self._row("  mutual information I_q(x; z)", "mutual_information") + (
+            "" if most is None else f"  (at most {most:.2f} with these data)"
+        )
+        yield self._row("  marginal KL(q(z) || p(z))", "marginal_kl")
+        yield self._row("  total correlation", "total_correlation")
+        yield self._row("  dimension-wise KL", "dimension_kl")
+        yield self._row("MMD^2(q(z), p(z))", "mmd2", digits=4)
+        yield self._row("class accuracy, generated data", "class_accuracy", digits=3)
+        if self.class_accuracy_real is not None:
+            yield self._row("class accuracy, real data", "class_accuracy_real", digits=3)
+        if self.bound is not None and self.bound_samples is not None:
+            yield "-bound over the number of samples"
+            points = (f"{s}: {-b:.2f}" for s, b in zip(self.bound_samples, self.bound, strict=True))
+            yield f"  {', '.join(points)}"
+        yield f"effective sample size: median {self.ess_median:.1f}, least {self.ess_min:.1f}"
+        if self.num_unreliable is None:
+            yield f"Pareto k-hat: n/a ({self.reasons.get('num_unreliable', _NOT_ASKED)})"
+        else:
+            yield (
+                f"Pareto k-hat: median {self.pareto_k_median:.2f}, "
+                f"largest {self.pareto_k_max:.2f}; over {RELIABLE_K} for {self.num_unreliable} "
+                f"of {self.num_data} data"
+            )
+        yield str(self.verdict)
+
+    def _row(self, title: str, name: str, sign: int = 1, digits: int = 2) -> str:
+        value, error = getattr(self, name), getattr(self, f"{name}_se", None)
+        if value is None:
+            return f"{title:<34}      n/a ({self._reason(name, None)})"
+        text = f"{title:<34}{sign * value:>9.{digits}f}"
+        return text if error is None else f"{text} +- {error:.{digits}f}"
+
+    def _bits(self, name: str, sign: int = 1) -> str:
+        value, error = getattr(self, f"{name}_bpd"), getattr(self, f"{name}_bpd_se")
+        return (
+            f"  ({sign * value:.4f}" + ("" if error is None else f" +- {error:.4f}") + " bits/dim)"
+        )
+
+
+def _finite(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(_finite(item) for item in value)
+    return value is not None and (not isinstance(value, float) or math.isfinite(value))
+
+
+class Unavailable(Exception):
+    """A quantity that cannot be had, with the reason."""

@@ -1,0 +1,1 @@
+"""Studies in general: runs, engines, comparisons, panels, pages."""

@@ -1,0 +1,242 @@
+"""From studies to files: runs them, and writes a table, figures and findings for each.
+
+For a study NAME the folder gets ``NAME.csv`` (one row a run), ``NAME.md`` (question, table,
+figures, findings, how it was made) and ``NAME_*.png``, once all runs of the study are done.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyro
+import torch
+
+from pyro_vaes._version import __version__
+from pyro_vaes.data.dataset import DataSet, load_data
+from pyro_vaes.experiments.outcomes import Outcome
+from pyro_vaes.experiments.runs import Run
+from pyro_vaes.experiments.schedule import run_all
+from pyro_vaes.experiments.study import Cell, Study, configuration
+from pyro_vaes.plotting import save_figure
+from pyro_vaes.runs.options import ConfigError
+from pyro_vaes.runs.schema import RunConfig, digest
+from pyro_vaes.storage.files import locked, write_text
+
+__all__ = ["Settings", "write_pages"]
+
+
+_COMMON = {"nll": "NLL", "elbo": "-ELBO", "kl": "KL"}
+_SECONDS = ("seconds", "seconds_per_epoch", "draw_ms", "evaluate_seconds")
+
+
+class Settings(NamedTuple):
+    """How studies are run.
+
+    Attributes:
+        data: a data set's name or the path of a file.
+        data_root: folder for downloaded data.
+        seeds: how many; 0, 1, 2, ...
+        samples: importance samples for each test datum.
+        quick: a rehearsal: few epochs, small grids.
+        out: folder of tables and figures.
+        runs: folder of the runs.
+        workers: processes; 0 for one on each core.
+        engine: a name in :data:`~pyro_vaes.experiments.engines.ENGINES`.
+        progress: show a progress bar.
+    """
+
+    data: str = "digits"
+    data_root: str = "data"
+    seeds: int = 3
+    samples: int = 1000
+    quick: bool = False
+    out: Path = Path("figures")
+    runs: Path = Path("runs/studies")
+    workers: int = 0
+    engine: str = "local"
+    progress: bool = True
+
+    @property
+    def command(self) -> str:
+        """The flags that change what is found."""
+        flags = [f"--seeds {self.seeds}", f"--samples {self.samples}"]
+        flags = [f"--data {self.data}", *flags] if self.data != "digits" else flags
+        return " ".join([*flags, *(["--quick"] if self.quick else [])])
+
+
+def write_pages(studies: Mapping[str, Study], settings: Settings) -> list[Path]:
+    """Runs studies, all their runs in one go, and writes what they found.
+
+    Args:
+        studies: by name.
+        settings: how.
+
+    Returns:
+        The Markdown file of each study.
+
+    Raises:
+        ConfigError: for data that lack what a study needs.
+        FolderInUseError: if another process is doing one of them for the same folder.
+    """
+    data = load_data(settings.data, root=settings.data_root)
+    for name, study in studies.items():
+        _check(name, study, data)
+    grids = {name: study.grid(data, settings.quick) for name, study in studies.items()}
+    runs = {
+        (name, cell.label, seed): Run(
+            _configuration(studies[name], cell, data, seed, settings),
+            settings.runs,
+            settings.samples,
+            studies[name].measures,
+        )
+        for name, cells in grids.items()
+        for cell in cells
+        for seed in range(settings.seeds)
+    }
+    with ExitStack() as alone:
+        for name in studies:
+            alone.enter_context(locked(settings.out, name))
+        results = run_all(
+            list(runs.values()),
+            workers=settings.workers,
+            engine=settings.engine,
+            progress=settings.progress,
+        )
+        return [
+            _write(name, study, grids[name], runs, results, data, settings)
+            for name, study in studies.items()
+        ]
+
+
+def _check(name: str, study: Study, data: DataSet) -> None:
+    has = {
+        "labels": data.num_labels is not None,
+        "levels": data.num_levels is not None,
+        "images": data.image_shape is not None,
+    }
+    for need in study.needs:
+        if not has[need]:
+            raise ConfigError(
+                f"Invalid value for '--data': expected data with {need} for the study {name!r}; "
+                f"got {data.name} without."
+            )
+
+
+def _configuration(
+    study: Study, cell: Cell, data: DataSet, seed: int, settings: Settings
+) -> RunConfig:
+    where = settings.data, settings.data_root
+    return configuration(study, cell, *where, data.kind, seed, settings.quick)
+
+
+def _write(
+    name: str,
+    study: Study,
+    cells: Sequence[Cell],
+    runs: Mapping[tuple[str, str, int], Run],
+    results: Mapping[str, dict[str, Any]],
+    data: DataSet,
+    settings: Settings,
+) -> Path:
+    rows, log_marginal, folders, failed = [], {}, {}, []
+    for cell in cells:
+        for seed in range(settings.seeds):
+            run = runs[name, cell.label, seed]
+            result = results[digest(run.config)]
+            row = {"study": name, "label": cell.label, "seed": seed, **cell.factors}
+            row |= {"data": settings.data, "run": run.folder.name}
+            if "error" in result:
+                failed.append(f"{cell.label}, seed {seed}: {result['error']}")
+                rows.append({**row, "error": result["error"]})
+                continue
+            figures = {k: v for k, v in result["figures"].items() if not k.endswith("_reason")}
+            row |= {**figures, **result["training"], "evaluate_seconds": result["evaluate_seconds"]}
+            row["gap"] = -figures["elbo"] - figures["nll"]
+            for measure in study.measures:
+                row |= result["measures"][measure]
+            rows.append(row)
+            log_marginal[cell.label, seed] = np.array(result["log_marginal"])
+            folders[cell.label, seed] = run.folder
+    table = pd.DataFrame(rows)
+    _csv(table, settings.out / f"{name}.csv")
+    done = table[table["nll"].notna()] if "nll" in table else table[:0]
+    outcome = Outcome(name, data, done, log_marginal, folders, settings.quick)
+    if not len(done):
+        raise ConfigError(f"No run of the study {name!r} has figures: {'; '.join(failed)}")
+    shown = []
+    for part, (figure, caption) in study.draw(outcome).items():
+        save_figure(figure, settings.out / f"{name}_{part}.png")
+        shown.append(f"![{caption}]({name}_{part}.png)")
+    findings = _findings(study, outcome, failed, settings)
+    text = [f"# {study.title}", study.question, _table(outcome, study), *shown, findings]
+    text.append(_made_by(name, settings, data))
+    path = settings.out / f"{name}.md"
+    write_text(path, "\n\n".join(text) + "\n")
+    return path
+
+
+def _csv(table: pd.DataFrame, path: Path) -> None:
+    plain = table.map(lambda v: json.dumps(v) if isinstance(v, list) else v)
+    write_text(path, plain.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
+
+
+def _table(o: Outcome, study: Study) -> str:
+    columns = {**_COMMON, **study.columns}
+    against = len(o.labels) > 1
+    first = study.reference or o.labels[0]
+    heads = ["", *columns.values()]
+    if against:
+        heads.insert(2, f"NLL against {first}")
+    lines = [_row(heads), "|" + "---|" * len(heads)]
+    for label in o.labels:
+        cells = [label, *(_cell(o, label, key) for key in columns)]
+        if against:
+            gap = None if label == first else o.paired(label, first)
+            cells.insert(2, "" if gap is None else f"{gap.mean:+.2f} ± {gap.error:.2f}")
+        lines.append(_row(cells))
+    return "\n".join(lines)
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+
+
+def _cell(o: Outcome, label: str, key: str) -> str:
+    if key not in o.table:
+        return ""
+    mean, error = o.mean(label, key)
+    if np.isnan(mean):
+        return ""
+    mean = -mean if key in ("elbo", "val_elbo") else mean
+    size = abs(mean)
+    digits = 1 if size >= 100 else 2 if size >= 1 or key in _COMMON else 3 if size >= 0.01 else 4
+    if key in ("epochs", "active_units"):
+        digits = 1
+    alone = np.isnan(error) or key in _SECONDS
+    return f"{mean:.{digits}f}" if alone else f"{mean:.{digits}f} ± {error:.{digits}f}"
+
+
+def _findings(study: Study, outcome: Outcome, failed: Sequence[str], settings: Settings) -> str:
+    rehearsal = ["A rehearsal: too short for findings."]
+    lines = rehearsal if settings.quick else study.findings(outcome)
+    lines += [f"No figures: {reason}" for reason in failed]
+    return "## Findings\n\n" + "\n".join(f"- {line}" for line in lines)
+
+
+def _made_by(name: str, settings: Settings, data: DataSet) -> str:
+    return (
+        f"{data.name}: {len(data.test)} test rows, {settings.seeds} seeds, {settings.samples} "
+        "importance samples; nats per datum; ± is the standard error over the seeds, of NLL "
+        "against another row that of the comparison paired over test data and seeds. Seconds are "
+        "those of runs that shared the machine. "
+        f"pyro_vaes {__version__}, torch {torch.__version__}, pyro {pyro.__version__}, Python "
+        f"{platform.python_version()}, {platform.machine()}. "
+        f"Made by `pyro-vaes study {name} {settings.command}`."
+    )

@@ -1,0 +1,204 @@
+"""The runs of a study: trained, measured and kept, each once, over as many processes as help.
+
+A run is known by its options: its folder is named by their digest, so that studies share runs, one
+that has finished is not run again, and one that was killed goes on from its checkpoint. Beside the
+usual files a folder holds ``result.json``: the figures of :func:`pyro_vaes.evaluate` on the test
+split, the log-likelihood of each test datum (for paired comparisons), and what else was measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from pyro_vaes.data.dataset import DataSet
+from pyro_vaes.evaluation.evaluator import evaluate
+from pyro_vaes.experiments.measures import MEASURES
+from pyro_vaes.inference.elbo import ELBO
+from pyro_vaes.runs.build import build, build_objective, data_of
+from pyro_vaes.runs.run import record_of, train
+from pyro_vaes.runs.schema import RunConfig, digest, to_yaml
+from pyro_vaes.storage.files import write_text
+from pyro_vaes.storage.weights import load, save
+from pyro_vaes.training.history import History, NonFiniteError
+from pyro_vaes.training.options import COMPILE_FROM_STEPS
+from pyro_vaes.training.run_folder import METRICS
+from pyro_vaes.training.sweep import fit_many
+from pyro_vaes.vae import VAE
+
+__all__ = ["Run", "perform"]
+
+
+RESULT = "result.json"
+
+Task = tuple["Run", ...]
+"""Runs that one process does together."""
+"""The tasks for so many workers."""
+"""Does tasks over so many workers (0: as many as it has cores); yields the results of each task, in
+any order."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run and what is to be known of it.
+
+    Attributes:
+        config: its options.
+        root: where the folders of all runs lie.
+        samples: importance samples for each test datum.
+        measures: names in :data:`~pyro_vaes.experiments.measures.MEASURES` of what else to measure.
+    """
+
+    config: RunConfig
+    root: Path
+    samples: int
+    measures: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder, named by its options."""
+        return self.root / digest(self.config)[:16]
+
+    def finished(self) -> dict[str, Any] | None:
+        """What was found, if all of it was: figures, measures and ``log_marginal``."""
+        try:
+            result = json.loads((self.folder / RESULT).read_text(encoding="utf-8"))
+            whole = result["figures"]["num_samples"] == self.samples
+            whole = whole and result["measures"].keys() >= set(self.measures)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+        return cast("dict[str, Any]", result) if whole else None
+
+
+# --- one task, in whatever process ----------------------------------------------------------------
+
+
+def perform(task: Task) -> list[dict[str, Any]]:
+    """Trains and measures the runs of a task, as far as that is not done.
+
+    Returns:
+        A result for each run, with its ``digest``; one that met a loss that is not finite has an
+        ``error`` instead of figures.
+    """
+    data = data_of(task[0].config)
+    todo = [run for run in task if run.finished() is None]
+    trained = {run: _trained(run) for run in todo}
+    untrained = [run for run in todo if trained[run] is None]
+    if len(untrained) > 1:
+        trained |= _train_together(untrained, data)
+    results = []
+    for run in task:
+        result = run.finished()
+        if result is None:
+            try:
+                facts = trained[run] or _train(run, data)
+            except NonFiniteError as error:
+                results.append({"digest": digest(run.config), "error": str(error)})
+                continue
+            result = _measure(run, data, facts)
+        results.append({"digest": digest(run.config), **result})
+    return results
+
+
+def _trained(run: Run) -> dict[str, Any] | None:
+    """The facts of a training that has ended, if they were written down."""
+    try:
+        result = json.loads((run.folder / RESULT).read_text(encoding="utf-8"))
+        load(run.folder)
+        return cast("dict[str, Any]", result["training"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _train(run: Run, data: DataSet) -> dict[str, Any]:
+    torch.manual_seed(run.config.training.seed)
+    vae, _ = build(run.config, data)
+    if not (run.folder / "config.yaml").exists():
+        write_text(run.folder / "config.yaml", to_yaml(run.config))
+    history = train(vae, data, run.config, out=run.folder, resume=True, progress=False)
+    if history.stopped == "interrupted":
+        raise KeyboardInterrupt
+    return _facts(vae, history)
+
+
+def _train_together(runs: Sequence[Run], data: DataSet) -> dict[Run, dict[str, Any]]:
+    """Trains models of one architecture as one program; see :func:`pyro_vaes.fit_many`."""
+    vaes = []
+    for run in runs:
+        torch.manual_seed(run.config.training.seed)
+        vaes.append(build(run.config, data)[0])
+    training = runs[0].config.training
+    steps = len(runs) * training.epochs * math.ceil(len(data.train) / training.batch_size)
+    histories = fit_many(
+        vaes,
+        data.train,
+        data.val,
+        objectives=[cast(ELBO, build_objective(run.config)) for run in runs],
+        learning_rates=[run.config.training.learning_rate for run in runs],
+        seeds=[run.config.training.seed for run in runs],
+        epochs=training.epochs,
+        batch_size=training.batch_size,
+        optimizer=training.optimizer,
+        weight_decay=training.weight_decay,
+        schedule=training.schedule,
+        clip_norm=training.clip_norm or None,
+        warmup_epochs=runs[0].config.objective.warmup_epochs,
+        patience=training.patience,
+        ema_decay=training.ema_decay,
+        device=training.device,
+        mode="compiled" if steps >= COMPILE_FROM_STEPS else "traced",
+    )
+    found = {}
+    for run, vae, history in zip(runs, vaes, histories, strict=True):
+        write_text(run.folder / "config.yaml", to_yaml(run.config))
+        write_text(run.folder / METRICS, "".join(f"{json.dumps(r)}\n" for r in history.records))
+        # There is no checkpoint to go on from: with the weights, this says that all is done.
+        found[run] = _facts(vae, history)
+        write_text(run.folder / RESULT, json.dumps({"training": found[run]}) + "\n")
+        save(vae, run.folder, record_of(run.config, data))
+    return found
+
+
+def _facts(vae: VAE, history: History) -> dict[str, Any]:
+    return {
+        "epochs": history.epochs,
+        "best_epoch": history.best_epoch,
+        "stopped": history.stopped,
+        "mode": history.mode,
+        "seconds": round(history.seconds, 3),
+        # The first epoch traces; the median leaves it out, and what a busy machine adds.
+        "seconds_per_epoch": statistics.median(r["seconds"] for r in history.records),
+        "val_elbo": None
+        if history.best_epoch is None
+        else history.records[history.best_epoch - 1]["val_elbo"],
+        "parameters": sum(p.numel() for p in vae.parameters()),
+    }
+
+
+def _measure(run: Run, data: DataSet, facts: Mapping[str, Any]) -> dict[str, Any]:
+    vae = load(run.folder)
+    # Another study may have evaluated the run, and want less measured of it.
+    result = dataclasses.replace(run, measures=()).finished()
+    if result is None:
+        started = time.perf_counter()
+        evaluation = evaluate(vae, data.test, num_samples=run.samples, train=data.train)
+        result = {
+            "training": facts,
+            "figures": evaluation.to_dict(),
+            "evaluate_seconds": round(time.perf_counter() - started, 3),
+            "measures": {},
+            "log_marginal": [round(v, 6) for v in cast(Any, evaluation.log_marginal).tolist()],
+        }
+    for name in run.measures:
+        if name not in result["measures"]:
+            result["measures"][name] = MEASURES[name](vae, data, run.samples)
+    write_text(run.folder / RESULT, json.dumps(result, indent=1) + "\n")
+    return result

@@ -1,0 +1,74 @@
+"""What a study declares: a grid of runs, figures and findings."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pyro_vaes.data.dataset import DataSet
+from pyro_vaes.experiments.outcomes import Outcome
+from pyro_vaes.experiments.panels import Figures
+from pyro_vaes.runs.resolve import check, resolve
+from pyro_vaes.runs.schema import RunConfig
+
+__all__ = ["Cell", "Study", "configuration"]
+
+_REHEARSAL: Mapping[str, Any] = {"epochs": 4, "patience": 4}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One place in a grid.
+
+    Attributes:
+        label: what tables and figures call it.
+        options: over the study's base, by flat name.
+        factors: what varies, a column each in the table.
+    """
+
+    label: str
+    options: Mapping[str, Any]
+    factors: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A grid of runs and what it is for.
+
+    Attributes:
+        title: a heading.
+        question: what it must show, a sentence or two.
+        grid: the cells, given the data; the second argument asks for a small one.
+        draw: the figures.
+        findings: sentences, each claim of which exceeds its error.
+        columns: of the table in Markdown, beside NLL, ELBO and KL: key to heading.
+        measures: names in :data:`~pyro_vaes.experiments.measures.MEASURES`.
+        reference: the cell that others are compared with; the first if empty.
+        needs: what the data must have: ``labels``, ``levels`` or ``images``.
+        recipe: the defaults of its runs, by name; the command line's own if None.
+        base: options over the recipe that all cells share.
+    """
+
+    title: str
+    question: str
+    grid: Callable[[DataSet, bool], list[Cell]]
+    draw: Callable[[Outcome], Figures]
+    findings: Callable[[Outcome], list[str]]
+    columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    measures: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    reference: str = ""
+    recipe: str | None = None
+    base: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def configuration(
+    study: Study, cell: Cell, data: str, root: str, kind: str, seed: int, quick: bool
+) -> RunConfig:
+    """The options of a cell's run on a data set of some kind of values."""
+    likelihood = {} if kind == "levels" else {"likelihood": "auto"}
+    values = {**study.base, "data": data, "data_root": root, "seed": seed}
+    values |= {**likelihood, **cell.options, **(_REHEARSAL if quick else {})}
+    config, _ = resolve(study.recipe, None, values)
+    return check(config)[0]

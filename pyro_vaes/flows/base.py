@@ -1,0 +1,83 @@
+"""What a layer of a flow is."""
+
+from __future__ import annotations
+
+from typing import ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Transform, constraints
+
+__all__ = ["CachedTransform", "FlowLayer"]
+
+
+class FlowLayer(nn.Module):
+    """One layer of a flow; to add one, subclass it and enter the class in ``flows.LAYERS``.
+
+    A subclass takes ``(dim, index, context_dim, **options)``, where ``index`` counts the layers of
+    a flow from 0 (so that they can alternate), creates all its parameters in its constructor, and
+    returns from ``forward(context)`` a list of new transforms over vectors of size ``dim``. The
+    context is None, or a tensor ``(*batch, context_dim)``.
+
+    Attributes:
+        samples: whether draws can be made and scored at once.
+        scores: whether any value can be scored, so that the flow may serve as a prior.
+        min_dim: the smallest ``dim`` that makes sense.
+    """
+
+    samples: ClassVar[bool] = True
+    scores: ClassVar[bool] = True
+    min_dim: ClassVar[int] = 1
+
+    def forward(self, context: Tensor | None) -> list[Transform]:
+        raise NotImplementedError
+
+
+def _near_identity(network: nn.Module) -> nn.Module:
+    """Shrinks the last layer: couplings as they come start thousands of nats away from the base."""
+    last = cast(nn.Linear, cast(nn.ModuleList, network.layers)[-1])
+    with torch.no_grad():
+        last.weight.mul_(0.1)
+        last.bias.mul_(0.1)
+    return network
+
+
+class CachedTransform(Transform):
+    """A transform that keeps the log-determinant of the pair (x, y) that it computed last.
+
+    A subclass defines :meth:`push` and, if it has an inverse, :meth:`pull`. One that has none still
+    scores its own draws: Pyro's cache finds the x that belongs to the very tensor y.
+    """
+
+    domain = constraints.real_vector
+    codomain = constraints.real_vector
+    bijective = True
+
+    def __init__(self) -> None:
+        super().__init__(cache_size=1)
+        self._log_det: Tensor | None = None
+
+    def push(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The image ``(*batch, D)`` of x and log abs det dy/dx ``(*batch)``."""
+        raise NotImplementedError
+
+    def pull(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The x ``(*batch, D)`` that y is the image of, and log abs det dy/dx ``(*batch)``."""
+        raise NotImplementedError(
+            f"Expected a value that this {type(self).__name__} drew itself, the same tensor; got "
+            "another, and it has no inverse. Score it with a flow whose recipe says scores=True."
+        )
+
+    def _call(self, x: Tensor) -> Tensor:
+        y, self._log_det = self.push(x)
+        return y
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        x, self._log_det = self.pull(y)
+        return x
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        known_x, known_y = self._cached_x_y
+        if x is not known_x or y is not known_y:
+            self(x)
+        return cast(Tensor, self._log_det)

@@ -1,0 +1,68 @@
+"""Affine coupling flows: RealNVP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, cast
+
+import pyro.distributions.transforms as T
+import torch
+from pyro.nn import ConditionalDenseNN, DenseNN
+from torch import Tensor
+from torch.distributions import Transform
+
+from pyro_vaes.flows.base import FlowLayer, _near_identity
+
+__all__ = ["CouplingLayer", "RealNVPLayer"]
+
+
+class CouplingLayer(FlowLayer):
+    """One half of z is transformed given the other; the halves take turns.
+
+    A subclass says how: :meth:`couple` is given the network, which maps the half that stays (and
+    the context) to parameters of the sizes passed to this constructor.
+    """
+
+    min_dim = 2
+
+    def __init__(
+        self,
+        dim: int,
+        context_dim: int,
+        hidden_dims: Sequence[int] | None,
+        sizes: Callable[[int], Sequence[int]],
+    ) -> None:
+        super().__init__()
+        hidden = list(hidden_dims) if hidden_dims else [max(64, 2 * dim)]
+        self.split = dim // 2
+        param_dims = list(sizes(dim - self.split))
+        self.network = _near_identity(
+            ConditionalDenseNN(self.split, context_dim, hidden, param_dims)
+            if context_dim
+            else DenseNN(self.split, hidden, param_dims)
+        )
+        self.register_buffer("reversed", torch.arange(dim).flip(0), persistent=False)
+
+    def couple(self, network: Callable[[Tensor], Any]) -> Transform:
+        """The transform, given the network with its context filled in."""
+        raise NotImplementedError
+
+    def forward(self, context: Tensor | None) -> list[Transform]:
+        network = self.network if context is None else partial(self.network, context=context)
+        return [self.couple(network), T.Permute(cast(Tensor, self.reversed), cache_size=1)]
+
+
+class RealNVPLayer(CouplingLayer):
+    """Affine coupling: one half of z is shifted and scaled given the other.
+
+    Dinh et al., "Density estimation using Real NVP" (2017), equations 4 and 5.
+    """
+
+    def __init__(
+        self, dim: int, index: int, context_dim: int, hidden_dims: Sequence[int] | None = None
+    ) -> None:
+        super().__init__(dim, context_dim, hidden_dims, lambda moved: [moved] * 2)
+
+    def couple(self, network: Callable[[Tensor], Any]) -> Transform:
+        return T.AffineCoupling(self.split, network)

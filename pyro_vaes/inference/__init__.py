@@ -1,0 +1,17 @@
+"""Objectives, and SVI that runs them fast."""
+
+from pyro_vaes.inference.divergences import MMD, Adversarial, Divergence
+from pyro_vaes.inference.elbo import ELBO, BetaELBO, NotReparameterizedError
+from pyro_vaes.inference.info import InfoELBO
+from pyro_vaes.inference.svi import FastSVI
+
+__all__ = [
+    "ELBO",
+    "MMD",
+    "Adversarial",
+    "BetaELBO",
+    "Divergence",
+    "FastSVI",
+    "InfoELBO",
+    "NotReparameterizedError",
+]

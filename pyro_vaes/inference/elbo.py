@@ -1,0 +1,187 @@
+"""Objectives: what SVI minimises.
+
+One family, minimised over the data of a batch (sums of nats over the plate, as Pyro counts)::
+
+    - E_q[log p(x | z)] + kl_weight KL(q(z | x) || p(z)) + n divergence_weight D(q(z), p(z))
+
+with D between the aggregated posterior of the batch's n data and the prior: weighed per datum, it
+does not fade beside the sums as batches grow.
+
+Each objective is a subclass of Pyro's ``Trace_ELBO``: pass it to ``pyro.infer.SVI`` as its loss, or
+to ``fit(objective=...)``. It reads log densities off the traces of any model and reparameterised
+guide and knows nothing of the parts. The KL is the sampled log q(z | x) - log p(z), so every prior
+and posterior will do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, cast
+
+import torch
+from pyro.infer import Trace_ELBO
+from pyro.infer.util import torch_item
+from pyro.util import warn_if_nan
+from torch import Tensor
+
+__all__ = ["ELBO", "BetaELBO", "NotReparameterizedError", "Terms", "bound_terms"]
+
+
+class Terms(NamedTuple):
+    """The two terms of a bound, summed over data (and particles), in nats."""
+
+    log_likelihood: Tensor
+    """Log densities of the observed sites."""
+    kl: Tensor
+    """Log density under the guide minus under the model, of the latent sites, a sampled KL."""
+    pairs: int
+    """Number of (datum, particle) pairs in the sums."""
+
+
+class NotReparameterizedError(ValueError):
+    """A guide site whose draws cannot be differentiated."""
+
+
+def bound_terms(model_trace: Any, guide_trace: Any) -> Terms:
+    """Splits a pair of traces into log likelihood and sampled KL.
+
+    Raises:
+        NotReparameterizedError: for a guide site whose draws cannot be differentiated.
+    """
+    log_likelihood: Any = 0.0
+    kl: Any = 0.0
+    pairs = 1
+    check_reparameterized(guide_trace)
+    for site in guide_trace.nodes.values():
+        if site["type"] == "sample":
+            kl = kl + site["log_prob_sum"]
+    for site in model_trace.nodes.values():
+        if site["type"] != "sample":
+            continue
+        if site["is_observed"]:
+            log_likelihood = log_likelihood + site["log_prob_sum"]
+        else:
+            kl = kl - site["log_prob_sum"]
+            pairs = max(pairs, site["log_prob"].numel())
+    return Terms(log_likelihood, kl, pairs)
+
+
+def check_reparameterized(guide_trace: Any) -> None:
+    """Refuses a guide whose draws cannot all be differentiated.
+
+    Raises:
+        NotReparameterizedError: naming the site.
+    """
+    for name, site in guide_trace.nodes.items():
+        if site["type"] == "sample" and not site["fn"].has_rsample:
+            raise NotReparameterizedError(
+                f"Expected a reparameterised guide; got site {name!r} with "
+                f"{type(site['fn']).__name__}, which has no rsample. Use Pyro's TraceGraph_ELBO."
+            )
+
+
+class ELBO(Trace_ELBO):
+    """The evidence lower bound, optionally with a weight on its KL or with free bits.
+
+    With the defaults this is Pyro's ``Trace_ELBO`` for reparameterised guides: same estimate, same
+    gradients. The weights are tensors, so that a schedule changes them without retracing.
+
+    Args:
+        kl_weight: factor on the KL, at least 0. Pyro's ``poutine.scale`` refuses 0; this does not.
+        free_bits: nats of KL for each datum that cost nothing: the batch's mean KL is replaced by
+            ``max(KL, free_bits)`` (Kingma et al. 2016, section 4, with z as one group).
+        **options: those of Pyro's ``ELBO`` (``num_particles``, ``vectorize_particles``, ...).
+
+    Attributes:
+        kl_weight: the weight asked for, a tensor.
+        warmup: factor in [0, 1] on ``kl_weight``, a tensor that ``fit`` raises to 1.
+        total: sums a term over processes that share a batch, which ``fit`` sets; None for one.
+
+    Raises:
+        ValueError: for a negative or infinite weight.
+    """
+
+    def __init__(self, kl_weight: float = 1.0, *, free_bits: float = 0.0, **options: Any) -> None:
+        super().__init__(**{"max_plate_nesting": 1, **options})
+        for name, value in (("kl_weight", kl_weight), ("free_bits", free_bits)):
+            if not 0 <= value < math.inf:
+                raise ValueError(f"Expected {name} of at least 0; got {value}.")
+        self.kl_weight = torch.tensor(float(kl_weight))
+        self.free_bits = float(free_bits)
+        self.warmup = torch.ones(())
+        self.total: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def recordable(self) -> bool:
+        """Whether a step may be recorded and replayed (not if the objective learns in it)."""
+        return True
+
+    @property
+    def min_data(self) -> int:
+        """The fewest data in a batch from which the objective can be estimated."""
+        return 1
+
+    def to(self, device: torch.device | str) -> ELBO:
+        """Moves the weights to a device, so that no step waits for a copy."""
+        self.kl_weight = self.kl_weight.to(device)
+        self.warmup = self.warmup.to(device)
+        return self
+
+    @contextmanager
+    def full_weights(self) -> Iterator[None]:
+        """The objective without its warm-up, as validation judges it."""
+        warmup = self.warmup.clone()
+        self.warmup.fill_(1.0)
+        try:
+            yield
+        finally:
+            self.warmup.copy_(warmup)
+
+    def trace_loss(self, model_trace: Any, guide_trace: Any) -> Tensor:
+        """The loss of one pair of traces, differentiable: a tensor, never read by the host."""
+        terms = bound_terms(model_trace, guide_trace)
+        kl = terms.kl
+        if self.free_bits:
+            free = self.free_bits * terms.pairs
+            if self.total is None:
+                kl = kl.clamp(min=free)
+            else:  # What is free is so in the whole batch or not at all.
+                kl = torch.where(self.total(kl.detach() - free) > 0, kl, free)
+        return self.kl_weight * self.warmup * kl - terms.log_likelihood
+
+    # The rest puts this loss in the place of Trace_ELBO's own in each of its entry points.
+
+    def tensor_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss averaged over particles, differentiable and without host synchronisation."""
+        losses = [self.trace_loss(*pair) for pair in self._get_traces(model, guide, args, kwargs)]
+        return cast(Tensor, sum(losses) / self.num_particles)
+
+    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+        loss = self.tensor_loss(model, guide, *args, **kwargs)
+        warn_if_nan(loss, "loss")
+        return loss
+
+    def _differentiable_loss_particle(self, model_trace: Any, guide_trace: Any) -> Any:
+        loss = self.trace_loss(model_trace, guide_trace)
+        return torch_item(loss), loss
+
+    @torch.no_grad()
+    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        loss = torch_item(self.tensor_loss(model, guide, *args, **kwargs))
+        warn_if_nan(loss, "loss")
+        return cast(float, loss)
+
+
+class BetaELBO(ELBO):
+    """The ELBO with weight ``beta`` on its KL, 0 included (assignment 5.2).
+
+    Higgins et al., "beta-VAE" (2017), equation 4. With ``beta=0`` nothing pulls the posterior
+    towards the prior.
+    """
+
+    def __init__(self, beta: float, *, free_bits: float = 0.0, **options: Any) -> None:
+        if not 0 <= beta < math.inf:
+            raise ValueError(f"Expected beta of at least 0; got {beta}.")
+        super().__init__(beta, free_bits=free_bits, **options)

@@ -1,0 +1,7 @@
+"""Networks that return features."""
+
+from pyro_vaes.networks.convolutions import ConvDecoder, ConvEncoder
+from pyro_vaes.networks.masked import AutoregressiveNetwork
+from pyro_vaes.networks.mlp import MLP, GatedMLP, Network
+
+__all__ = ["MLP", "AutoregressiveNetwork", "ConvDecoder", "ConvEncoder", "GatedMLP", "Network"]

@@ -1,0 +1,103 @@
+"""Networks: a row of numbers in, a row of features out.
+
+A network maps ``(..., in_features)`` to ``(..., out_features)`` and says both sizes. It knows
+nothing of distributions: the part that owns it adds the heads. A conditional part hands it the
+one-hot label beside its input (:func:`join`), so ``in_features`` counts the labels too.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Protocol, cast, runtime_checkable
+
+from torch import Tensor, nn
+
+from pyro_vaes.core.checks import positive
+from pyro_vaes.core.choices import ACTIVATIONS
+from pyro_vaes.core.described import Described
+
+__all__ = ["MLP", "GatedMLP", "Network"]
+
+
+@runtime_checkable
+class Network(Protocol):
+    """What a part asks of a network: its sizes and a call on rows."""
+
+    in_features: int
+    out_features: int
+
+    def __call__(self, inputs: Tensor, /) -> Tensor:
+        """Maps ``(..., in_features)`` to ``(..., out_features)``."""
+
+
+def make_activation(name: str) -> nn.Module:
+    """The activation called ``name``, one of :data:`~pyro_vaes.core.choices.ACTIVATIONS`."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"Expected activation among {', '.join(ACTIVATIONS)}; got {name!r}.")
+    activation: nn.Module = getattr(nn, ACTIVATIONS[name])()
+    return activation
+
+
+class MLP(Described):
+    """A multilayer perceptron: linear layers, each followed by the activation.
+
+    Args:
+        in_features: size of an input row (one-hot labels included).
+        hidden_dims: sizes of the hidden layers; the last is ``out_features``.
+        activation: one of :data:`~pyro_vaes.core.choices.ACTIVATIONS`.
+
+    Raises:
+        ValueError: for a size below one or an unknown activation.
+    """
+
+    def __init__(
+        self, in_features: int, hidden_dims: Sequence[int], activation: str = "leaky_relu"
+    ) -> None:
+        super().__init__()
+        sizes = _sizes(in_features, hidden_dims)
+        layers: list[nn.Module] = []
+        for size_in, size_out in itertools.pairwise(sizes):
+            layers += [nn.Linear(size_in, size_out), make_activation(activation)]
+        self.layers = nn.Sequential(*layers)
+        self.in_features = in_features
+        self.out_features = sizes[-1]
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return cast(Tensor, self.layers(inputs))
+
+
+class GatedMLP(Described):
+    """A multilayer perceptron of gated layers, (W h + b) * sigmoid(V h + c).
+
+    Dauphin et al., "Language modeling with gated convolutional networks" (2017), equation 1; the
+    network of the VampPrior literature (Tomczak and Welling 2018, with layers of 300).
+
+    Args:
+        in_features: size of an input row (one-hot labels included).
+        hidden_dims: sizes of the hidden layers; the last is ``out_features``.
+
+    Raises:
+        ValueError: for a size below one.
+    """
+
+    def __init__(self, in_features: int, hidden_dims: Sequence[int]) -> None:
+        super().__init__()
+        sizes = _sizes(in_features, hidden_dims)
+        layers: list[nn.Module] = []
+        for size_in, size_out in itertools.pairwise(sizes):
+            layers += [nn.Linear(size_in, 2 * size_out), nn.GLU()]
+        self.layers = nn.Sequential(*layers)
+        self.in_features = in_features
+        self.out_features = sizes[-1]
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return cast(Tensor, self.layers(inputs))
+
+
+def _sizes(in_features: int, hidden_dims: Sequence[int]) -> list[int]:
+    if not hidden_dims:
+        raise ValueError("Expected at least one hidden layer in hidden_dims; got none.")
+    hidden = {f"hidden_dims[{i}]": size for i, size in enumerate(hidden_dims)}
+    positive(in_features=in_features, **hidden)
+    return [in_features, *hidden_dims]

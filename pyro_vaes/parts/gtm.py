@@ -1,0 +1,200 @@
+"""Priors on a grid: generative topographic mapping."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, cast
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pyro_vaes.core.checks import check_bounds, positive
+from pyro_vaes.core.described import Described
+from pyro_vaes.core.labels import flat, join
+from pyro_vaes.distributions.mixtures import Mixture
+from pyro_vaes.networks.mlp import Network
+from pyro_vaes.parts.priors import _labels
+
+__all__ = ["GTMPrior", "GTMPseudoInputs", "Grid"]
+
+
+class Grid(Described):
+    """A regular grid over the plane, of unit variance, as a network sees it; with labels, for each.
+
+    Args:
+        network: sees the two coordinates of a point, and the one-hot label beside them.
+        grid_size: points on each side; K is its square.
+        num_labels: number of labels; 0 for none.
+
+    Raises:
+        ValueError: for a size below one or a network of another number of inputs.
+    """
+
+    def __init__(self, network: Network, grid_size: int, num_labels: int) -> None:
+        super().__init__()
+        positive(grid_size=grid_size)
+        if network.in_features != 2 + num_labels:
+            raise ValueError(
+                f"Expected a network with in_features={2 + num_labels} (two coordinates"
+                f"{f' and {num_labels} labels' if num_labels else ''}); got {network.in_features}."
+            )
+        self.network = cast(nn.Module, network)
+        self.out_features = network.out_features
+        self.num_labels, self.num_components = num_labels, grid_size**2
+        ticks = torch.arange(grid_size) - (grid_size - 1) / 2
+        ticks = ticks / (math.sqrt((grid_size**2 - 1) / 12) or 1.0)
+        self.register_buffer("points", torch.cartesian_prod(ticks, ticks), persistent=False)
+
+    def features(self) -> Tensor:
+        """The network's features ``(K, out_features)``, or ``(num_labels, K, out_features)``."""
+        points = cast(Tensor, self.points)
+        labels = torch.arange(self.num_labels, device=points.device).unsqueeze(-1)
+        return cast(Tensor, self.network(join(points, labels, self.num_labels)))
+
+
+class GTMPseudoInputs(Grid):
+    """Pseudo-inputs for a ``VampPrior``: a grid pushed through a network into the data space.
+
+    The GTM-VampPrior of Tomczak, "Deep generative modeling" (2022), chapter 4: neighbours on the
+    grid become similar pseudo-inputs. :meth:`initialize` starts them near given data.
+
+    Args:
+        network: maps the two coordinates of a grid point (and the one-hot label) to features.
+        event_shape: shape of one datum.
+        grid_size: points on each side of the grid.
+        bounds: ``(low, high)`` to keep the pseudo-inputs within, by a sigmoid; unbounded if None.
+        num_labels: number of labels of a conditional posterior; each then has a whole grid.
+
+    Raises:
+        ValueError: for sizes below one, bounds in the wrong order, or a network of another number
+            of inputs.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        event_shape: Sequence[int],
+        grid_size: int = 10,
+        bounds: Sequence[float] | None = None,
+        num_labels: int = 0,
+    ) -> None:
+        super().__init__(network, grid_size, num_labels)
+        self.event_shape = tuple(event_shape)
+        self.bounds = check_bounds(bounds)
+        self.head = nn.Linear(self.out_features, math.prod(self.event_shape))
+
+    @property
+    def labels(self) -> Tensor | None:
+        """The label of each pseudo-input, None without labels."""
+        if not self.num_labels:
+            return None
+        labels = torch.arange(self.num_labels, device=cast(Tensor, self.points).device)
+        return labels.repeat_interleave(self.num_components)
+
+    def forward(self) -> Tensor:
+        u = self.head(self.features()).reshape(-1, *self.event_shape)
+        if self.bounds is None:
+            return cast(Tensor, u)
+        low, high = self.bounds
+        return low + (high - low) * u.sigmoid()
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor, y: Tensor | None = None) -> None:
+        """Lays the grid on the plane of the data's two principal components, as GTM begins.
+
+        Args:
+            x: data ``(n, *event_shape)``.
+            y: their labels ``(n,)``; each label's grid is laid on the plane of its own data.
+        """
+        points = cast(Tensor, self.points)
+        rows = flat(x, self.event_shape).to(points)
+        planes = []
+        for label in range(max(self.num_labels, 1)):
+            own = rows if y is None or not self.num_labels else rows[y == label]
+            center = (own if len(own) else rows).mean(0)
+            _, deviations, axes = torch.pca_lowrank(
+                own - center, q=min(2, *own.shape), center=False
+            )
+            scaled = axes * deviations / math.sqrt(max(len(own), 1))
+            planes.append(center + points[:, : scaled.shape[1]] @ scaled.mT)
+        target = torch.cat(planes)
+        if self.bounds is not None:
+            low, high = self.bounds
+            # At the bound itself the sigmoid would be flat.
+            target = ((target - low) / (high - low)).clamp(0.02, 0.98).logit()
+        features = self.features().flatten(0, -2)
+        design = torch.cat([features, torch.ones_like(features[:, :1])], dim=-1)
+        solution = torch.linalg.lstsq(design.cpu(), target.cpu(), driver="gelsd").solution.to(
+            target
+        )
+        self.head.weight.copy_(solution[:-1].mT)
+        self.head.bias.copy_(solution[-1])
+
+
+class GTMPrior(Grid):
+    """A mixture of diagonal Gaussians whose means are a grid pushed through a network into z.
+
+    Bishop et al., "GTM: the generative topographic mapping" (1998), section 2, with a network in
+    the place of its basis functions; as a prior in Tomczak, "Deep generative modeling" (2022),
+    chapter 4. The mixture is joint over z: log sum_k w_k prod_d N(z_d | mu_d(g_k), sigma_kd).
+
+    Args:
+        network: maps the two coordinates of a grid point (and the one-hot label) to features.
+        latent_dim: size of z.
+        grid_size: points on each side of the grid; its square is the number of components.
+        num_labels: number of labels of a conditional prior p(z | y); 0 for none.
+        learn_weights: False (as in the paper) keeps the weights uniform, so that what lies between
+            two clusters on the grid must have its density too.
+        shared_scale: True (as in the paper, there one for all dimensions) gives all components the
+            same scales; otherwise the network tells each its own.
+
+    Raises:
+        ValueError: for sizes below one or a network of another number of inputs.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        latent_dim: int,
+        grid_size: int = 10,
+        num_labels: int = 0,
+        learn_weights: bool = True,
+        shared_scale: bool = False,
+    ) -> None:
+        super().__init__(network, grid_size, num_labels)
+        positive(latent_dim=latent_dim)
+        self.latent_dim = latent_dim
+        self.loc = nn.Linear(self.out_features, latent_dim)
+        with torch.no_grad():
+            # An untrained network hardly tells the points apart: start with means of unit variance.
+            features = self.features().flatten(0, -2)
+            center = features.mean(0)
+            spread = self.loc(features - center).std(0, correction=0)
+            self.loc.weight.div_(spread.clamp(min=1e-3).unsqueeze(-1))
+            self.loc.bias.copy_(-self.loc.weight @ center)
+        self.log_scale: nn.Linear | nn.Parameter
+        if shared_scale:
+            self.log_scale = nn.Parameter(torch.zeros(latent_dim))
+        else:
+            self.log_scale = nn.Linear(self.out_features, latent_dim)
+            nn.init.zeros_(self.log_scale.weight)
+            nn.init.zeros_(self.log_scale.bias)
+        logits = torch.zeros(*([num_labels] if num_labels else []), self.num_components)
+        if learn_weights:
+            self.logits = nn.Parameter(logits)
+        else:
+            self.register_buffer("logits", logits)
+
+    def forward(self, y: Tensor | None = None) -> Any:
+        features, logits = self.features(), cast(Tensor, self.logits)
+        loc = self.loc(features)
+        told = self.log_scale
+        log_scale = told(features) if isinstance(told, nn.Module) else told.expand(loc.shape)
+        if self.num_labels:
+            y = _labels(y, self.num_labels)
+            loc, log_scale, logits = loc[y], log_scale[y], logits[y]
+        return Mixture(
+            dist.Categorical(logits=logits), dist.Normal(loc, log_scale.exp()).to_event(1)
+        )

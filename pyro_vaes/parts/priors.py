@@ -1,0 +1,259 @@
+"""Priors p(z): modules whose ``forward(y=None)`` returns a Pyro distribution over z.
+
+Without labels the distribution has an empty batch shape; a conditional prior p(z | y) has that of
+y. The event shape is ``(latent_dim,)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pyro_vaes.core.checks import check_bounds, positive
+from pyro_vaes.core.described import Described
+from pyro_vaes.core.labels import join, takes_labels, with_labels
+from pyro_vaes.distributions.mixtures import Mixture, VampDistribution
+from pyro_vaes.distributions.transformed import FlowDistribution
+from pyro_vaes.flows.recipes import FlowRecipe
+
+__all__ = ["FlowPrior", "MixturePrior", "NormalPrior", "VampPrior"]
+
+
+def _labels(y: Tensor | None, num_labels: int) -> Tensor:
+    if y is None:
+        raise ValueError(
+            f"Expected labels y in 0..{num_labels - 1} for a conditional prior; got none."
+        )
+    return y
+
+
+class NormalPrior(Described):
+    """The standard normal N(0, I); with labels, a learned diagonal normal for each label.
+
+    Args:
+        latent_dim: size of z.
+        num_labels: number of labels of a conditional prior p(z | y); 0 for none.
+    """
+
+    def __init__(self, latent_dim: int, num_labels: int = 0) -> None:
+        super().__init__()
+        positive(latent_dim=latent_dim)
+        self.latent_dim, self.num_labels = latent_dim, num_labels
+        if num_labels:
+            self.loc = nn.Parameter(torch.randn(num_labels, latent_dim) * 0.1)
+            self.log_scale = nn.Parameter(torch.zeros(num_labels, latent_dim))
+        else:
+            self.register_buffer("zero", torch.zeros(latent_dim), persistent=False)
+            self.register_buffer("one", torch.ones(latent_dim), persistent=False)
+
+    def forward(self, y: Tensor | None = None) -> Any:
+        if not self.num_labels:
+            return dist.Normal(cast(Tensor, self.zero), cast(Tensor, self.one)).to_event(1)
+        y = _labels(y, self.num_labels)
+        return dist.Normal(self.loc[y], self.log_scale[y].exp()).to_event(1)
+
+
+class MixturePrior(Described):
+    """A mixture of K diagonal Gaussians with learned weights, means and scales (question 3.5).
+
+    The mixture is joint over z: log sum_k w_k prod_d N(z_d | mu_kd, sigma_kd), not a product of
+    one mixture for each dimension.
+
+    Args:
+        latent_dim: size of z.
+        num_components: their number K.
+        num_labels: number of labels; each then has a mixture of its own. 0 for none.
+        learn_weights: False keeps the weights uniform.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        num_components: int,
+        num_labels: int = 0,
+        learn_weights: bool = True,
+    ) -> None:
+        super().__init__()
+        positive(latent_dim=latent_dim, num_components=num_components)
+        self.latent_dim, self.num_labels = latent_dim, num_labels
+        self.num_components = num_components
+        batch = (num_labels,) if num_labels else ()
+        self.loc = nn.Parameter(torch.randn(*batch, num_components, latent_dim))
+        self.log_scale = nn.Parameter(torch.zeros(*batch, num_components, latent_dim))
+        logits = torch.zeros(*batch, num_components)
+        if learn_weights:
+            self.logits = nn.Parameter(logits)
+        else:
+            self.register_buffer("logits", logits)
+
+    def forward(self, y: Tensor | None = None) -> Any:
+        loc, log_scale = cast(Tensor, self.loc), cast(Tensor, self.log_scale)
+        logits = cast(Tensor, self.logits)
+        if self.num_labels:
+            y = _labels(y, self.num_labels)
+            loc, log_scale, logits = loc[y], log_scale[y], logits[y]
+        return Mixture(
+            dist.Categorical(logits=logits), dist.Normal(loc, log_scale.exp()).to_event(1)
+        )
+
+
+class VampPrior(Described):
+    """The mixture of variational posteriors at K pseudo-inputs, p(z) = sum_k w_k q(z | u_k).
+
+    Tomczak and Welling, "VAE with a VampPrior" (2018), equation 9; the assignment's question 3.3.
+    The prior is *given* its posterior and shares its parameters.
+
+    Within bounds, a pseudo-input is a mirror image: the free parameter moves anywhere and is
+    reflected at the bounds like light between two mirrors. So it may start at a bound exactly,
+    where data often are; the gradient is the true one and never vanishes, as a clamp's does outside
+    and a sigmoid's at the bounds; and one that is pushed outwards stays at the bound, since the
+    gradient turns round with the direction of travel.
+
+    Args:
+        posterior: a posterior that scores any z.
+        pseudo_inputs: where the u_k start, ``(K, *event_shape)`` in the units of the data; see
+            :func:`.pseudo_inputs`. They are learned. Or a module whose call returns them,
+            such as :class:`pyro_vaes.parts.gtm.GTMPseudoInputs`, which learns in their stead.
+        bounds: ``(low, high)`` to keep the pseudo-inputs within (to rounding); unbounded if None.
+            A module of pseudo-inputs keeps its own.
+        labels: one label for each pseudo-input, ``(K,)``, for a conditional posterior. The prior is
+            then p(z | y), the mixture over the pseudo-inputs with that label, or over all of them
+            when called without y. A module may tell them as its ``labels``.
+        learn_weights: False (as in the paper) keeps the weights uniform.
+
+    Raises:
+        ValueError: if the posterior cannot score foreign values, shapes do not fit, a pseudo-input
+            lies outside the bounds, or a label is missing.
+    """
+
+    def __init__(
+        self,
+        posterior: nn.Module,
+        pseudo_inputs: Tensor | nn.Module,
+        bounds: Sequence[float] | None = None,
+        labels: Tensor | None = None,
+        learn_weights: bool = False,
+    ) -> None:
+        super().__init__()
+        if not getattr(posterior, "scores", True):
+            raise ValueError(
+                "Expected a posterior that scores any z for a VampPrior; got one that scores only "
+                "its own draws. Give the prior posterior.base instead."
+            )
+        made = isinstance(pseudo_inputs, nn.Module)
+        if made and bounds is not None:
+            raise ValueError(
+                "Expected bounds for a tensor of pseudo-inputs; got them beside a module. Give "
+                "them to the module."
+            )
+        with torch.no_grad():
+            values = pseudo_inputs() if isinstance(pseudo_inputs, nn.Module) else pseudo_inputs
+        event_shape = getattr(posterior, "event_shape", tuple(values.shape[1:]))
+        if values.dim() < 2 or tuple(values.shape[1:]) != tuple(event_shape):
+            raise ValueError(
+                f"Expected pseudo_inputs of shape (K, {', '.join(map(str, event_shape))}); "
+                f"got {tuple(values.shape)}."
+            )
+        if not len(values):
+            raise ValueError("Expected at least one pseudo-input; got none.")
+        self.posterior = posterior
+        self.latent_dim: int | None = getattr(posterior, "latent_dim", None)
+        self.num_components = len(values)
+        # None: the posterior takes labels without telling their number.
+        unknown = None if takes_labels(posterior) else 0
+        self.num_labels: int | None = getattr(posterior, "num_labels", unknown)
+        self.bounds = check_bounds(bounds)
+        if self.bounds is not None:
+            low, high = self.bounds
+            if values.min() < low or values.max() > high:
+                raise ValueError(
+                    f"Expected pseudo-inputs within bounds {self.bounds}; got values from "
+                    f"{values.min():.4g} to {values.max():.4g}."
+                )
+        self.inputs = (
+            pseudo_inputs
+            if isinstance(pseudo_inputs, nn.Module)
+            else nn.Parameter(values.detach().clone().to(torch.get_default_dtype()))
+        )
+        logits = torch.zeros(self.num_components)
+        if learn_weights:
+            self.logits = nn.Parameter(logits)
+        else:
+            self.register_buffer("logits", logits)
+        self._set_labels(getattr(pseudo_inputs, "labels", None) if labels is None else labels)
+
+    def _set_labels(self, labels: Tensor | None) -> None:
+        if self.num_labels == 0:
+            self.register_buffer("labels", None)
+            return
+        if labels is None or labels.shape != (self.num_components,):
+            raise ValueError(
+                f"Expected one label for each of {self.num_components} pseudo-inputs beside a "
+                f"conditional posterior; got {None if labels is None else tuple(labels.shape)}."
+            )
+        self.register_buffer("labels", labels.detach().clone().long())
+
+    @property
+    def pseudo_inputs(self) -> Tensor:
+        """The pseudo-inputs ``(K, *event_shape)`` in the units of the data, within the bounds."""
+        if isinstance(self.inputs, nn.Module):
+            return cast(Tensor, self.inputs())
+        return self.inputs if self.bounds is None else _reflected(self.inputs, *self.bounds)
+
+    def forward(self, y: Tensor | None = None) -> Any:
+        logits, labels = cast(Tensor, self.logits), cast("Tensor | None", self.labels)
+        if labels is not None and y is not None:
+            # A pseudo-input of another label weighs zero; the components are shared by all rows.
+            logits = logits.masked_fill(labels != y.unsqueeze(-1), -torch.inf)
+        return VampDistribution(with_labels(self.posterior, labels, self.pseudo_inputs), logits)
+
+
+def _reflected(values: Tensor, low: float, high: float) -> Tensor:
+    """Values reflected into [low, high]; those inside, bounds included, stay what they are."""
+    width = high - low
+    turns = (values - low).remainder(2 * width)
+    image = low + torch.where(turns < width, turns, 2 * width - turns)
+    return torch.where((values >= low) & (values <= high), values, image)
+
+
+class FlowPrior(Described):
+    """A standard normal pushed through a flow that scores any value.
+
+    Args:
+        latent_dim: size of z.
+        transforms: a recipe such as ``flows.realnvp(latent_dim, 4)``.
+        num_labels: number of labels of a conditional prior, whose flow sees the one-hot label.
+
+    Raises:
+        ValueError: if the flow cannot score any value, or its size is not ``latent_dim``.
+    """
+
+    def __init__(self, latent_dim: int, transforms: FlowRecipe, num_labels: int = 0) -> None:
+        super().__init__()
+        positive(latent_dim=latent_dim)
+        if transforms.dim != latent_dim:
+            raise ValueError(f"Expected a flow over latent_dim={latent_dim}; got {transforms!r}.")
+        if not transforms.scores:
+            raise ValueError(
+                f"Expected a flow that scores any z for a prior; got {transforms!r}, which scores "
+                "only its own draws and serves posteriors."
+            )
+        self.latent_dim, self.num_labels = latent_dim, num_labels
+        self.flow = transforms.build(context_dim=num_labels)
+        self.register_buffer("zero", torch.zeros(latent_dim), persistent=False)
+        self.register_buffer("one", torch.ones(latent_dim), persistent=False)
+
+    def forward(self, y: Tensor | None = None) -> Any:
+        batch: Sequence[int] = ()
+        context, zero = None, cast(Tensor, self.zero)
+        if self.num_labels:
+            y = _labels(y, self.num_labels)
+            context, batch = join(zero.new_empty(*y.shape, 0), y, self.num_labels), y.shape
+        base = (
+            dist.Normal(zero, cast(Tensor, self.one)).expand([*batch, self.latent_dim]).to_event(1)
+        )
+        return FlowDistribution(base, self.flow(context))

@@ -1,0 +1,1 @@
+"""A run from options: schema, recipes, registry of names, building, training."""

@@ -1,0 +1,226 @@
+"""What an option is, and how its value is read from a flag, a YAML file or Python alike.
+
+An option is a field of a :class:`Section`, made with :func:`option`. The tree of sections is in
+:mod:`pyro_vaes.runs.schema`; this module knows none of them and imports no other of the library.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import reprlib
+from collections.abc import Collection
+from typing import Any, get_type_hints
+
+import yaml
+
+from pyro_vaes.core.errors import InputError
+from pyro_vaes.core.yaml import UniqueKeyLoader
+
+__all__ = ["ConfigError", "Option", "Section", "load_yaml", "option", "options_of", "shown", "text"]
+
+
+_TRUTH = {"true": True, "yes": True, "on": True, "1": True}
+_TRUTH |= {"false": False, "no": False, "off": False, "0": False}
+_METAVARS: dict[Any, str] = {bool: "[true|false]", int: "N", float: "X", str: "NAME"}
+# Whole numbers beyond this are no sizes; torch would meet them with a traceback.
+_TOO_LARGE = 2**31
+
+_repr = reprlib.Repr()
+_repr.maxstring, _repr.maxother, _repr.maxlevel = 100, 100, 2
+
+
+class ConfigError(InputError):
+    """An option that makes no sense; the message is one line."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """What a field says about itself as an option; see :func:`option`."""
+
+    default: Any
+    help: str
+    name: str = ""
+    choices: Collection[str] | None = None
+    least: float | None = None
+    above: float | None = None
+    below: float | None = None
+    only_with: tuple[str, Collection[str]] | None = None
+    field: str = ""
+    section: str = ""
+    kind: Any = str
+
+    @property
+    def flag(self) -> str:
+        """The flag on the command line."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def metavar(self) -> str:
+        """What the help shows in the value's place."""
+        if self.choices:
+            return f"[{'|'.join(self.choices)}]"
+        return _METAVARS.get(self.kind, "N,N,...")
+
+    @property
+    def bounds(self) -> str:
+        """The bounds in words, empty if there are none."""
+        words = (("at least", self.least), ("above", self.above), ("below", self.below))
+        return " and ".join(f"{word} {bound:g}" for word, bound in words if bound is not None)
+
+    @property
+    def expected(self) -> str:
+        """What a value must be, in words."""
+        if self.choices:
+            return f"one of {', '.join(self.choices)}"
+        if self.kind in (bool, str):
+            return "true or false" if self.kind is bool else "a name or a path"
+        if self.kind not in (int, float):
+            return "whole numbers of at least 1 such as 256,256"
+        of = " of " if self.bounds.startswith("at") else " "
+        return f"a {'whole' if self.kind is int else 'finite'} number{of}{self.bounds}".strip()
+
+    def read(self, value: Any, label: str | None = None) -> Any:
+        """Takes a flag's text or a plain value and returns the typed value.
+
+        Raises:
+            ConfigError: naming the label (the flat name if None), what was expected and the value.
+        """
+        try:
+            return self._parse(value)
+        except (TypeError, ValueError, OverflowError) as error:
+            limit = isinstance(error, OverflowError) and self.kind is not float
+            raise ConfigError(
+                f"Invalid value for {label or repr(self.name)}: expected {self.expected}"
+                f"{' and below 2**31' if limit else ''}; got {shown(value)}."
+            ) from None
+
+    def _parse(self, value: Any) -> Any:
+        if self.kind in (int, float):
+            number = _whole(value) if self.kind is int else _finite(value)
+            _require(self.least is None or number >= self.least)
+            _require(self.above is None or number > self.above)
+            _require(self.below is None or number < self.below)
+            return number
+        if self.kind is bool:
+            _require(isinstance(value, bool) or str.lower(value) in _TRUTH)
+            return value if isinstance(value, bool) else _TRUTH[value.lower()]
+        if self.kind is str:
+            _require(isinstance(value, str) and value.strip() != "" and value.isprintable())
+            _require(self.choices is None or value in self.choices)
+            return value
+        items = value.split(",") if isinstance(value, str) else value
+        _require(isinstance(items, (list, tuple)) and len(items) > 0)
+        sizes = tuple(_whole(item) for item in items)
+        _require(min(sizes) >= 1)
+        return sizes
+
+
+def _require(holds: bool) -> None:
+    if not holds:
+        raise ValueError
+
+
+def _whole(value: Any) -> int:
+    _require(isinstance(value, (int, str)) and not isinstance(value, bool))
+    number = int(value)
+    if number >= _TOO_LARGE:
+        raise OverflowError
+    return number
+
+
+def _finite(value: Any) -> float:
+    # Text in a YAML file too: YAML 1.1 takes 1e-3, which has no dot, for a word.
+    _require(isinstance(value, (int, float, str)) and not isinstance(value, bool))
+    number = float(value)
+    _require(math.isfinite(number))
+    return number
+
+
+def shown(value: Any) -> str:
+    """The value for a message: on one line and not at any length."""
+    try:
+        return _repr.repr(value)
+    except ValueError:  # Python prints no whole number of over 4300 digits.
+        return "a huge number"
+
+
+def text(value: Any) -> str:
+    """A value as one would write it after its flag."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+# --- sections -------------------------------------------------------------------------------------
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    name: str = "",
+    choices: Collection[str] | None = None,
+    least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    only_with: tuple[str, Collection[str]] | None = None,
+) -> Any:
+    """A field that is an option.
+
+    Args:
+        default: its value when neither flag, file nor recipe gives one.
+        help: one line for ``--help``.
+        name: its flat name, if not that of the field.
+        choices: the names that it takes, looked up when a value is read.
+        least: a number's lowest value.
+        above: a number that it must exceed.
+        below: a number that it must stay under.
+        only_with: another option's flat name, and its values without which this has no effect.
+    """
+    made = Option(default, help, name, choices, least, above, below, only_with)
+    return dataclasses.field(default=default, metadata={"option": made})
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A group of options: a frozen dataclass that cannot hold a value which its options refuse."""
+
+    def __post_init__(self) -> None:
+        for option in options_of(type(self)):
+            object.__setattr__(self, option.field, option.read(getattr(self, option.field)))
+
+
+def options_of(section: type[Section]) -> tuple[Option, ...]:
+    """The options of a section class, in the order of its fields."""
+    hints = get_type_hints(section)
+    made = [(field.name, field.metadata["option"]) for field in dataclasses.fields(section)]
+    return tuple(
+        dataclasses.replace(option, name=option.name or field, field=field, kind=hints[field])
+        for field, option in made
+    )
+
+
+# --- YAML -----------------------------------------------------------------------------------------
+
+
+def load_yaml(source: str, where: str) -> dict[Any, Any]:
+    """Reads a YAML mapping; an empty file is an empty one. Nothing in it is executed.
+
+    Raises:
+        ConfigError: for anything else, naming the line where it can.
+    """
+    try:
+        values = yaml.load(source, Loader=UniqueKeyLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
+        line = f" in line {mark.line + 1}" if mark else ""
+        raise ConfigError(
+            f"Expected a YAML file of options in {where}; "
+            f"got {' '.join(str(problem or error).split())}{line}."
+        ) from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"Expected lines 'option: value' in {where}; got {shown(values)}.")
+    return values

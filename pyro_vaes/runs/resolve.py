@@ -1,0 +1,191 @@
+"""From recipe, file and flags to one checked configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pyro_vaes.runs.options import ConfigError, load_yaml, text
+from pyro_vaes.runs.recipes import DEFAULT_RECIPE, recipe_values
+from pyro_vaes.runs.schema import (
+    MAY_DIFFER,
+    OPTIONS,
+    WARMUPS,
+    RunConfig,
+    flatten,
+    known,
+    over,
+    unflatten,
+)
+
+__all__ = ["check", "check_resume", "differences", "from_yaml", "resolve"]
+
+
+def from_yaml(source: str, where: str = "the configuration") -> dict[str, Any]:
+    """Reads the options that a YAML file gives, by flat name; ``recipe`` may be among them.
+
+    Some options are for :func:`resolve`; all of them, as in a run folder, for :func:`unflatten`.
+
+    Raises:
+        ConfigError: for anything but a flat mapping of known options to values that they take.
+    """
+    values = load_yaml(source, where)
+    recipe = {"recipe": values.pop("recipe")} if "recipe" in values else {}
+    for name in recipe.values():
+        recipe_values(name, f"'recipe' in {where}")
+    return recipe | known(values, where)
+
+
+def resolve(
+    recipe: str | None = None,
+    file_values: Mapping[str, Any] | None = None,
+    flag_values: Mapping[str, Any] | None = None,
+    started: RunConfig | None = None,
+) -> tuple[RunConfig, frozenset[str]]:
+    """Makes the configuration that recipe, file and flags ask for.
+
+    Args:
+        recipe: its name; if None, the file's ``recipe``, else the default recipe.
+        file_values: what :func:`from_yaml` read.
+        flag_values: what was :func:`~pyro_vaes.cli.flags.given` on the command line.
+        started: the options of a run to go on with. They stand in the defaults' place, so that
+            nothing has to be said twice; what is said must agree, see :func:`check_resume`.
+
+    Returns:
+        The configuration, and the names that flags or the file asked for.
+
+    Raises:
+        ConfigError: for an unknown name or a value that makes no sense.
+    """
+    from_file = dict(file_values or {})
+    in_file = from_file.pop("recipe", None)
+    asked = from_file | dict(flag_values or {})
+    name = in_file if recipe is None else recipe
+    if name is None and started is None:
+        name = DEFAULT_RECIPE
+    base = flatten(started or RunConfig())
+    defaults = {} if name is None else recipe_values(name)
+    if started is not None:  # The recipe's may have been shortened when the run was started.
+        defaults |= {unit: base[unit] for unit in WARMUPS}
+    return unflatten(over(over(base, defaults), asked)), frozenset(asked)
+
+
+def check(
+    config: RunConfig, explicit: Iterable[str] = (), steps_per_epoch: int | None = None
+) -> tuple[RunConfig, list[str]]:
+    """Checks options against each other.
+
+    Args:
+        config: the options.
+        explicit: names that were asked for by flag or file, not by a recipe.
+        steps_per_epoch: once the data are known; without it a warm-up in steps is not looked at.
+
+    Returns:
+        The options, a recipe's warm-up shortened if need be, and remarks to print: on that, and on
+        each explicit option that has no effect.
+
+    Raises:
+        ConfigError: for explicit options that contradict each other.
+    """
+    explicit, flat = frozenset(explicit), flatten(config)
+    remarks = []
+    samples = flat["train_samples"]
+    for name in WARMUPS:
+        if samples > 1 and flat[name] and name not in explicit:
+            flat[name] = 0
+            remarks.append(
+                f"The recipe's KL warm-up is left out: the bound of --train-samples {samples} has "
+                "no KL to weigh."
+            )
+    for name, per_epoch in zip(WARMUPS, (1, steps_per_epoch), strict=True):
+        length, unit = flat[name], name.removeprefix("warmup_")
+        if per_epoch is None or length < (training := flat["epochs"] * per_epoch):
+            continue
+        if name in explicit:
+            raise ConfigError(
+                f"Invalid value for '{OPTIONS[name].flag}': expected fewer than the "
+                f"{training} {unit} of training; got {length:g}."
+            )
+        flat[name] = training // 2
+        remarks.append(
+            f"The recipe's KL warm-up of {length:g} {unit} is shortened to {flat[name]}: "
+            f"training has {training}."
+        )
+    if flat["conditional_prior"] and not flat["conditional"]:
+        raise ConfigError(
+            "Invalid value for '--conditional-prior': "
+            "expected --conditional true beside it; got true without."
+        )
+    _check_objective(flat)
+    if "divergence" in explicit and flat["divergence"] != "none" and not _info_weight(flat):
+        remarks.append(
+            "--divergence has no effect with --alpha + --lambda = 1, its weight being 0."
+        )
+    defaults = flatten(RunConfig())
+    for name, one in OPTIONS.items():
+        other, values = one.only_with or (name, (flat[name],))
+        if name in explicit and flat[other] not in values and flat[name] != defaults[name]:
+            remarks.append(f"{one.flag} has no effect with {OPTIONS[other].flag} {flat[other]}.")
+    return unflatten(flat), remarks
+
+
+def _info_weight(flat: Mapping[str, Any]) -> float:
+    return round(flat["alpha"] + flat["lambda"] - 1, 12)
+
+
+def _check_objective(flat: Mapping[str, Any]) -> None:
+    """Refuses objectives that are none."""
+
+    def require(holds: bool, name: str, expected: str) -> None:
+        if not holds:
+            raise ConfigError(
+                f"Invalid value for '{OPTIONS[name].flag}': expected {expected}; "
+                f"got {text(flat[name])}."
+            )
+
+    weight, samples = _info_weight(flat), flat["train_samples"]
+    require(flat["alpha"] <= 1, "alpha", "at most 1 (the KL's weight is 1 - alpha)")
+    require(
+        weight >= 0, "lambda", "at least 1 - alpha (the divergence's weight is alpha + lambda - 1)"
+    )
+    require(
+        not weight or flat["divergence"] != "none",
+        "divergence",
+        f"mmd or adversarial beside --alpha + --lambda above 1 (its weight is {weight:g})",
+    )
+    info = flat["alpha"] != 0 or flat["lambda"] != 1
+    require(not info or flat["beta"] == 1, "beta", "1 beside --alpha and --lambda")
+    if samples > 1:
+        neutral = {"beta": 1, "free_bits": 0, "alpha": 0, "lambda": 1, "divergence": "none"}
+        for name, value in {**neutral, **dict.fromkeys(WARMUPS, 0)}.items():
+            require(
+                flat[name] == value,
+                name,
+                f"{value} beside --train-samples {samples}, a bound that has no KL to weigh",
+            )
+
+
+def differences(config: RunConfig, earlier: RunConfig) -> list[str]:
+    """Lists the flat names that keep ``config`` from going on with an ``earlier`` run.
+
+    Training may grow longer, and downloads may lie elsewhere. All else must be the same, device and
+    mode among them: a resumed run repeats the uninterrupted one bit for bit.
+    """
+    now, then = flatten(config), flatten(earlier)
+    shorter = ["epochs"] * (now["epochs"] < then["epochs"])
+    return [n for n in now if now[n] != then[n] and n not in MAY_DIFFER] + shorter
+
+
+def check_resume(config: RunConfig, earlier: RunConfig) -> None:
+    """Refuses to go on with an ``earlier`` run under other options.
+
+    Raises:
+        ConfigError: naming the first option that differs.
+    """
+    now, then = flatten(config), flatten(earlier)
+    for name in differences(config, earlier):
+        least = "at least " if name == "epochs" else ""
+        raise ConfigError(
+            f"Invalid value for '{OPTIONS[name].flag}': expected {least}{text(then[name])}, which "
+            f"the run to resume was started with; got {text(now[name])}."
+        )

@@ -1,0 +1,316 @@
+"""The options of a run: one dataclass tree, from which flags, YAML and run folder come."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, cast, get_type_hints
+
+import yaml
+
+from pyro_vaes.core.choices import (
+    ACTIVATIONS,
+    KERNELS,
+    MODES,
+    OPTIMIZERS,
+    PRECISIONS,
+    SCHEDULES,
+)
+from pyro_vaes.runs.options import (
+    ConfigError,
+    Option,
+    Section,
+    load_yaml,
+    option,
+    options_of,
+    shown,
+)
+from pyro_vaes.runs.registry import (
+    COMPONENT_PRIORS,
+    DIVERGENCES,
+    FLOW_POSTERIORS,
+    FLOW_PRIORS,
+    LIKELIHOODS,
+    NETWORKS,
+    POSTERIORS,
+    PRIORS,
+)
+from pyro_vaes.storage.files import CONFIG, RunFolderError
+
+__all__ = [
+    "CONFIG",
+    "MAY_DIFFER",
+    "OPTIONS",
+    "WARMUPS",
+    "RunConfig",
+    "digest",
+    "flatten",
+    "from_values",
+    "known",
+    "over",
+    "read_config",
+    "to_yaml",
+    "unflatten",
+]
+
+
+GREY_IMAGES = ("mnist", "fashion_mnist")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig(Section):
+    """What is modelled."""
+
+    source: str = option(
+        "digits", "digits, mnist, fashion_mnist, or a .npy, .npz or .csv file.", name="data"
+    )
+    root: str = option("data", "Folder for downloaded data.", name="data_root")
+    binarization: str = option(
+        "auto",
+        "Of MNIST and its kin; auto: dynamic for these, none for others.",
+        choices=("auto", "dynamic", "threshold", "grey"),
+        only_with=("data", GREY_IMAGES),
+    )
+    conditional: bool = option(
+        False, "Model p(x given label): posterior and likelihood see labels."
+    )
+    augment: float = option(
+        1.6,
+        "Moves of training images: 0 for none, 1 for about half a pixel and 8 degrees.",
+        least=0,
+    )
+    conditional_prior: bool = option(False, "Give each label a prior of its own, p(z given label).")
+
+
+@dataclasses.dataclass(frozen=True)
+class PartsConfig(Section):
+    """Likelihood, prior and posterior."""
+
+    likelihood: str = option("auto", "p(x given z); auto follows the values.", choices=LIKELIHOODS)
+    sharpness: bool = option(
+        False,
+        "Let the network set each element's sharpness.",
+        only_with=("likelihood", ("ordinal",)),
+    )
+    prior: str = option("mixture", "p(z).", choices=PRIORS)
+    prior_components: int = option(
+        50,
+        "Components of a mixture, pseudo-inputs of a VampPrior, points of a GTM's square grid.",
+        least=1,
+        only_with=("prior", (*COMPONENT_PRIORS, "gtm")),
+    )
+    prior_weights: str = option(
+        "auto",
+        "Weights of the components; auto: learned in a mixture, uniform in a VampPrior.",
+        choices=("auto", "learned", "uniform"),
+        only_with=("prior", COMPONENT_PRIORS),
+    )
+    prior_flows: int = option(
+        4, "Layers of a flow prior.", least=1, only_with=("prior", FLOW_PRIORS)
+    )
+    pseudo_inputs: str = option(
+        "data",
+        "Where pseudo-inputs start: training data, their mean plus noise, or at random; or gtm, a "
+        "grid pushed through a network.",
+        choices=("data", "mean", "random", "gtm"),
+        only_with=("prior", ("vamp",)),
+    )
+    pseudo_input_bounds: bool = option(
+        False, "Keep pseudo-inputs within the range of the data.", only_with=("prior", ("vamp",))
+    )
+    posterior: str = option("normal", "q(z given x).", choices=POSTERIORS)
+    posterior_flows: int = option(
+        4, "Layers of a flow posterior.", least=1, only_with=("posterior", FLOW_POSTERIORS)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkConfig(Section):
+    """The networks of posterior and likelihood, and the code between them."""
+
+    latent_dim: int = option(16, "Size of z.", least=1)
+    kind: str = option("mlp", "Kind of network.", name="network", choices=NETWORKS)
+    hidden_dims: tuple[int, ...] = option(
+        (256, 256), "Hidden layers of the encoder; reversed in the decoder."
+    )
+    channels: tuple[int, ...] = option(
+        (32, 64),
+        "Of the encoder's convolutions; reversed in the decoder.",
+        only_with=("network", ("conv",)),
+    )
+    activation: str = option("silu", "Between the layers.", choices=tuple(ACTIVATIONS))
+    input_scaling: str = option(
+        "auto",
+        "What the encoder sees; auto: the data scaled to about [-1, 1], none: as they are.",
+        choices=("auto", "none"),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig(Section):
+    """What is minimised."""
+
+    beta: float = option(1.0, "Weight of the KL.", least=0)
+    free_bits: float = option(0.0, "Nats of KL per datum that cost nothing.", least=0)
+    warmup_epochs: float = option(100.0, "Epochs over which the KL weight rises from 0.", least=0)
+    warmup_steps: int = option(0, "The same in steps; give one of the two.", least=0)
+    alpha: float = option(0.0, "InfoVAE: weight of the information of z on x, at most 1.")
+    lambda_: float = option(
+        1.0, "InfoVAE: weight of the divergence of q(z) from p(z).", name="lambda", least=0
+    )
+    divergence: str = option(
+        "none", "InfoVAE: with weight alpha + lambda - 1.", choices=DIVERGENCES
+    )
+    divergence_kernel: str = option(
+        "imq", "Kernel of the MMD.", choices=KERNELS, only_with=("divergence", ("mmd",))
+    )
+    train_samples: int = option(
+        1, "Draws of z per datum in the bound to train on: 1 the ELBO, more IWAE's.", least=1
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.warmup_epochs and self.warmup_steps:
+            raise ConfigError(
+                "Invalid value for '--warmup-steps': expected 0 beside --warmup-epochs "
+                f"{self.warmup_epochs:g}; got {self.warmup_steps}."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig(Section):
+    """How it is minimised."""
+
+    epochs: int = option(350, "Most passes over the training data.", least=1)
+    patience: int = option(50, "Stop after this many epochs without a better validation.", least=1)
+    batch_size: int = option(64, "Data in a step.", least=1)
+    learning_rate: float = option(1e-3, "Step size of the optimiser.", above=0)
+    optimizer: str = option("adam", "Optimiser.", choices=tuple(OPTIMIZERS))
+    weight_decay: float = option(0.0, "Weight decay of the optimiser.", least=0)
+    schedule: str = option(
+        "constant", "Of the learning rate, over all epochs.", choices=tuple(SCHEDULES)
+    )
+    clip_norm: float = option(0.0, "Largest norm of a gradient; 0 for no limit.", least=0)
+    ema_decay: float = option(
+        0.995, "Decay of a moving average of the weights; 0 for none.", least=0, below=1
+    )
+    seed: int = option(0, "Of weights, data order and noise.", least=0)
+    device: str = option("auto", "Where to compute; auto: CUDA if there is one.", choices=DEVICES)
+    mode: str = option("auto", "How steps are run; auto goes by device and number.", choices=MODES)
+    precision: str = option(
+        "float32", "Of the matrix products in training; its effect is reported.", choices=PRECISIONS
+    )
+    threads: int = option(
+        0, "CPU threads to train with; 0: one for small data, else as many as torch takes.", least=0
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """All options of a run."""
+
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    parts: PartsConfig = dataclasses.field(default_factory=PartsConfig)
+    network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
+    objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
+    training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
+
+
+_SECTIONS: dict[str, type[Section]] = get_type_hints(RunConfig)
+OPTIONS: dict[str, Option] = {
+    option.name: dataclasses.replace(option, section=section)
+    for section, kind in _SECTIONS.items()
+    for option in options_of(kind)
+}
+
+
+# The KL warm-up, in one unit or the other.
+WARMUPS = ("warmup_epochs", "warmup_steps")
+# What a run may be gone on with under another value of: training may grow longer, downloads lie
+# elsewhere.
+MAY_DIFFER = ("data_root", "epochs")
+
+
+# --- the tree and its flat form -------------------------------------------------------------------
+
+
+def flatten(config: RunConfig) -> dict[str, Any]:
+    """Returns the options by flat name, as plain values, in the order of the tree."""
+    values = {o.name: getattr(getattr(config, o.section), o.field) for o in OPTIONS.values()}
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+
+
+def unflatten(values: Mapping[str, Any], where: str = "the configuration") -> RunConfig:
+    """Inverts :func:`flatten`: takes every option, and no other.
+
+    Raises:
+        ConfigError: for an unknown, missing or wrong option.
+    """
+    checked = known(values, where)
+    for name in OPTIONS:
+        if name not in checked:
+            raise ConfigError(f"Expected every option in {where}; got none called {name!r}.")
+    sections: dict[str, dict[str, Any]] = {section: {} for section in _SECTIONS}
+    for name, value in checked.items():
+        sections[OPTIONS[name].section][OPTIONS[name].field] = value
+    return RunConfig(**{name: cast(Any, _SECTIONS[name])(**sections[name]) for name in sections})
+
+
+def from_values(values: Mapping[str, Any]) -> RunConfig:
+    """Puts some flat values over the fields' defaults; ``recipe`` is passed over.
+
+    Raises:
+        ConfigError: for an unknown name or a value that makes no sense.
+    """
+    some = {name: value for name, value in values.items() if name != "recipe"}
+    return unflatten(over(flatten(RunConfig()), some))
+
+
+def to_yaml(config: RunConfig) -> str:
+    """Writes the options as a flat YAML file, in the order of the tree."""
+    plain = flatten(config)
+    # A width without end keeps each option on its line; only the lists in it are in flow style.
+    style: dict[str, Any] = {"default_flow_style": None, "allow_unicode": True, "width": 10**6}
+    written: str = yaml.safe_dump(plain, sort_keys=False, **style)
+    return written
+
+
+def known(values: Mapping[Any, Any], where: str) -> dict[str, Any]:
+    """The values, each read by its option."""
+    for name in values:
+        if name not in OPTIONS:
+            raise ConfigError(f"Expected options of pyro-vaes in {where}; got {shown(name)}.")
+    return {name: OPTIONS[name].read(v, f"{name!r} in {where}") for name, v in values.items()}
+
+
+def digest(config: RunConfig, but: Collection[str] = ()) -> str:
+    """SHA-256 of all options but some, in hexadecimal."""
+    values = {name: value for name, value in flatten(config).items() if name not in but}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def read_config(folder: Path) -> RunConfig:
+    """Reads the options of a run folder.
+
+    Raises:
+        RunFolderError: if they are not there.
+        ConfigError: if they are no options.
+    """
+    path = folder / CONFIG
+    try:
+        source = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunFolderError(
+            f"Expected a run folder with {CONFIG}; found none in {folder}."
+        ) from error
+    return unflatten(load_yaml(source, str(path)), str(path))
+
+
+def over(values: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """Some values over others; a warm-up in one unit takes the place of one in the other."""
+    none = dict.fromkeys(WARMUPS, 0) if others.keys() & set(WARMUPS) else {}
+    return {**values, **none, **others}

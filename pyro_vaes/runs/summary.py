@@ -1,0 +1,116 @@
+"""What a finished run reports: the printed figures and ``summary.json``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pyro_vaes._version import __version__
+from pyro_vaes.data.dataset import DataSet
+from pyro_vaes.evaluation.evaluator import evaluate
+from pyro_vaes.runs.schema import RunConfig
+from pyro_vaes.storage.files import write_text
+from pyro_vaes.training.distributed import join
+from pyro_vaes.training.history import History
+from pyro_vaes.vae import VAE
+
+__all__ = ["finished", "report_text", "summarise"]
+
+_SUMMARY = "summary.json"
+# Figures of the test rows that the command prints, each with its sign.
+_FIGURES = (
+    ("-log p(x), importance weighted", "nll", 1),
+    ("-ELBO", "elbo", -1),
+    ("  reconstruction -E[log p(x|z)]", "reconstruction", -1),
+    ("  KL(q(z|x) || p(z))", "kl", 1),
+)
+_RUN = ("epochs", "train_seconds", "stopped", "mode", "device", "best_epoch", "num_samples")
+_REPORTED = {*_RUN, *(f"{key}{end}" for _, key, _ in _FIGURES for end in ("", "_se"))}
+
+
+def finished(out: Path, history: History) -> dict[str, Any] | None:
+    """The summary of a run that had already ended, and so must stay as it is."""
+    try:
+        summary = json.loads((out / _SUMMARY).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    whole = isinstance(summary, dict) and summary.keys() >= _REPORTED
+    return summary if whole and summary["epochs"] == history.epochs else None
+
+
+def summarise(
+    vae: VAE, data: DataSet, config: RunConfig, history: History, out: Path
+) -> dict[str, Any]:
+    """Draws the figures of a finished run, evaluates it, and writes ``summary.json``."""
+    from pyro_vaes import plotting
+
+    figures = {
+        "learning_curves": plotting.learning_curves(history.records, history.best_epoch),
+        "latent_space": plotting.latent_space(vae, data.test),
+    }
+    if data.image_shape is not None:
+        torch.manual_seed(config.training.seed)
+        labels = None
+        if vae.conditional:
+            labels = torch.arange(100) // 10 % (data.num_labels or 1)
+        figures["samples"] = plotting.image_grid(
+            vae.sample(100, labels), data.image_shape, columns=10
+        )
+        figures["reconstructions"] = plotting.reconstructions(vae, data.test, data.image_shape)
+    for name, figure in figures.items():
+        plotting.save_figure(figure, out / "figures" / f"{name}.png")
+    result = evaluate(vae, data.test, num_samples=1000, seed=config.training.seed)
+    summary = {
+        **result.to_dict(),
+        "split": "test",
+        "epochs": history.epochs,
+        "best_epoch": history.best_epoch,
+        "stopped": history.stopped,
+        "mode": history.mode,
+        "precision_shift": history.precision_shift,
+        "device": history.device,
+        "processes": join().size,
+        "train_seconds": round(history.seconds, 3),
+        "parameters": sum(p.numel() for p in vae.parameters()),
+        "versions": _versions(),
+    }
+    write_text(out / _SUMMARY, json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def _versions() -> dict[str, str]:
+    import pyro
+
+    return {
+        "pyro_vaes": __version__,
+        "torch": torch.__version__,
+        "pyro": pyro.__version__,
+    }
+
+
+def report_text(summary: Mapping[str, Any], out: Path) -> str:
+    """The lines that end a training: what was trained, its test figures, where they are."""
+    why = {"patience": "no better validation", "epochs": "all epochs done"}
+    processes = summary.get("processes", 1)
+    shared = f", {processes} processes" if processes > 1 else ""
+    lines = [
+        f"\nTrained {summary['epochs']} epochs in {summary['train_seconds']:.1f} s "
+        f"({why.get(summary['stopped'], summary['stopped'])}; {summary['mode']} steps on "
+        f"{summary['device']}{shared}); kept epoch {summary['best_epoch']}."
+    ]
+    if summary.get("precision_shift") is not None:
+        lines.append(
+            "In the precision of training the validation ELBO is "
+            f"{summary['precision_shift']:+.3f} nats off that in float32."
+        )
+    lines.append(f"\nTest figures, nats per datum ({summary['num_samples']} samples each)")
+    for title, key, sign in _FIGURES:
+        value, error = summary[key], summary[f"{key}_se"]
+        text = "n/a" if value is None else f"{sign * value:.2f}"
+        lines.append(f"  {title:<34}{text:>9}" + ("" if error is None else f" +- {error:.2f}"))
+    lines.append(f"\nRun folder: {out}")
+    return "\n".join(lines)

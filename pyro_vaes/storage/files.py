@@ -1,0 +1,204 @@
+"""Atomic writes, locks and a writer in the background."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from pyro_vaes.core.errors import InputError
+
+__all__ = [
+    "CONFIG",
+    "FolderInUseError",
+    "RunFolderError",
+    "append_text",
+    "contents",
+    "locked",
+    "replacing",
+    "write_bytes",
+    "write_text",
+]
+
+
+#: Where a run folder keeps its options.
+CONFIG = "config.yaml"
+_LOCK = ".lock"
+_PARTIAL = ".partial-"
+
+
+class RunFolderError(InputError):
+    """A run folder, or a file in one, that cannot be used; the message is one line."""
+
+
+class FolderInUseError(RunFolderError):
+    """A run folder that another process is writing into."""
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Lends a place beside a file, and moves what was written there into the file's place.
+
+    Raises:
+        RunFolderError: if it cannot be written; a previous file stays, and nothing beside it.
+    """
+    temporary = path.with_name(f"{_PARTIAL}{os.getpid()}-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            raise _unwritable(path, error) from error
+        raise
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file whole or not at all; one that holds just this is left as it is.
+
+    Raises:
+        RunFolderError: see :func:`replacing`.
+    """
+    with suppress(OSError):
+        if path.stat().st_size == len(data) and path.read_bytes() == data:
+            return
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Like :func:`write_bytes`, for text."""
+    write_bytes(path, text.encode())
+
+
+def append_text(path: Path, text: str) -> None:
+    """Adds to a file, which is made if need be.
+
+    Raises:
+        RunFolderError: if it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def contents(folder: Path) -> set[str]:
+    """Names of what a folder holds, but for the lock and what a killed process left half-written.
+
+    Raises:
+        RunFolderError: if it is no folder, or one that cannot be read.
+    """
+    if not folder.exists():
+        return set()
+    try:
+        names = {path.name for path in folder.iterdir()}
+    except OSError as error:
+        raise RunFolderError(
+            f"Expected a folder that can be read; got {folder} ({error.strerror or error})."
+        ) from error
+    return {name for name in names if not name.startswith((_LOCK, _PARTIAL))}
+
+
+@contextmanager
+def locked(folder: Path, name: str = "") -> Iterator[None]:
+    """Makes a run folder if need be and keeps other processes from writing into it.
+
+    The system takes the lock back when a process ends, however it ends. A thread that has it may
+    ask for it again.
+
+    Args:
+        folder: to be made and locked.
+        name: lock, and clear of what is half-written, only files whose names begin so.
+
+    Raises:
+        RunFolderError: if the folder cannot be made.
+        FolderInUseError: if another process is writing into it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        place = folder.resolve() / (f"{_LOCK}-{name}" if name else _LOCK)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    lock = FileLock(place, timeout=0, is_singleton=True)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise FolderInUseError(
+            f"Expected a {'place' if name else 'run folder'} for this process alone; got "
+            f"{folder / name}, which another one is writing into."
+        ) from error
+    except OSError:
+        # Where not even a lock can be written, nobody writes: a finished run may still be read,
+        # and whoever wants to write is told by the first file.
+        yield
+        return
+    try:
+        if lock.lock_counter == 1:
+            # What has a name lies in the folder itself; a run folder is its own down to the bottom.
+            find = folder.glob if name else folder.rglob
+            for path in find(f"{_PARTIAL}*-{name}*"):
+                with suppress(OSError):
+                    path.unlink()
+        yield
+    finally:
+        if lock.lock_counter == 1:
+            # While it is ours: whoever opened this file meanwhile sees that it is gone.
+            with suppress(OSError):
+                place.unlink()
+        lock.release()
+
+
+def _unwritable(path: Path, error: OSError) -> RunFolderError:
+    return RunFolderError(f"Could not write {path}: {error.strerror or error}.")
+
+
+class BackgroundWriter:
+    """Runs one write at a time in a thread; leaving the context waits for the last.
+
+    Hashing and writing release the interpreter, so that training goes on meanwhile. A failed write
+    is raised at the next one, or on leaving.
+    """
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def submit(self, write: Callable[[], None]) -> None:
+        """Starts a write, once the one before has ended."""
+        self.wait()
+
+        def run() -> None:
+            try:
+                write()
+            except BaseException as error:
+                self._error = error
+
+        # Not a daemon: an interpreter that exits waits for the file to be whole.
+        self._thread = threading.Thread(target=run)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Waits for the write under way, and raises what it raised."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def __enter__(self) -> BackgroundWriter:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self.wait()

@@ -1,0 +1,347 @@
+"""Processes that share each batch and take, together, the steps that one process would take.
+
+Started by ``torchrun``, every process walks through the same batches in the same order, computes on
+its own rows of each, with the noise that these rows have in one process, and adds its gradient to
+the others'. A loss is a sum over data, so the sum of the gradients is that of the whole batch:
+weights and optimisers stay equal, and the number of processes is no property of a run.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from pyro_vaes.core.errors import RunError
+from pyro_vaes.inference.noise import Rows, drawing_rows
+
+__all__ = ["ALONE", "PeerError", "Processes", "SharingError", "join"]
+
+
+T = TypeVar("T")
+
+# On a GPU a look at the wish to stop waits for all steps so far: not at every one.
+_STEPS_BETWEEN_LOOKS = 50
+# Rows that depend on each other, or on draws that each process would make for itself.
+_UNSHAREABLE = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
+
+
+class PeerError(RunError):
+    """Another process of the run has failed or was lost; the message is one line."""
+
+
+class SharingError(ValueError):
+    """An option that processes cannot share a batch with, in ``option``; the message says why."""
+
+    def __init__(self, option: str, message: str) -> None:
+        super().__init__(message)
+        self.option = option
+
+
+class Processes:
+    """The processes of a run as one of them sees them; a single one does nothing special.
+
+    All must call the same methods in the same order.
+
+    Attributes:
+        rank: the number of this process; 0 is the one that writes and prints.
+        size: how many there are.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0) -> None:
+        self.rank, self.size, self.local_rank = rank, size, local_rank
+        self._idle = self._stop = False
+        self._steps = 0
+
+    # --- one batch -----------------------------------------------------------------------------
+
+    def sharing(
+        self, model: Callable[..., Any], guide: Callable[..., Any]
+    ) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        """A model and guide over the rows of a batch, to be called on what :meth:`part` returns."""
+        if self.size == 1:
+            return model, guide
+
+        def shared_guide(*args: Any) -> Any:
+            with drawing_rows(args[-1]):
+                return guide(*args[:-1])
+
+        return lambda *args: model(*args[:-1]), shared_guide
+
+    def part(self, batch: tuple[Tensor, ...]) -> tuple[Any, ...]:
+        """This process's rows of a batch, and which they are.
+
+        One that is left without any goes through the first row, and its part counts for nothing.
+        """
+        if self.size == 1:
+            return batch
+        total = len(batch[0])
+        each, more = divmod(total, self.size)
+        start = self.rank * each + min(self.rank, more)
+        stop = start + each + (self.rank < more)
+        self._idle = start == stop
+        rows = Rows(0, 1, total) if self._idle else Rows(start, stop, total)
+        # Which rows is an argument: a recorded step holds for them and no others.
+        return *(tensor[rows.start : rows.stop] for tensor in batch), rows
+
+    def combine(self, params: Sequence[Tensor], loss: Tensor) -> Tensor:
+        """Adds up gradients, in place, and the loss, which is returned.
+
+        Raises:
+            KeyboardInterrupt: in all processes, if one was told to stop; see :meth:`at_work`.
+            PeerError: if one is lost.
+        """
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
+        flat = torch.cat([grad.reshape(-1) for grad in grads])
+        flat = torch.cat([flat, loss.detach().reshape(1).to(flat), flat.new_zeros(1)])
+        if self._idle:
+            flat.zero_()
+        if self._stop:
+            flat[-1] = 1
+        self._add_up(flat)
+        self._steps += 1
+        look = flat.device.type == "cpu" or self._steps % _STEPS_BETWEEN_LOOKS == 0
+        if look and flat[-1] > 0:
+            raise KeyboardInterrupt
+        for param, total in zip(params, flat[:-2].split([g.numel() for g in grads]), strict=True):
+            if param.grad is not None:
+                param.grad = total.view_as(param).to(param.dtype)
+        return flat[-2].to(loss.dtype)
+
+    def total(self, term: Tensor) -> Tensor:
+        """The sum of a term of the loss over the whole batch, in a form that can be recorded."""
+        from torch.distributed._functional_collectives import all_reduce
+
+        term = torch.zeros_like(term) if self._idle else term
+        with self._linked():
+            return all_reduce(term, "sum", cast(Any, dist.group.WORLD))
+
+    def figures(self, *values: float) -> tuple[float, ...]:
+        """The sums of figures of the whole data, from each process's over its parts."""
+        if self.size == 1:
+            return values
+        sums = self._place.new_tensor(values, dtype=torch.float64)
+        self._add_up(sums)
+        return tuple(sums.tolist())
+
+    @property
+    def weight(self) -> float:
+        """What a figure over this process's last part counts, 0 if it had no row of its own."""
+        return 0.0 if self._idle else 1.0
+
+    def _add_up(self, tensor: Tensor) -> None:
+        with self._linked():
+            dist.all_reduce(tensor)
+
+    # --- a run ---------------------------------------------------------------------------------
+
+    def check(self, mode: str, batch_size: int, device: str, divergence: str) -> None:
+        """Refuses options that several processes cannot share a batch with.
+
+        Raises:
+            SharingError: naming the option.
+        """
+        if self.size == 1:
+            return
+        for option, fits, expected, got in (
+            (
+                "mode",
+                mode != "cuda_graph",
+                "auto, eager, traced or compiled (a CUDA graph would hold gradients and optimiser, "
+                "and the gradients are added up between the two)",
+                mode,
+            ),
+            ("batch_size", batch_size >= self.size, "at least a datum for each", str(batch_size)),
+            ("device", device in ("cpu", "cuda"), "cpu or cuda", device),
+            (
+                "divergence",
+                divergence == "none",
+                "none (it compares all draws of a batch with each other)",
+                divergence,
+            ),
+        ):
+            if not fits:
+                raise SharingError(
+                    option,
+                    f"Expected {option} {expected} with {self.size} processes; got {got}.",
+                )
+
+    def check_modules(self, module: nn.Module) -> None:
+        """Refuses networks in which a row's output depends on more than its input.
+
+        Raises:
+            ValueError: naming the layer.
+        """
+        for part in module.modules() if self.size > 1 else ():
+            if isinstance(part, _UNSHAREABLE):
+                raise ValueError(
+                    f"Expected layers that treat each row by itself with {self.size} processes; "
+                    f"got {type(part).__name__}."
+                )
+
+    def check_same(self, facts: Mapping[str, Any]) -> None:
+        """Refuses to go on if JSON-ready facts are not the same in all processes.
+
+        Raises:
+            ValueError: in all of them, naming the fact.
+        """
+        first, *others = [json.loads(text) for text in self._exchange(json.dumps(facts))]
+        for number, other in enumerate(others, 1):
+            for name in first:
+                if other[name] != first[name]:
+                    raise ValueError(
+                        f"Expected the same {name} in all processes; got another in process "
+                        f"{number}."
+                    )
+
+    def spread(self, tensors: Mapping[str, Tensor]) -> None:
+        """Gives all processes the first one's tensors, in place."""
+        if self.size > 1:
+            with self._linked(), torch.no_grad():
+                for tensor in tensors.values():
+                    dist.broadcast(tensor, 0)
+
+    def agree(self, value: T) -> T:
+        """The first process's value, which JSON can hold."""
+        return cast(T, json.loads(self._exchange(json.dumps(value))[0]))
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What fails inside in one process fails in all.
+
+        Raises:
+            PeerError: where nothing failed but elsewhere.
+        """
+        failure: Exception | None = None
+        try:
+            yield
+        except Exception as error:
+            failure = error
+        told = self._exchange("" if failure is None else str(failure) or repr(failure))
+        if failure is not None:
+            raise failure
+        for number, message in enumerate(told):
+            if message:
+                raise PeerError(f"Process {number} failed: {message}")
+
+    def in_turn(self, function: Callable[[], T]) -> T:
+        """Calls a function in one process of each machine, then in the others.
+
+        For what fetches a file that the others find.
+        """
+        results = []
+        for now in (self.local_rank == 0, self.local_rank > 0):
+            with self.together():
+                if now:
+                    results.append(function())
+        return results[0]
+
+    @contextmanager
+    def at_work(self, objective: Any) -> Iterator[None]:
+        """Training together: one that is interrupted stops all after the same step.
+
+        An objective that weighs a sum over the batch is shown that of all processes.
+        """
+        if self.size == 1:
+            yield
+            return
+
+        def stop(*_: Any) -> None:
+            self._stop = True
+
+        main = threading.current_thread() is threading.main_thread()
+        before = signal.signal(signal.SIGINT, stop) if main else None
+        weighs = hasattr(objective, "total")
+        if weighs:
+            objective.total = self.total
+        try:
+            yield
+        finally:
+            if weighs:
+                objective.total = None
+            if main:
+                signal.signal(signal.SIGINT, before)
+            self._stop = False
+
+    # --- between processes ---------------------------------------------------------------------
+
+    def _exchange(self, text: str) -> list[str]:
+        """Everyone's text, in order. Bytes, so that nothing that is received can be executed."""
+        if self.size == 1:
+            return [text]
+        data = text.encode()
+        with self._linked():
+            lengths = [self._place.new_zeros(1, dtype=torch.int64) for _ in range(self.size)]
+            dist.all_gather(lengths, lengths[0] + len(data))
+            longest = max(1, *(int(length) for length in lengths))
+            own = self._place.new_zeros(longest, dtype=torch.uint8)
+            own[: len(data)] = torch.tensor(list(data), dtype=torch.uint8)
+            texts = [torch.zeros_like(own) for _ in range(self.size)]
+            dist.all_gather(texts, own)
+        pairs = zip(texts, lengths, strict=True)
+        return [bytes(text[: int(length)].tolist()).decode() for text, length in pairs]
+
+    @property
+    def _place(self) -> Tensor:
+        """A tensor where a few numbers can be sent from."""
+        types = cast(Any, dist.group.WORLD)._device_types
+        return torch.zeros((), device="cpu" if torch.device("cpu") in types else "cuda")
+
+    @contextmanager
+    def _linked(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            raise PeerError(
+                f"Expected all {self.size} processes to go on; one was lost. A run with a folder "
+                "can be resumed from its last checkpoint, with any number of processes."
+            ) from error
+
+
+ALONE = Processes()
+
+
+def join() -> Processes:
+    """The processes that share this run: those that ``torchrun`` started, else this one alone.
+
+    At the first call they are connected, over NCCL if each has a GPU of its own and gloo otherwise,
+    until they end. A default process group that the caller has made is used as it is.
+    """
+    if not dist.is_available():
+        return ALONE
+    if not dist.is_initialized():
+        if not dist.is_torchelastic_launched() or int(os.environ["WORLD_SIZE"]) == 1:
+            return ALONE
+        _connect(int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]))
+    rank, size = dist.get_rank(), dist.get_world_size()
+    return Processes(rank, size, int(os.environ.get("LOCAL_RANK", rank)))
+
+
+def _connect(local_rank: int, here: int) -> None:
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if gpus:
+        torch.cuda.set_device(local_rank % gpus)
+    # Its functions have the group of all processes for a default. Imported later, as recording and
+    # compiling do, they would keep the group alive beyond the disconnection, and a thread of it
+    # that lets a tensor go while the interpreter ends aborts the process
+    # (github.com/pytorch/pytorch/pull/179291).
+    importlib.import_module("torch.distributed.nn")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus >= here else "gloo")
+    atexit.register(_disconnect)
+
+
+def _disconnect() -> None:
+    """Ends the group's threads; at the end of the process, one that was lost is no news."""
+    with suppress(RuntimeError):
+        if dist.is_initialized():
+            dist.destroy_process_group()

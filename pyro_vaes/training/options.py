@@ -1,0 +1,133 @@
+"""The options of :func:`.fit`, checked, and what their names stand for."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from pyro_vaes.core.checks import positive
+from pyro_vaes.core.choices import OPTIMIZERS, PRECISIONS, SCHEDULES
+
+__all__ = [
+    "COMPILE_FROM_STEPS",
+    "TRACE_FROM_STEPS",
+    "FitOptions",
+    "auto_mode",
+    "computed_in",
+    "device_of",
+]
+
+
+# From this many steps on, recording a step (a second) pays.
+TRACE_FROM_STEPS = 200
+# From this many steps on, of one model or of all in a joint program, compiling (some 20 s) pays.
+COMPILE_FROM_STEPS = 30_000
+
+
+@dataclasses.dataclass(frozen=True)
+class FitOptions:
+    """The options that decide what is computed: two runs with the same ones are the same."""
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    optimizer: str
+    weight_decay: float
+    schedule: str
+    clip_norm: float | None
+    warmup_epochs: float
+    warmup_steps: int
+    patience: int | None
+    ema_decay: float
+    seed: int
+    device: str
+    mode: str
+    precision: str = "float32"
+
+    def check(self, has_val: bool) -> None:
+        """Refuses options that make no sense."""
+        positive(epochs=self.epochs, batch_size=self.batch_size)
+        if self.patience is not None:
+            positive(patience=self.patience)
+            if not has_val:
+                raise ValueError("Expected validation data for patience; got val=None.")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"Expected learning_rate above 0; got {self.learning_rate}.")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"Expected ema_decay in [0, 1); got {self.ema_decay}.")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f"Expected clip_norm above 0; got {self.clip_norm}.")
+        for name, value, choices in (
+            ("optimizer", self.optimizer, OPTIMIZERS),
+            ("schedule", self.schedule, SCHEDULES),
+            ("precision", self.precision, PRECISIONS),
+        ):
+            if value not in choices:
+                raise ValueError(f"Expected {name} among {', '.join(choices)}; got {value!r}.")
+        if self.warmup_epochs and self.warmup_steps:
+            raise ValueError("Expected warmup_epochs or warmup_steps; got both.")
+        if self.warmup_epochs < 0 or self.warmup_steps < 0:
+            raise ValueError("Expected a warm-up of at least 0; got a negative one.")
+
+    def changed_since(self, earlier: Mapping[str, Any]) -> list[str]:
+        """Names of options that differ from a run's; the number of epochs may grow."""
+        now = dataclasses.asdict(self)
+        changed = [name for name in now if name != "epochs" and now[name] != earlier.get(name)]
+        return changed + ["epochs"] * (self.epochs < earlier.get("epochs", 0))
+
+
+def auto_mode(*, steps: int, recordable: bool, captures: bool, before: str | None = None) -> str:
+    """How ``auto`` runs steps: as before a resumption, or by their number and the device.
+
+    Args:
+        steps: of the whole training.
+        recordable: whether a step can be recorded.
+        captures: whether a CUDA graph can hold it.
+        before: the mode of the run that is resumed, which may have begun on another machine.
+    """
+    if before is not None:
+        return "traced" if before == "cuda_graph" and not captures else before
+    if steps < TRACE_FROM_STEPS or not recordable:
+        return "eager"
+    if captures:
+        return "cuda_graph"
+    return "compiled" if steps >= COMPILE_FROM_STEPS else "traced"
+
+
+def device_of(name: str) -> torch.device:
+    """The device of that name; ``auto`` is CUDA if there is one, else the CPU."""
+    available = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if name == "auto":
+        return torch.device("cuda" if available["cuda"] else "cpu")
+    if name not in available:
+        raise ValueError(f"Expected device among auto, {', '.join(available)}; got {name!r}.")
+    if not available[name]:
+        raise ValueError(f"Expected a device that this machine has; got {name!r}.")
+    return torch.device(name)
+
+
+@contextmanager
+def computed_in(precision: str, device: torch.device) -> Iterator[None]:
+    """Multiplies matrices in a precision; densities and weights stay as they are."""
+    if precision == "bf16":
+        # No cache of cast weights: a step may change them inside.
+        with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):
+            yield
+    elif precision == "tf32":
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+    else:
+        yield

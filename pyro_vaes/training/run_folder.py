@@ -1,0 +1,168 @@
+"""The folder of a run as its training sees it: what is taken up from it and written to it.
+
+Metrics are appended after each epoch. The checkpoint, then weights that are better than those on
+disk, are written whole by a thread beside the training.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pyro_vaes.storage.files import (
+    BackgroundWriter,
+    RunFolderError,
+    append_text,
+    contents,
+    write_text,
+)
+from pyro_vaes.storage.tensors import write_tensors
+from pyro_vaes.storage.weights import WEIGHTS, save
+from pyro_vaes.training.checkpoint import (
+    RunState,
+    Saved,
+    check_same,
+    read_checkpoint,
+    write_checkpoint,
+)
+from pyro_vaes.training.history import metrics_line
+from pyro_vaes.training.options import FitOptions
+from pyro_vaes.vae import VAE
+
+__all__ = ["METRICS", "RunFolder"]
+
+
+METRICS = "metrics.jsonl"
+
+# At least so long between two checkpoints: what a kill may cost.
+_CHECKPOINT_SECONDS = 2.0
+
+
+class RunFolder:
+    """Keeps a run; without a path, nothing is kept.
+
+    Args:
+        path: of the folder.
+        options: of the run.
+        record: what the caller keeps beside the weights.
+        identity: gives what a run that goes on with this one must share with it; it reads all data,
+            so that it is asked at most once and only if needed.
+
+    Attributes:
+        path: may be taken away from a process that only reads.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        options: FitOptions,
+        record: Mapping[str, Any] | None,
+        identity: Callable[[], dict[str, Any]],
+    ) -> None:
+        self.path, self.options, self.record = path, options, record
+        self._identity = identity
+        self._writer = BackgroundWriter()
+        self._board: Any = None
+        self._better = False  # Whether the best weights are newer than their file.
+        self._next_write = -math.inf
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What a run that goes on with this one must share with it, beside the options."""
+        return self._identity()
+
+    def saved(self, resume: bool) -> Saved | None:
+        """The checkpoint to go on with, None to begin.
+
+        Raises:
+            RunFolderError: if the folder holds another run, or files that are in the way.
+        """
+        if self.path is None:
+            return None
+        saved = read_checkpoint(self.path) if resume else None
+        if saved is not None:
+            check_same(saved[1], self.options, self.identity, self.path)
+            return saved
+        # A caller may have put its configuration there for this very run.
+        if not resume and contents(self.path) - {"config.yaml"}:
+            raise RunFolderError(
+                f"Expected an empty or new folder for out; got {self.path}, which holds files "
+                "(resume to go on with the run in it)."
+            )
+        return None
+
+    def begin(self, state: RunState) -> None:
+        """Brings the files to where the run is: a kill may have come between two of them."""
+        if self.path is None:
+            return
+        records = state.history.records
+        if records or (self.path / METRICS).exists():
+            write_text(self.path / METRICS, "".join(map(metrics_line, records)))
+        if state.best is not None:
+            # What the file says of the run may have changed as well.
+            write_tensors(self.path / WEIGHTS, state.best, self._facts())
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Inside, the run trains; leaving waits for the last write."""
+        self._board = tensorboard(self.path)
+        try:
+            with self._writer:
+                yield
+        finally:
+            if self._board is not None:
+                self._board.close()
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Appends what an epoch came to."""
+        if self.path is not None:
+            append_text(self.path / METRICS, metrics_line(record))
+        if self._board is not None:
+            for name, value in record.items():
+                self._board.add_scalar(name, value, record["epoch"])
+
+    def write(self, state: RunState, improved: bool, ended: bool) -> None:
+        """Writes the checkpoint, then better weights, while training goes on.
+
+        A kill in between costs nothing: the weights are also in the checkpoint. Epochs may be much
+        shorter than the writing: those that follow a checkpoint closely have none of their own.
+        """
+        self._better = self._better or improved
+        if self.path is None or not (ended or time.monotonic() >= self._next_write):
+            return
+        self._next_write = time.monotonic() + _CHECKPOINT_SECONDS
+        improved, self._better = self._better, False
+        groups, record = state.groups(), state.record(self.options, self.identity)
+        path, best, facts = self.path, state.best, self._facts()
+
+        def write() -> None:
+            write_checkpoint(path, groups, record)
+            if improved and best is not None:
+                write_tensors(path / WEIGHTS, best, facts)
+
+        self._writer.submit(write)
+
+    def keep(self, vae: VAE) -> None:
+        """Writes the weights that a VAE has now."""
+        if self.path is not None:
+            save(vae, self.path, self.record)
+
+    def _facts(self) -> dict[str, Any]:
+        """What is kept beside the weights."""
+        return {**(self.record or {}), "architecture": self.identity["architecture"]}
+
+
+def tensorboard(out: Path | None) -> Any:
+    """A TensorBoard writer for a run folder; None without a folder or without TensorBoard."""
+    if out is None:
+        return None
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(out / "tensorboard"))

@@ -1,0 +1,406 @@
+"""Studies: their grids, what is claimed, and that no run is done twice."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from filelock import FileLock
+
+import pyro_vaes as pv
+from pyro_vaes.cli.app import main
+from pyro_vaes.course.studies.base import course_study
+from pyro_vaes.course.studies.posteriors import families, fitted_banana
+from pyro_vaes.course.studies.table import STUDIES
+from pyro_vaes.experiments import measures, schedule
+from pyro_vaes.experiments import runs as study_runs
+from pyro_vaes.experiments.outcomes import Difference, Outcome
+from pyro_vaes.experiments.pages import Settings, write_pages
+from pyro_vaes.experiments.study import Cell, configuration
+from pyro_vaes.runs import run
+from pyro_vaes.runs.build import build
+from pyro_vaes.runs.options import ConfigError
+from pyro_vaes.runs.schema import digest, flatten
+from pyro_vaes.storage.files import FolderInUseError
+from pyro_vaes.training.history import NonFiniteError
+
+
+def configured(cell: Cell, seed: int = 0, **options: Any) -> Any:
+    cell = dataclasses.replace(cell, options={**cell.options, **options})
+    return configuration(STUDIES["vae"], cell, "digits", "data", "levels", seed, quick=False)
+
+
+# --- the grids ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("quick", [True, False])
+def test_every_cell_of_a_grid_is_a_model_of_its_own(name, quick):
+    data = pv.load_data("digits")
+    cells = STUDIES[name].grid(data, quick)
+    configs = [configured(cell) for cell in cells]
+    assert len({digest(config) for config in configs}) == len(configs)
+    assert len({cell.label for cell in cells}) == len(cells)
+    assert STUDIES[name].reference in ("", *(cell.label for cell in cells))
+    assert set(STUDIES[name].measures) <= measures.MEASURES.keys()
+    for config in configs[:: len(configs) if quick else 4]:
+        build(config, data)
+
+
+def test_grids_are_those_of_the_assignment():
+    data = pv.load_data("digits")
+    betas = {cell.factors["beta"] for cell in STUDIES["beta"].grid(data, False)}
+    assert betas >= {0, 0.5, 1, 10}
+    counts = {cell.factors["K"] for cell in STUDIES["components"].grid(data, False)}
+    assert counts == {1, 2, 5, 10, 20, 50, 100, 200, 500}
+
+
+# --- claims -------------------------------------------------------------------------------------
+
+
+def outcome(**log_marginal: list[list[float]]) -> Outcome:
+    """An outcome of cells with these log-likelihoods, a row for each seed."""
+    values = {(k, s): np.array(v) for k, rows in log_marginal.items() for s, v in enumerate(rows)}
+    table = pd.DataFrame(
+        [{"label": k, "seed": s, "nll": -v.mean()} for (k, s), v in values.items()]
+    )
+    data: Any = None
+    return Outcome("test", data, table, values, {})
+
+
+def test_a_comparison_is_paired_over_data_and_seeds():
+    generator = np.random.default_rng(0)
+    common = 50 * generator.normal(size=400)  # How hard each datum is: the same for both.
+    a = [common + generator.normal(size=400) for _ in range(3)]
+    b = [common + 0.5 + generator.normal(size=400) for _ in range(3)]
+    o = outcome(a=[list(v) for v in a], b=[list(v) for v in b])
+    gaps = np.stack(b) - np.stack(a)
+    over_data = gaps.mean(0).std(ddof=1) / 20
+    over_seeds = gaps.mean(1).std(ddof=1) / math.sqrt(3)
+    gap = o.paired("a", "b")
+    assert gap.mean == pytest.approx(gaps.mean())
+    assert gap.error == pytest.approx(math.hypot(over_data, over_seeds))
+    assert gap.error < 0.2 < common.std() / 20  # What an unpaired comparison would have.
+    assert o.compared("a", "b").startswith("b has a lower NLL than a, by 0.")
+    assert o.best() == "b"
+
+
+def test_what_does_not_exceed_its_error_is_not_claimed():
+    o = outcome(a=[[0.0, 1.0, 2.0], [0.0, 1.0, 3.0]], b=[[0.5, 1.0, 1.4], [0.1, 1.2, 3.0]])
+    assert not o.paired("a", "b").clear
+    assert "cannot be told apart" in o.compared("a", "b")
+    (sentence,) = o.ranked("a", o.labels)
+    assert "cannot be told" in sentence
+    assert Difference(1.0, 0.4).clear
+    assert not Difference(1.0, 0.6).clear
+    single = outcome(a=[[0.0, 1.0]], b=[[0.5, 1.0]])
+    assert not single.differs("a", "b", "nll").clear  # One seed tells nothing of the others.
+
+
+# --- measures -----------------------------------------------------------------------------------
+
+
+def test_reliability_of_events_that_come_true_as_often_as_said(float64):
+    probability = torch.rand(200_000)
+    happened = torch.rand(200_000) < probability
+    found = measures.reliability(probability, happened)
+    assert found["calibration_error"] < 0.01
+    assert sum(found["counts"]) == 200_000
+    half = measures.reliability(probability, torch.rand(200_000) < 0.5)
+    # |p - 1/2| averaged over ten bins of p.
+    assert half["calibration_error"] == pytest.approx(0.25, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    "likelihood", ["categorical", "ordinal", "beta_binomial", "discretized_logistic"]
+)
+def test_the_calibration_of_every_likelihood_with_levels_is_known(likelihood):
+    data = pv.load_data("digits")
+    vae, _ = build(configured(Cell("", {"likelihood": likelihood})), data)
+    found = measures.calibration(vae, data, 1)
+    assert sum(found["counts"]) == data.test.x.numel()
+    # What the decoder says of each pixel, summed up by drawing from it.
+    torch.manual_seed(0)
+    with torch.no_grad():
+        draws = vae.p_x(vae.q_z(data.test.x).sample()).sample()
+    said = np.average(found["expected"], weights=found["counts"])
+    assert said == pytest.approx((draws >= 9).double().mean().item(), abs=0.02)
+
+
+def test_components_that_are_used_are_counted():
+    data = pv.load_data("digits")
+    vae, _ = build(configured(Cell("", {"prior": "mixture", "prior_components": 5})), data)
+    prior: Any = vae.prior
+    with torch.no_grad():
+        prior.logits.copy_(torch.tensor([9.0, -99, -99, -99, -99]))
+    assert measures.components_used(vae, data, 1)["components_used"] == pytest.approx(1)
+    with torch.no_grad():  # Five equal components do a fifth of the work each.
+        for parameter in prior.parameters():
+            parameter.copy_(parameter[:1].expand_as(parameter))
+    assert measures.components_used(vae, data, 1)["components_used"] == pytest.approx(5)
+
+
+def test_the_banana_has_the_gap_of_its_family():
+    diagonal = fitted_banana("diagonal", steps=400)
+    assert 0.3 < diagonal.gap < 3
+    # The true posterior is a density.
+    cell = 25 / 119**2
+    assert diagonal.density.sum().item() * cell == pytest.approx(1, abs=0.02)
+    # It is its own mirror image, so the best full covariance has no correlation.
+    full = fitted_banana("full covariance", steps=400)
+    assert full.gap == pytest.approx(diagonal.gap, abs=0.06)
+    assert len(families()) == 6
+
+
+# --- running ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch) -> Settings:
+    """A small study of two cells on small data of one's own."""
+    x = torch.randint(0, 4, (60, 4, 4)).numpy()
+    np.savez(tmp_path / "own.npz", x=x, y=np.arange(60) % 3)
+    options = {"epochs": 2, "hidden_dims": (8,), "latent_dim": 2}
+
+    def draw(o: Outcome) -> Any:
+        from matplotlib.figure import Figure
+
+        assert o.vae("one").posterior.latent_dim == 2
+        assert len(o.history("two")[0]) == 2
+        return {"nothing": (Figure(), "nothing")}
+
+    tiny = course_study(
+        "Tiny",
+        "What?",
+        lambda data, quick: [
+            Cell("one", options, {"beta": 1}),
+            Cell("two", {**options, "beta": 2.0}, {"beta": 2}),
+        ],
+        draw,
+        lambda o: [f"{o.compared('one', 'two')}."],
+        {"active_units": "active units", "nll_train": "training NLL"},
+        ("training_rows",),
+    )
+    monkeypatch.setitem(STUDIES, "tiny", tiny)
+    out, runs = tmp_path / "out", tmp_path / "runs"
+    return Settings(
+        data=str(tmp_path / "own.npz"), seeds=2, samples=20, out=out, runs=runs, workers=1
+    )
+
+
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Counts the trainings from here on."""
+    count: list[int] = []
+    train = run.train
+    monkeypatch.setattr(
+        study_runs, "train", lambda *args, **kwargs: count.append(1) or train(*args, **kwargs)
+    )
+    return count
+
+
+def test_a_study_writes_table_figures_and_findings_and_runs_nothing_twice(small, monkeypatch):
+    count = trained(monkeypatch)
+    (path,) = write_pages({"tiny": STUDIES["tiny"]}, small)
+    assert len(count) == 4
+    text = path.read_text()
+    assert text.startswith("# Tiny\n\nWhat?\n\n|")
+    assert "![nothing](tiny_nothing.png)" in text
+    assert (small.out / "tiny_nothing.png").exists()
+    assert "`pyro-vaes study tiny --data" in text
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({line.replace(r"\|", "").count("|") for line in table}) == 1
+    table = pd.read_csv(small.out / "tiny.csv")
+    assert list(table["label"]) == ["one", "one", "two", "two"]
+    assert list(table["seed"]) == [0, 1, 0, 1]
+    assert (table["num_samples"] == 20).all()
+    assert {"nll", "elbo", "active_units", "seconds", "nll_train", "beta", "gap"} <= set(table)
+    # Each figure is that of the run's own folder.
+    vae = pv.load(small.runs / table["run"][0])
+    data = pv.load_data(small.data)
+    again = pv.evaluate(vae, data.test, num_samples=20, train=data.train)
+    assert table["nll"][0] == pytest.approx(again.nll, rel=1e-5)
+    before = path.read_text(), (small.out / "tiny.csv").read_text()
+    write_pages({"tiny": STUDIES["tiny"]}, small)
+    assert len(count) == 4
+    assert (path.read_text(), (small.out / "tiny.csv").read_text()) == before
+    # More samples ask for another evaluation, not for another training; another seed for two.
+    write_pages({"tiny": STUDIES["tiny"]}, small._replace(samples=30))
+    assert len(count) == 4
+    write_pages({"tiny": STUDIES["tiny"]}, small._replace(samples=30, seeds=3))
+    assert len(count) == 6
+
+
+def test_a_killed_study_goes_on_where_it_was(small, monkeypatch):
+    undisturbed = small._replace(out=small.out / "a", runs=small.runs / "a")
+    disturbed = small._replace(out=small.out / "b", runs=small.runs / "b")
+    write_pages({"tiny": STUDIES["tiny"]}, undisturbed)
+    measure, count = study_runs._measure, []
+
+    def killed(*args: Any) -> Any:
+        count.append(1)
+        if len(count) == 3:
+            raise KeyboardInterrupt
+        return measure(*args)
+
+    monkeypatch.setattr(study_runs, "_measure", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_pages({"tiny": STUDIES["tiny"]}, disturbed)
+    assert not (disturbed.out / "tiny.csv").exists()
+    monkeypatch.setattr(study_runs, "_measure", measure)
+    write_pages({"tiny": STUDIES["tiny"]}, disturbed)
+    tables = [pd.read_csv(s.out / "tiny.csv") for s in (undisturbed, disturbed)]
+    timed = [c for c in tables[0] if "seconds" in c]
+    pd.testing.assert_frame_equal(*(table.drop(columns=timed) for table in tables))
+
+
+def test_workers_find_what_one_process_finds(small):
+    write_pages({"tiny": STUDIES["tiny"]}, small)
+    several = small._replace(runs=small.runs / "2", out=small.out / "2", workers=2, seeds=1)
+    write_pages({"tiny": STUDIES["tiny"]}, several)
+    one, two = (pd.read_csv(s.out / "tiny.csv") for s in (small, several))
+    assert list(two["nll"]) == [one["nll"][0], one["nll"][2]]
+
+
+def test_models_of_one_architecture_train_together(small, monkeypatch):
+    monkeypatch.setattr(schedule, "_TOGETHER_FROM", 4)
+    count = trained(monkeypatch)
+    write_pages({"tiny": STUDIES["tiny"]}, small)
+    assert not count  # All four went through one program.
+    together = pd.read_csv(small.out / "tiny.csv")
+    monkeypatch.setattr(schedule, "_TOGETHER_FROM", 99)
+    alone = small._replace(runs=small.runs / "alone", out=small.out / "alone")
+    write_pages({"tiny": STUDIES["tiny"]}, alone)
+    assert len(count) == 4
+    figures = ["nll", "elbo", "kl"]
+    expected = pd.read_csv(alone.out / "tiny.csv")[figures]
+    pd.testing.assert_frame_equal(together[figures], expected, rtol=1e-3, atol=1e-2)
+    # A run that trained in company is a run folder like any other.
+    evaluated = pv.load(small.runs / together["run"][0])
+    assert evaluated.posterior.latent_dim == 2
+
+
+@pytest.mark.parametrize("last", [1, 4])
+def test_models_that_were_trained_together_are_not_trained_again(small, monkeypatch, last):
+    monkeypatch.setattr(schedule, "_TOGETHER_FROM", 4)
+    measure, left, count = study_runs._measure, iter(range(last - 1)), trained(monkeypatch)
+
+    def killed(*args: Any) -> Any:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return measure(*args)
+
+    monkeypatch.setattr(study_runs, "_measure", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_pages({"tiny": STUDIES["tiny"]}, small)
+    monkeypatch.setattr(study_runs, "_measure", measure)
+    monkeypatch.setattr(study_runs, "fit_many", None)
+    write_pages({"tiny": STUDIES["tiny"]}, small)
+    assert not count and len(pd.read_csv(small.out / "tiny.csv")) == 4
+
+
+def test_a_study_is_written_by_one_process_and_cleared_of_what_a_killed_one_left(small):
+    small.out.mkdir()
+    ours, theirs = (small.out / f".partial-1-{name}.png" for name in ("tiny_vae", "beta_tiny"))
+    for path in (ours, theirs):
+        path.write_bytes(b"half")
+    lock = FileLock(small.out / ".lock-tiny")
+    with lock, pytest.raises(FolderInUseError, match=r"alone; got \S+tiny, which another one"):
+        write_pages({"tiny": STUDIES["tiny"]}, small)
+    write_pages({"tiny": STUDIES["tiny"]}, small)
+    assert not ours.exists() and theirs.exists()
+    assert not list(small.out.glob(".lock*"))
+
+
+def test_a_run_that_fails_is_told_of_and_the_others_stand(small, monkeypatch):
+    def fail(run: Any, data: Any) -> Any:
+        if run.config.objective.beta == 2.0 and run.config.training.seed == 1:
+            raise NonFiniteError("the value of site 'z' is not finite")
+        return train(run, data)
+
+    train = study_runs._train
+    monkeypatch.setattr(study_runs, "_train", fail)
+    (path,) = write_pages({"tiny": STUDIES["tiny"]}, small)
+    assert "No figures: two, seed 1: the value of site 'z' is not finite" in path.read_text()
+    assert pd.read_csv(small.out / "tiny.csv")["nll"].isna().tolist() == [False] * 3 + [True]
+
+
+def test_runs_are_known_by_their_options_and_shared_by_studies(tmp_path):
+    runs = {
+        digest(configured(cell))
+        for name in ("vae", "beta", "priors", "components", "posteriors", "flow_priors")
+        for cell in STUDIES[name].grid(pv.load_data("digits"), False)
+        if flatten(configured(cell)) == flatten(configured(Cell("VAE", {})))
+    }
+    assert len(runs) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nonsense"], "Invalid value for 'NAME': expected one of vae, beta, .*; got 'nonsense'"),
+        (["vae", "--seeds", "0"], "--seeds"),
+        (["vae", "--data", "absent.npy"], "absent.npy"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main(["study", *arguments])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    import re
+
+    assert re.search(message, error)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_study_says_what_its_data_lack(tmp_path):
+    torch.manual_seed(0)
+    np.save(tmp_path / "own.npy", torch.randn(50, 3).numpy())
+    settings = Settings(data=str(tmp_path / "own.npy"), out=tmp_path, runs=tmp_path)
+    with pytest.raises(ConfigError, match="expected data with labels for the study 'conditional'"):
+        write_pages({"conditional": STUDIES["conditional"]}, settings)
+    with pytest.raises(ConfigError, match="expected data with levels for the study 'info'"):
+        write_pages({"info": STUDIES["info"]}, settings)
+    assert [path.name for path in tmp_path.iterdir()] == ["own.npy"]
+
+
+def test_results_survive_a_damaged_file(small):
+    write_pages({"tiny": STUDIES["tiny"]}, small)
+    run = next(path for path in Path(small.runs).rglob("result.json"))
+    whole = json.loads(run.read_text())
+    run.write_text("{")
+    write_pages({"tiny": STUDIES["tiny"]}, small)
+    again = json.loads(run.read_text())
+    assert again["figures"] == whole["figures"]
+
+
+def test_freed_memory_is_kept_where_there_is_a_glibc():
+    import subprocess
+    import sys
+
+    program = """if True:
+        import resource, torch
+        from pyro_vaes.runs.memory import keep_freed_memory
+        kept = keep_freed_memory()
+        faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for turn in range(2):
+            before = faults()
+            for _ in range(50):
+                torch.ones(1_000_000).exp().sum()
+        print(int(kept), faults() - before)
+    """
+    if sys.platform != "linux":
+        pytest.skip("glibc is Linux's")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    kept, faults = map(int, done.stdout.split())
+    # 4 MB are a thousand pages: each of the hundred tensors would be met anew.
+    assert not kept or faults < 5000

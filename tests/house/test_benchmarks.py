@@ -1,0 +1,406 @@
+"""Every benchmark runs at toy size, writes what it promises, and its ratios are what they say."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import mmap
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+BENCHMARKS = ROOT / "benchmarks"
+
+
+@pytest.fixture
+def harness(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("harness")
+
+
+def run(script: str, *flags: str) -> str:
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / script), *flags],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# Each row: script, flags, the files it writes, contenders that must be in the first of them.
+TOYS = [
+    pytest.param(
+        "steps.py",
+        ["--work", "vamp"],
+        ["steps_vamp"],
+        ["textbook Pyro", "hand-written PyTorch", "pyro_vaes eager", "pyro_vaes traced"],
+        id="steps",
+    ),
+    pytest.param(
+        "evaluate.py",
+        [],
+        ["evaluate", "evaluate_memory"],
+        ["pyro_vaes log_marginal", "pyro_vaes evaluate"],
+        id="evaluate",
+    ),
+    pytest.param(
+        "growth.py",
+        ["--curve", "K"],
+        ["growth_K"],
+        ["textbook Pyro", "hand-written PyTorch", "pyro_vaes traced"],
+        id="growth",
+    ),
+    pytest.param(
+        "together.py",
+        [],
+        ["together"],
+        ["one after another, traced", "pyro_vaes together, traced"],
+        id="together",
+        marks=pytest.mark.skipif(
+            not importlib.util.find_spec("pyro_vaes.sweep"), reason="no sweeps in this version"
+        ),
+    ),
+    pytest.param(
+        "course_job.py",
+        [],
+        ["course_job"],
+        ["course loop", "course loop, pictures", "pyro_vaes train"],
+        id="course_job",
+    ),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("script", "flags", "files", "contenders"), TOYS)
+def test_toy_run_writes_records_header_and_picture(
+    script: str,
+    flags: list[str],
+    files: list[str],
+    contenders: list[str],
+    tmp_path: Path,
+    harness: Any,
+) -> None:
+    run(script, "--toy", "--out", str(tmp_path), *flags)
+    for name in files:
+        records, facts = harness.read(tmp_path / f"{name}.csv")
+        assert (tmp_path / f"{name}.png").stat().st_size > 1000
+        assert facts["command"].startswith(f"python benchmarks/{script} --toy")
+        assert {"date", "versions", "machine", "threads"} <= facts.keys()
+        assert "torch" in facts["versions"]
+        for record in records:
+            measured = record.get("seconds") or record["megabytes"]
+            assert float(measured) >= 0
+    found = {record["contender"] for record in harness.read(tmp_path / f"{files[0]}.csv")[0]}
+    assert set(contenders) <= found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("peer", "work", "contender"),
+    [("numpyro", "digits", "NumPyro, scan"), ("pythae", "vamp", "pythae")],
+)
+def test_peer_runs(peer: str, work: str, contender: str, tmp_path: Path, harness: Any) -> None:
+    pytest.importorskip(peer)
+    run("steps.py", "--toy", "--out", str(tmp_path), "--work", work, "--only", contender)
+    records, _ = harness.read(tmp_path / f"steps_{work}.csv")
+    assert {record["contender"] for record in records} == {contender}
+
+
+def test_ratio_is_taken_round_by_round(harness: Any) -> None:
+    # The machine slows down from round to round; the ratio does not change.
+    records = [
+        {"contender": name, "round": number, "seconds": factor * (1 + number)}
+        for name, factor in (("ours", 1.0), ("theirs", 4.0))
+        for number in range(9)
+    ]
+    assert harness.ratio(records, "ours", "theirs") == pytest.approx((0.25, 0.25, 0.25))
+    assert harness.ratio(records, "ours", "absent") is None
+
+
+def test_compare_times_the_units_and_keeps_stores_apart(harness: Any) -> None:
+    import pyro
+    import torch
+
+    seen: dict[str, int] = {}
+
+    def contender(name: str, seconds: float) -> Any:
+        def make() -> Any:
+            def work(units: int) -> float:
+                pyro.param(name, torch.zeros(()))
+                seen[name] = max(seen.get(name, 0), len(pyro.get_param_store()))
+                return seconds * units
+
+            return work
+
+        return harness.Contender(name, make, granule=3)
+
+    records = harness.compare(
+        [contender("slow", 0.02), contender("fast", 0.01)],
+        rounds=3,
+        block_seconds=0.1,
+        say=lambda line: None,
+    )
+    assert [r["contender"] for r in records] == ["slow"] * 3 + ["fast"] * 3
+    assert {r["seconds"] for r in records} == {0.02, 0.01}
+    assert seen == {"slow": 1, "fast": 1}
+    assert harness.ratio(records, "fast", "slow") == pytest.approx((0.5, 0.5, 0.5))
+
+
+def test_records_survive_writing(harness: Any, tmp_path: Path) -> None:
+    records = [{"contender": "a, b", "round": 0, "seconds": 1 / 3}]
+    path = harness.write(tmp_path, "x", records, {"command": "python x: y", "machine": "m"})
+    read, facts = harness.read(path)
+    assert facts == {"command": "python x: y", "machine": "m"}
+    assert read[0]["contender"] == "a, b"
+    assert float(read[0]["seconds"]) == pytest.approx(1 / 3, rel=1e-5)
+
+
+def test_table_says_what_was_reached(harness: Any, tmp_path: Path) -> None:
+    table = importlib.import_module("table")
+    target = next(t for t in table.TARGETS if t.file == "together")
+    records = [
+        {"work": target.work, "contender": name, "round": number, "seconds": seconds}
+        for name, seconds in ((target.ours, 0.5), (target.theirs, 1.0))
+        for number in range(3)
+    ]
+    harness.write(tmp_path, "together", records, {})
+    line = next(line for line in table.targets(tmp_path).splitlines() if target.title in line)
+    assert "0.50" in line
+    assert line.endswith("| yes |")
+    assert table.targets(tmp_path).count("not measured") == len(table.TARGETS) - 1
+
+
+def test_peak_memory_sees_what_was_held_for_a_moment(harness: Any) -> None:
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("the peak cannot be reset here")
+    # From the system itself: an allocator may hand out what earlier tests have given back to it.
+    with harness.PeakMemory() as memory, mmap.mmap(-1, 64_000_000) as held:
+        for place in range(0, len(held), mmap.PAGESIZE):
+            held[place] = 1
+    assert 50e6 < memory.bytes < 120e6
+
+
+def test_peers_and_ours_compute_the_same_bound(
+    harness: Any, monkeypatch: pytest.MonkeyPatch, float64: None
+) -> None:
+    """With equal weights and noise, all contenders minimise one loss: the race is fair."""
+    import torch
+    from pyro.infer import Trace_ELBO
+
+    works, peers = (importlib.import_module(name) for name in ("works", "peers_torch"))
+    for work in (works.DIGITS.toy(), works.VAMP.toy()):
+        x = work.data()[0].double()
+        mine = works.our_vae(work)
+        losses = []
+        for kind in (peers.TextbookPyro, peers.HandWritten):
+            other = kind(work)
+            for network, part in (
+                (other.encoder, mine.posterior),
+                (other.decoder, mine.likelihood),
+            ):
+                values = [*part.network.parameters(), *part.head.parameters()]
+                for to, value in zip(network.parameters(), values, strict=True):
+                    to.data.copy_(value)
+            if work.components:
+                other.pseudo_inputs.data.copy_(mine.prior.pseudo_inputs)
+            torch.manual_seed(0)
+            if kind is peers.HandWritten:
+                losses.append(other(x).item())
+            else:
+                losses.append(Trace_ELBO().loss(other.model, other.guide, x))
+        torch.manual_seed(0)
+        losses.append(Trace_ELBO().loss(mine.model, mine.guide, x))
+        assert losses[0] == pytest.approx(losses[1], rel=1e-9)
+        assert losses[0] == pytest.approx(losses[2], rel=1e-9)
+
+
+# --- published figures ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def published(harness: Any) -> Any:
+    return importlib.import_module("published")
+
+
+def test_published_rows_are_the_models_of_the_literature(published: Any) -> None:
+    for row in published.ROWS.values():
+        *before, config = published.configurations(row, 3, Path("there"))
+        assert [earlier.training.epochs for earlier in before] == list(row.restarts)
+        network, training = config.network, config.training
+        assert (network.kind, network.hidden_dims, network.latent_dim) == ("gated", (300, 300), 40)
+        falling = "step size falling" in row.title or row.start is not None
+        assert (training.schedule == "cosine") == falling
+        said = {
+            "600 epochs": 600,
+            "falling twice": 600,
+            "full covariances": 30,
+            "draws": 200,
+            "Fashion": 100,
+        }
+        epochs = next((n for part, n in said.items() if part in row.title), 300)
+        assert training.epochs == (epochs if falling else 2000)
+        if not falling:
+            assert (training.batch_size, training.learning_rate) == (100, 5e-4)
+            assert (config.objective.warmup_epochs, training.ema_decay) == (100, 0)
+        assert training.patience == 50
+        assert (config.data.augment > 0) == ("images moved" in row.title)
+        assert (training.seed, config.data.root) == (3, "there")
+        assert (config.data.source == "mnist") == row.title.startswith("MNIST")
+        assert (config.parts.prior == "standard") == ("standard prior" in row.title)
+
+
+def test_published_table_says_what_the_budget_cut(
+    published: Any, harness: Any, tmp_path: Path
+) -> None:
+    import pyro_vaes as pv
+
+    records = [{"val_elbo": -90.0 + epoch, "seconds": 2.0} for epoch in range(3)]
+    runs = []
+    for seed, (stopped, best) in enumerate([("patience", 2), ("time", 3), ("time", None)]):
+        history = pv.History(records, best, 0.0, stopped, "traced", "cpu")
+        record = published.record_of("mnist-vamp", published.ROWS["mnist-vamp"], seed, history)
+        nll = {"nll": 82.0 + seed, "nll_se": 0.25, "neg_elbo": 84.0, "samples": 5000}
+        runs.append(record | (nll if best else {}))
+    harness.write(tmp_path, "published_mnist-vamp", runs, harness.header())
+    text = published.table(tmp_path)
+    line = next(line for line in text.splitlines() if line.startswith("| MNIST"))
+    # Two seeds have a figure: their mean and its standard error, beside what was published.
+    assert "| 82.43 ± 0.06 | 82.50 | 0.25 | 0.50 | 3 | 84.00 | 88.33 |" in line
+    assert "early stopping, **cut by the time budget**" in line
+    assert "cut seed 0" not in text
+    assert "cut seed 1 after 3 epochs: not its final figure" in text
+    assert "cut seed 2 after 3 epochs, within the KL warm-up: not its final figure" in text
+    assert "arXiv:2004.04795" in text
+    # These say nothing of their threads.
+    assert ", cpu, traced steps" in text
+
+
+@pytest.mark.slow
+def test_a_run_cut_by_its_budget_goes_on_as_if_it_had_not_been(
+    published: Any, tmp_path: Path
+) -> None:
+    import pyro_vaes as pv
+
+    source = str(published.toy_data(tmp_path / "toy.npz"))
+    row = published.Row("toy", "mnist-vamp", {**published.TOY, "data": source}, None)
+    configs, data = published.configurations(row, 0, tmp_path), pv.load_data(source)
+    for _ in range(2):
+        _, history = published.trained(configs, data, tmp_path / "cut", 1e-9)
+        assert history.stopped == "time"
+    assert history.epochs == 2
+    _, history = published.trained(configs, data, tmp_path / "cut")
+    vae, whole = published.trained(configs, data, tmp_path / "whole")
+    figures = ("train_loss", "val_elbo", "val_kl", "kl_weight")
+    assert [[r[k] for k in figures] for r in history.records] == [
+        [r[k] for k in figures] for r in whole.records
+    ]
+    assert whole.best_epoch == history.best_epoch
+    # What is evaluated are the weights kept, and once.
+    found = published.evaluated(vae, data, whole, tmp_path / "whole", 10)
+    again, _ = published.trained(configs, data, tmp_path / "whole")
+    assert published.evaluated(again, data, whole, tmp_path / "whole", 10) == found
+    assert pv.evaluate(again, data.test, num_samples=10).nll == found["nll"]
+
+
+def test_a_restarted_run_is_one_run_cut_or_not(published: Any, tmp_path: Path) -> None:
+    import pyro_vaes as pv
+
+    source = str(published.toy_data(tmp_path / "toy.npz"))
+    flags = {**published.TOY, "data": source, "schedule": "cosine"}
+    row = published.Row("toy", "mnist-standard", flags, None, restarts=(4,))
+    configs, data = published.configurations(row, 0, tmp_path), pv.load_data(source)
+    _, whole = published.trained(configs, data, tmp_path / "whole")
+    rates = [record["learning_rate"] for record in whole.records]
+    assert len(rates) == 6
+    # Falls to nearly nothing in four epochs, then goes on from the middle of six.
+    assert rates[:4] == sorted(rates[:4], reverse=True) and rates[4] > 2 * rates[3] > 0
+    stopped = None
+    for _ in range(10):
+        _, cut = published.trained(configs, data, tmp_path / "cut", 1e-9)
+        stopped = cut.stopped
+        if stopped != "time":
+            break
+    assert stopped == "epochs"
+    assert [r["val_elbo"] for r in cut.records] == [r["val_elbo"] for r in whole.records]
+
+
+def test_a_row_may_start_from_another_one(published: Any, tmp_path: Path) -> None:
+    import pyro_vaes as pv
+    from pyro_vaes.runs.build import build
+
+    source = str(published.toy_data(tmp_path / "toy.npz"))
+    flags = {**published.TOY, "data": source, "warmup_epochs": 0.0}
+    first = published.Row("toy", "mnist-vamp", flags, None)
+    data = pv.load_data(source)
+    base, base_history = published.trained(
+        published.configurations(first, 0, tmp_path), data, tmp_path / "a"
+    )
+    further = {**flags, "posterior": "full_normal", "train_samples": 2, "epochs": 2}
+    second = dataclasses.replace(first, flags=further)
+    configs = published.configurations(second, 0, tmp_path)
+    vae, _ = build(configs[0], data)
+    published.begin_at(vae, tmp_path / "a")
+    # A full covariance begins as the diagonal one: the same model until it is trained.
+    x = data.test.x
+    assert torch.equal(vae.posterior(x).mean, base.posterior(x).mean)
+    torch.testing.assert_close(
+        vae.prior().log_prob(vae.encode(x)), base.prior().log_prob(base.encode(x))
+    )
+    # Trained by next to nothing, it still validates as the one it starts from.
+    still = dataclasses.replace(first, flags={**further, "train_samples": 1, "learning_rate": 1e-9})
+    configs_of_still = published.configurations(still, 0, tmp_path)
+    _, history = published.trained(configs_of_still, data, tmp_path / "b", start=tmp_path / "a")
+    assert history.records[0]["val_elbo"] == pytest.approx(
+        base_history.records[base_history.best_epoch - 1]["val_elbo"], abs=1e-3
+    )
+    _, whole = published.trained(configs, data, tmp_path / "whole", start=tmp_path / "a")
+    for _ in range(3):  # Going on does not start anew.
+        _, cut = published.trained(configs, data, tmp_path / "cut", 1e-9, tmp_path / "a")
+    assert [r["val_elbo"] for r in cut.records] == [r["val_elbo"] for r in whole.records]
+    with pytest.raises(ValueError, match="all weights of"):
+        published.begin_at(base, tmp_path / "whole")
+
+
+def test_the_curve_of_a_bound_without_a_kl_weight(
+    published: Any, harness: Any, tmp_path: Path
+) -> None:
+    import pyro_vaes as pv
+
+    records = [
+        {"epoch": epoch, "val_elbo": -90.0 + epoch, "train_loss": 91.0, "seconds": 2.0}
+        for epoch in (1, 2)
+    ]
+    name = "mnist-many-samples"
+    history = pv.History(records, 2)
+    published.curve(tmp_path, name, published.ROWS[name], {0: history}, harness.header())
+    points, _ = harness.read(tmp_path / f"published_curve_{name}.csv")
+    assert [(p["val_neg_elbo"], p["kl_weight"]) for p in points] == [("89", ""), ("88", "")]
+
+
+@pytest.mark.slow
+def test_published_toy_run_writes_figures_curve_and_table(tmp_path: Path, harness: Any) -> None:
+    flags = ["mnist-standard", "--toy", "--seeds", "2", "--out", str(tmp_path)]
+    assert "| toy, mnist-standard | - |" in run("published.py", *flags)
+    records, facts = harness.read(tmp_path / "published_mnist-standard.csv")
+    assert [record["seed"] for record in records] == ["0", "1"]
+    assert facts["command"] == "python benchmarks/published.py mnist-standard --toy --seeds 2"
+    points, _ = harness.read(tmp_path / "published_curve_mnist-standard.csv")
+    assert [point["epoch"] for point in points] == list("123456" * 2)
+    assert (tmp_path / "published_mnist-standard.png").stat().st_size > 1000
+    best = int(records[1]["best_epoch"]) - 1
+    assert points[6 + best]["val_neg_elbo"] == records[1]["val_neg_elbo"]
+    assert "all epochs" in (tmp_path / "published.md").read_text()
+    # The same command again trains and evaluates nothing.
+    run("published.py", *flags)
+    assert harness.read(tmp_path / "published_mnist-standard.csv")[0] == records

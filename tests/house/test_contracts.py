@@ -1,0 +1,111 @@
+"""What the contracts on imports (import-linter, in ``pyproject.toml``) cannot say."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "pyro_vaes"
+FILES = sorted(PACKAGE.rglob("*.py"))
+FOLDERS = sorted({path.parent for path in FILES})
+
+# Who may import a library: folders or modules; those after "within" only inside functions.
+FENCES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "click": (("cli",), ()),
+    "seaborn": (("plotting", "experiments", "course"), ()),
+    "matplotlib": (("plotting", "experiments", "course"), ()),
+    "pandas": (("experiments", "course"), ("data", "evaluation")),
+    "ray": ((), ("experiments.engines",)),
+    "pypandoc": (("course.report.documents",), ()),
+    "nbformat": (("course.report.documents",), ()),
+}
+
+
+def imports(path: Path) -> Iterator[tuple[str, tuple[str, ...], bool]]:
+    """Module, names and whether inside a function, for each import of a file."""
+    tree = ast.parse(path.read_text("utf-8"))
+    inner = {
+        node
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(function)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, (), node in inner) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module, tuple(alias.name for alias in node.names), node in inner
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def test_libraries_stay_behind_their_fences():
+    for path in FILES:
+        here = module_of(path)
+        for module, _, inner in imports(path):
+            outer, within = FENCES.get(module.split(".")[0], ((here,), ()))
+            allowed = outer + within if inner else outer
+            assert any(f"{here}.".startswith(f"{place}.") for place in allowed), (
+                f"{here} imports {module}; allowed are {allowed}"
+            )
+
+
+def test_no_private_name_crosses_a_folder():
+    for path in FILES:
+        folder = path.relative_to(PACKAGE).parts[0]
+        for module, names, _ in imports(path):
+            parts = module.split(".")
+            if parts[0] == "pyro_vaes" and len(parts) > 1 and parts[1] != folder:
+                private = [n for n in names if n.startswith("_") and n != "__version__"]
+                assert not private, f"{module_of(path)} imports {private} from {module}"
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_folder_holds_three_to_twelve_modules(folder):
+    modules = [p for p in folder.glob("*.py") if not p.name.startswith("__")]
+    folders = [p for p in folder.iterdir() if (p / "__init__.py").exists()]
+    # The package itself and `course` hold folders.
+    assert 3 <= len(modules) <= 12 or folders
+
+
+def test_no_file_is_longer_than_450_lines():
+    lengths = {module_of(p): len(p.read_text("utf-8").splitlines()) for p in FILES}
+    assert {name: n for name, n in lengths.items() if n > 450} == {}
+
+
+def loaded(*arguments: str) -> set[str]:
+    """The modules in memory after a fresh interpreter ran the arguments."""
+    code = "import sys\ntry:\n    {}\nexcept SystemExit: pass\nprint(*sys.modules, file=sys.stderr)"
+    ended = subprocess.run(
+        [sys.executable, "-c", code.format(arguments[0])],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return set(ended.stderr.splitlines()[-1].split())
+
+
+def test_importing_the_package_imports_no_library_of_others():
+    heavy = {"click", "pandas", "matplotlib", "sklearn", "torch"}
+    assert not heavy & loaded("import pyro_vaes")
+    # What `fit` needs is neither the command line nor pictures.
+    assert not heavy - {"torch"} & loaded(
+        "import pyro_vaes as pv; pv.fit, pv.evaluate, pv.load_data"
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["train", "--help"], ["train", "--lerning-rate", "1"]]
+)
+def test_help_and_mistyped_flags_do_not_wait_for_torch(arguments):
+    after = loaded(f"from pyro_vaes.cli import main; main({arguments})")
+    assert "pyro_vaes.cli.app" in after
+    assert "torch" not in after

@@ -1,0 +1,117 @@
+"""The pages keep their promises: code runs, links lead somewhere, no public name is missing."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sybil.document import Document
+from sybil.parsers.markdown import PythonCodeBlockParser
+
+import pyro_vaes as pv
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+LINKED = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"]
+LINKED += sorted(DOCS.glob("*.md"))
+
+# What a page's code may cost in a test; the page itself shows what a user would write.
+LIMITS = {"fit": ("epochs", 2), "evaluate": ("num_samples", 50)}
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keeps epochs and samples small; everything else reaches the real functions as written."""
+
+    def limited(function: Any, name: str, most: int) -> Any:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            bound = inspect.signature(function).bind(*args, **kwargs)
+            bound.apply_defaults()
+            bound.arguments[name] = min(bound.arguments[name], most)
+            return function(*bound.args, **bound.kwargs)
+
+        return call
+
+    for function, (name, most) in LIMITS.items():
+        monkeypatch.setattr(pv, function, limited(getattr(pv, function), name, most))
+
+
+@pytest.mark.usefixtures("hurried")
+@pytest.mark.parametrize(
+    "page",
+    [
+        "README.md",
+        "docs/from-pyro.md",
+        # Its own code warns, and its dependencies'.
+        pytest.param("docs/from-pythae.md", marks=pytest.mark.filterwarnings("ignore")),
+        "docs/from-the-course.md",
+    ],
+)
+def test_code_runs_from_top_to_bottom(page: str) -> None:
+    if "pythae" in page:
+        pytest.importorskip("pythae")
+    examples = list(Document.parse(str(ROOT / page), PythonCodeBlockParser()).examples())
+    assert len(examples) == (ROOT / page).read_text("utf-8").count("```python\n") > 0
+    for example in examples:
+        example.evaluate()
+
+
+def test_every_page_with_code_is_tested() -> None:
+    tested = {"from-pyro.md", "from-pythae.md", "from-the-course.md"}
+    assert {p.name for p in DOCS.glob("**/*.md") if "```python" in p.read_text("utf-8")} == tested
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    listed = re.findall(r"^   ~(\S+)\.(\w+)$", (DOCS / "reference" / "index.rst").read_text(), re.M)
+    documented = {
+        module
+        for page in DOCS.glob("reference/*.rst")
+        for module in re.findall(r"automodule:: (\S+)", page.read_text("utf-8"))
+    }
+    found = set()
+    for module, name in listed:
+        assert module in documented, f"no page documents {module}"
+        value = getattr(importlib.import_module(module), name)
+        if module != "pyro_vaes.flows.recipes":
+            assert value is getattr(pv, name)
+            found.add(name)
+    # What is no class or function stands in the text of the page.
+    assert found | {"flows", "__version__"} == set(pv.__all__)
+    assert {name for module, name in listed if module == "pyro_vaes.flows.recipes"} == set(
+        pv.flows.LAYERS
+    )
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors of a page's headings, as forges make them."""
+    titles = re.findall(r"^#+ (.+)$", path.read_text("utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def broken(path: Path, text: str) -> list[str]:
+    """The relative links in ``text``, which stands at ``path``, that lead nowhere."""
+    found = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", text, flags=re.S)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        file, _, anchor = target.partition("#")
+        there = (path.parent / file) if file else path
+        if not there.exists() or (anchor and anchor not in anchors(there)):
+            found.append(target)
+    return found
+
+
+@pytest.mark.parametrize("path", LINKED, ids=lambda path: str(path.relative_to(ROOT)))
+def test_relative_links_lead_somewhere(path: Path) -> None:
+    assert broken(path, path.read_text("utf-8")) == []
+
+
+def test_a_broken_link_is_found() -> None:
+    text = "[a](nowhere.md) [b](README.md) [c](README.md#set-up) [d](README.md#no) [e](https://x.y)"
+    assert broken(ROOT / "README.md", text) == ["nowhere.md", "README.md#no"]

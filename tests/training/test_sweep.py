@@ -1,0 +1,156 @@
+"""Models trained together take the steps that they take alone."""
+
+import math
+
+import pytest
+import torch
+
+import pyro_vaes as pv
+from pyro_vaes.training import sweep
+from pyro_vaes.training.sweep import fit_many
+
+ROWS = torch.randint(0, 4, (70, 6), generator=torch.Generator().manual_seed(1)).double()
+TRAIN, VAL = ROWS[:50], ROWS[50:]
+
+
+def make_vae(seed, prior="standard", posterior="normal"):
+    torch.manual_seed(seed)
+    base = pv.NormalPosterior(pv.MLP(6, [12]), 2)
+    priors = {
+        "standard": lambda: pv.NormalPrior(2),
+        "mixture": lambda: pv.MixturePrior(2, 3),
+        "vamp": lambda: pv.VampPrior(base, torch.rand(3, 6)),
+        "flow": lambda: pv.FlowPrior(2, pv.flows.realnvp(2, 2)),
+    }
+    flows = {"iaf": pv.flows.iaf(2, 2), "planar": pv.flows.planar(2, 2)}
+    q = base if posterior == "normal" else pv.FlowPosterior(base, flows[posterior])
+    likelihood = pv.CategoricalLikelihood(pv.MLP(2, [12]), (6,), 4)
+    return pv.VAE(priors[prior](), q, likelihood).double()
+
+
+@pytest.mark.parametrize(
+    ("prior", "posterior"),
+    [
+        ("standard", "normal"),
+        ("mixture", "normal"),
+        ("vamp", "normal"),
+        ("flow", "iaf"),
+        ("standard", "planar"),
+    ],
+)
+def test_each_model_takes_its_own_steps(prior, posterior):
+    """Twenty steps, in float64: seeds, betas, learning rates and data orders all differ."""
+    seeds, betas, rates = [0, 1, 5], [1.0, 0.0, 4.0], [1e-3, 1e-2, 3e-3]
+    options = dict(epochs=5, batch_size=13, warmup_epochs=2, patience=4)
+    together = [make_vae(seed, prior, posterior) for seed in seeds]
+    histories = fit_many(
+        together,
+        TRAIN,
+        VAL,
+        objectives=[pv.BetaELBO(beta) for beta in betas],
+        learning_rates=rates,
+        seeds=seeds,
+        **options,
+    )
+    for index, seed in enumerate(seeds):
+        alone = make_vae(seed, prior, posterior)
+        history = pv.fit(
+            alone,
+            TRAIN,
+            VAL,
+            objective=pv.BetaELBO(betas[index]),
+            learning_rate=rates[index],
+            seed=seed,
+            progress=False,
+            **options,
+        )
+        for ours, theirs in zip(histories[index].records, history.records, strict=True):
+            for key in set(theirs) - {"seconds"}:
+                assert ours[key] == pytest.approx(theirs[key], abs=1e-6, rel=1e-6), key
+        assert histories[index].best_epoch == history.best_epoch
+        for a, b in zip(together[index].parameters(), alone.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"optimizer": "adamax", "schedule": "cosine"},
+        {"optimizer": "adamw", "weight_decay": 0.1, "clip_norm": 0.5},
+        {"ema_decay": 0.9},
+    ],
+)
+def test_options_mean_the_same(options):
+    together = [make_vae(seed) for seed in (0, 1)]
+    fit_many(together, TRAIN, VAL, epochs=4, batch_size=16, **options)
+    for seed, vae in enumerate(together):
+        alone = make_vae(seed)
+        pv.fit(alone, TRAIN, VAL, epochs=4, batch_size=16, seed=seed, progress=False, **options)
+        for a, b in zip(vae.parameters(), alone.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+
+
+def test_each_model_stops_by_itself():
+    vaes = [make_vae(seed) for seed in (0, 1, 2)]
+    histories = fit_many(
+        vaes, TRAIN, VAL, epochs=300, patience=3, learning_rates=[0.1, 0.01, 0.03], batch_size=16
+    )
+    assert all(history.stopped == "patience" for history in histories)
+    assert len({history.epochs for history in histories}) > 1
+    assert all(history.epochs - history.best_epoch == 3 for history in histories)
+    assert all(math.isfinite(history.best_val_loss) for history in histories)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"ema_decay": 0.5, "optimizer": "adamax"},
+        pytest.param({"mode": "compiled"}, marks=pytest.mark.slow),
+    ],
+)
+def test_those_that_go_on_do_not_notice_that_others_have_stopped(options, monkeypatch):
+    dropped = []
+    drop = sweep._Sweep._drop
+    monkeypatch.setattr(
+        sweep._Sweep, "_drop", lambda self, rows: (dropped.append(len(rows)), drop(self, rows))
+    )
+    rates = [0.2, 0.01, 0.1, 0.003, 0.15]
+    options = {"epochs": 60, "patience": 3, "batch_size": 16, **options}
+    together = [make_vae(seed) for seed in range(5)]
+    histories = fit_many(together, TRAIN, VAL, learning_rates=rates, **options)
+    assert dropped
+    for seed, vae in enumerate(together):
+        alone = make_vae(seed)
+        history = pv.fit(
+            alone, TRAIN, VAL, learning_rate=rates[seed], seed=seed, progress=False, **options
+        )
+        for what in ("stopped", "epochs", "best_epoch"):
+            assert getattr(histories[seed], what) == getattr(history, what)
+        for a, b in zip(vae.parameters(), alone.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+
+
+def test_labels():
+    def conditional(seed):
+        torch.manual_seed(seed)
+        posterior = pv.NormalPosterior(pv.MLP(9, [8]), 2, num_labels=3)
+        likelihood = pv.CategoricalLikelihood(pv.MLP(5, [8]), (6,), 4, num_labels=3)
+        return pv.VAE(pv.NormalPrior(2, 3), posterior, likelihood).double()
+
+    labels = torch.arange(50) % 3
+    vaes = [conditional(seed) for seed in (0, 1)]
+    fit_many(vaes, (TRAIN, labels), epochs=3, batch_size=16)
+    alone = conditional(1)
+    pv.fit(alone, (TRAIN, labels), epochs=3, batch_size=16, seed=1, progress=False)
+    for a, b in zip(vaes[1].parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="one architecture"):
+        fit_many([make_vae(0), make_vae(0, "mixture")], TRAIN)
+    with pytest.raises(ValueError, match="seeds for each of 2"):
+        fit_many([make_vae(0), make_vae(1)], TRAIN, seeds=[0])
+    with pytest.raises(ValueError, match="mode"):
+        fit_many([make_vae(0)], TRAIN, mode="eager")

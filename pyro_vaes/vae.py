@@ -22,6 +22,8 @@ __all__ = ["VAE", "check_data", "check_labels", "untouched"]
 # silently trains the first one's tensors. So every VAE of a process, copies included, has its own.
 _names: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
 _counter = itertools.count()
+# What was last given to the store under a name.
+_announced: weakref.WeakValueDictionary[str, Tensor] = weakref.WeakValueDictionary()
 
 # Draws behind the mean of a distribution that cannot tell it.
 _MEAN_DRAWS = 512
@@ -135,7 +137,7 @@ class VAE(Described):
             # pyro.module warns of frozen parameters and then leaves them alone: leave them out.
             for name, parameter in part.named_parameters():
                 if parameter.requires_grad:
-                    pyro.param(f"{self.name}.{role}$$${name}", parameter)
+                    _announce(f"{self.name}.{role}$$${name}", parameter)
 
     @torch.no_grad()
     def sample(self, n: int, y: Tensor | int | None = None, *, mean: bool = False) -> Tensor:
@@ -198,6 +200,31 @@ class VAE(Described):
             wrong = labels[(labels < 0) | (labels >= num_labels)][0].item()
             raise ValueError(f"Expected labels y in 0..{num_labels - 1}; got {wrong}.")
         return labels if n is None else labels.expand(n)
+
+
+def _announce(name: str, parameter: Tensor) -> None:
+    """Gives a parameter to Pyro's store under a name, also where another one stands there.
+
+    A part that was put into the place of another is trained from then on. Values that were loaded
+    into the store (``load``, ``set_state``) are taken over.
+
+    Raises:
+        ValueError: for loaded values of another shape.
+    """
+    store = pyro.get_param_store()
+    there = cast(Any, store[name]).unconstrained() if name in store else parameter
+    if there is not parameter:
+        if _announced.get(name) is parameter:  # So it is the store that was changed.
+            if there.shape != parameter.shape:
+                raise ValueError(
+                    f"Expected {name!r} in Pyro's store of shape {tuple(parameter.shape)}; got "
+                    f"{tuple(there.shape)}. Clear the store, or load what was saved of this model."
+                )
+            with torch.no_grad():
+                parameter.copy_(there)
+        store[name] = parameter
+    _announced[name] = parameter
+    pyro.param(name, parameter)
 
 
 def mean_of(distribution: Any) -> Tensor:

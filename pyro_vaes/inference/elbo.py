@@ -16,13 +16,14 @@ and posterior will do.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
 import torch
+from pyro.distributions.util import is_identically_zero
 from pyro.infer import Trace_ELBO
-from pyro.infer.util import torch_item
+from pyro.infer.util import MultiFrameTensor, torch_item
 from pyro.util import warn_if_nan
 from torch import Tensor
 
@@ -53,7 +54,7 @@ def bound_terms(model_trace: Any, guide_trace: Any) -> Terms:
     log_likelihood: Any = 0.0
     kl: Any = 0.0
     pairs = 1
-    check_reparameterized(guide_trace)
+    check_reparameterized(guide_trace, scored=True)
     for site in guide_trace.nodes.values():
         if site["type"] == "sample":
             kl = kl + site["log_prob_sum"]
@@ -68,18 +69,63 @@ def bound_terms(model_trace: Any, guide_trace: Any) -> Terms:
     return Terms(log_likelihood, kl, pairs)
 
 
-def check_reparameterized(guide_trace: Any) -> None:
+def check_reparameterized(guide_trace: Any, scored: bool = False) -> None:
     """Refuses a guide whose draws cannot all be differentiated.
+
+    Args:
+        guide_trace: of the guide.
+        scored: whether a site may have a score part next to its reparameterisation.
 
     Raises:
         NotReparameterizedError: naming the site.
     """
     for name, site in guide_trace.nodes.items():
-        if site["type"] == "sample" and not site["fn"].has_rsample:
+        if site["type"] != "sample":
+            continue
+        kind = type(site["fn"]).__name__
+        if not site["fn"].has_rsample:
             raise NotReparameterizedError(
-                f"Expected a reparameterised guide; got site {name!r} with "
-                f"{type(site['fn']).__name__}, which has no rsample. Use Pyro's TraceGraph_ELBO."
+                f"Expected a reparameterised guide; got site {name!r} with {kind}, which has no "
+                "rsample. Use Pyro's TraceGraph_ELBO."
             )
+        if not scored and score_of(site) is not None:
+            raise NotReparameterizedError(
+                f"Expected a reparameterised guide; got site {name!r} with {kind}, whose gradient "
+                "has a score part. Use ELBO() or Pyro's Trace_ELBO."
+            )
+
+
+def score_of(site: Any) -> Tensor | None:
+    """The part of a site's gradient that its draws do not carry; None of a reparameterised one.
+
+    Naesseth et al., "Reparameterization gradients through acceptance-rejection sampling" (2017),
+    equation 9: a draw that may have been rejected depends on the parameters in that way, too.
+    """
+    score = site["score_parts"].score_function if "score_parts" in site else 0.0
+    return None if is_identically_zero(score) else cast(Tensor, score)
+
+
+def score_surrogate(model_trace: Any, guide_trace: Any, kl_weight: Tensor) -> Tensor | None:
+    """Zero, with the gradient that the score parts of the guide add to the weighted bound's.
+
+    Each site's score is multiplied with the terms of the loss in the plates that the site is in,
+    as in Pyro's ``Trace_ELBO``. None if no site has one.
+    """
+    sites = [s for s in guide_trace.nodes.values() if s["type"] == "sample"]
+    scores = [(site, score) for site in sites if (score := score_of(site)) is not None]
+    if not scores:
+        return None
+    loss = MultiFrameTensor()
+    for site in sites:
+        loss.add((site["cond_indep_stack"], (kl_weight * site["log_prob"]).detach()))
+    for site in model_trace.nodes.values():
+        if site["type"] == "sample":
+            weight = 1.0 if site["is_observed"] else kl_weight
+            loss.add((site["cond_indep_stack"], (-weight * site["log_prob"]).detach()))
+    total: Any = 0.0
+    for site, score in scores:
+        total = total + (loss.sum_to(site["cond_indep_stack"]) * (score - score.detach())).sum()
+    return cast(Tensor, total)
 
 
 class ELBO(Trace_ELBO):
@@ -142,20 +188,28 @@ class ELBO(Trace_ELBO):
     def trace_loss(self, model_trace: Any, guide_trace: Any) -> Tensor:
         """The loss of one pair of traces, differentiable: a tensor, never read by the host."""
         terms = bound_terms(model_trace, guide_trace)
+        weight = self.kl_weight * self.warmup
         kl = terms.kl
         if self.free_bits:
+            check_reparameterized(guide_trace)  # Free bits are no sum of terms that a score weighs.
             free = self.free_bits * terms.pairs
             if self.total is None:
                 kl = kl.clamp(min=free)
             else:  # What is free is so in the whole batch or not at all.
                 kl = torch.where(self.total(kl.detach() - free) > 0, kl, free)
-        return self.kl_weight * self.warmup * kl - terms.log_likelihood
+        loss = weight * kl - terms.log_likelihood
+        score = score_surrogate(model_trace, guide_trace, weight)
+        return loss if score is None else loss + score
 
     # The rest puts this loss in the place of Trace_ELBO's own in each of its entry points.
 
     def tensor_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         """The loss averaged over particles, differentiable and without host synchronisation."""
-        losses = [self.trace_loss(*pair) for pair in self._get_traces(model, guide, args, kwargs)]
+        return self.loss_of(self._get_traces(model, guide, args, kwargs))
+
+    def loss_of(self, pairs: Iterable[tuple[Any, Any]]) -> Tensor:
+        """The same of the traces of model and guide, one pair for each particle."""
+        losses = [self.trace_loss(*pair) for pair in pairs]
         return cast(Tensor, sum(losses) / self.num_particles)
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:

@@ -10,7 +10,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_vaes.inference.divergences import Divergence
-from pyro_vaes.inference.elbo import ELBO
+from pyro_vaes.inference.elbo import ELBO, check_reparameterized
 
 __all__ = ["InfoELBO"]
 
@@ -90,6 +90,7 @@ class InfoELBO(ELBO):
         if self.divergence is None:
             return loss
         site = latent_site(model_trace, self.site)
+        check_reparameterized(guide_trace)  # Nor is the divergence.
         z = site["value"]
         # All pairs of datum and particle, as in the other terms, which count a subsample's scale.
         pairs = z[..., 0].numel() * site["scale"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
@@ -25,7 +26,11 @@ class ManySamples(RenyiELBO):
 
     def tensor_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         """The loss, differentiable and without host synchronisation."""
-        weights = [log_weights(*pair) for pair in self._get_traces(model, guide, args, kwargs)]
+        return self.loss_of(self._get_traces(model, guide, args, kwargs))
+
+    def loss_of(self, pairs: Iterable[tuple[Any, Any]]) -> Tensor:
+        """The same of the traces of model and guide, one pair for each particle."""
+        weights = [log_weights(*pair) for pair in pairs]
         several = self.vectorize_particles and self.num_particles > 1
         powers = (1 - self.alpha) * (weights[0] if several else torch.stack(weights))
         means = powers.logsumexp(0) - math.log(self.num_particles)

@@ -6,23 +6,43 @@ whole step of training.
 
 from __future__ import annotations
 
+import enum
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import pyro
 import torch
 from torch import Tensor
 
-__all__ = ["Captured", "Program", "Recorded", "signature", "split_tensors"]
+from pyro_vaes.inference.guarding import (
+    Guard,
+    NotRecordableError,
+    other_noise_unused,
+    preserved,
+    unvalidated,
+)
+from pyro_vaes.inference.watching import PLAIN, Watch
+
+__all__ = [
+    "Arguments",
+    "Captured",
+    "Program",
+    "Recorded",
+    "UnknownParameterError",
+    "arguments_of",
+    "cleared",
+]
 
 
 Fill = Callable[[Sequence[Tensor]], tuple[Any, Any]]
 
 _COMPILERS = ("g++", "clang++", "c++")
+# Values that stay what they are.
+_FIXED = (*PLAIN, torch.Size, enum.Enum, torch.dtype, torch.device, type)
 
 
 class Program:
@@ -35,25 +55,41 @@ class Program:
         function: takes the tensors, returns a tuple of tensors; may differentiate inside.
         tensors: an example of its arguments; others must have their shapes.
         compiled: compile the recording with Inductor.
+        params: tensors it refers to whose values change from call to call.
 
     Raises:
-        RuntimeError: if the function looks at values, or there is no compiler.
+        NotRecordableError: if Python sees in it what the data decide.
+        RuntimeError: if there is no compiler.
     """
 
     def __init__(
-        self, function: Callable[..., Any], tensors: Sequence[Tensor], compiled: bool = False
+        self,
+        function: Callable[..., Any],
+        tensors: Sequence[Tensor],
+        compiled: bool = False,
+        params: Sequence[Tensor] = (),
     ) -> None:
         from torch.fx.experimental.proxy_tensor import make_fx  # Slow to import, seldom needed.
 
+        self._guard = Guard([*tensors, *params])
         # Validation looks at values, which a recording cannot.
-        with torch.random.fork_rng(), pyro.validation_enabled(False):
-            graph = make_fx(function)(*tensors)
+        with torch.random.fork_rng(), other_noise_unused(), unvalidated():
+            try:
+                with self._guard:
+                    graph = make_fx(function)(*tensors)
+            finally:
+                self._guard.restore()
             self.constants = _lift(graph)
             self._run: Any = graph
             if compiled:
                 if sys.platform != "win32" and not any(map(shutil.which, _COMPILERS)):
                     raise RuntimeError("no C++ compiler was found")
                 self._run = _compile(graph, [*tensors, *self.constants])
+
+    @property
+    def outdated(self) -> bool:
+        """Whether it rests on a tensor's value that has changed since."""
+        return self._guard.outdated()
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         with torch.no_grad():
@@ -72,7 +108,7 @@ def _compile(graph: torch.fx.GraphModule, tensors: list[Any]) -> Callable[..., A
         # Advice on how it compiles (coarser products, split reductions) that nobody here can take.
         warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\._inductor")
         run = _inductor.compile(graph, tensors, options={"fallback_random": True})
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), preserved(t for t in tensors if not t.requires_grad):
             run(*tensors)
     return cast("Callable[..., Any]", run)
 
@@ -111,38 +147,64 @@ def _lift(graph: torch.fx.GraphModule) -> list[Tensor]:
 # --- a step of training ---------------------------------------------------------------------------
 
 
+class UnknownParameterError(RuntimeError):
+    """A step meets a parameter that it was not to be differentiated by."""
+
+
 class Recorded:
     """One step, recorded for one set of shapes: loss, gradients and the optimiser's step.
 
     Args:
         loss: of a batch, whose gradients are recorded with it.
         params: those to differentiate by.
-        apply: takes the step once the gradients are there, and returns the loss.
+        met: parameters by name, filled by ``loss``: those that the step is taken in.
+        apply: takes the step in parameters once the gradients are there, and returns the loss.
         tensors: of an example of a batch.
+        watch: the places that the loss reads.
         compiled: see :class:`Program`.
 
     Raises:
+        NotRecordableError: see :class:`Program`.
         RuntimeError: see :class:`Program`.
+        UnknownParameterError: if the loss meets a parameter that is not among ``params``.
     """
 
     def __init__(
         self,
         loss: Callable[..., Tensor],
         params: Sequence[Tensor],
-        apply: Callable[[Tensor], Tensor],
+        met: Mapping[str, Tensor],
+        apply: Callable[[Tensor, Sequence[Tensor]], Tensor],
         tensors: Sequence[Tensor],
+        watch: Watch,
         compiled: bool = False,
     ) -> None:
-        self.params = list(params)
-        self._apply = apply
+        self._apply, self._watch = apply, watch
+        self._used: list[Tensor] = []
 
         def step(*inputs: Tensor) -> tuple[Tensor, ...]:
             value = loss(*inputs)
-            grads = torch.autograd.grad(value, self.params, allow_unused=True)
-            pairs = zip(grads, self.params, strict=True)
-            return (value, *(torch.zeros_like(p) if g is None else g for g, p in pairs))
+            grads = torch.autograd.grad(value, params, allow_unused=True)
+            # What has no part in the loss has no gradient, as under SVI.
+            pairs = [(p, g) for p, g in zip(params, grads, strict=True) if g is not None]
+            self._used = [param for param, _ in pairs]
+            return (value, *(grad for _, grad in pairs))
 
-        self._program = Program(step, tensors, compiled)
+        if watch.opaque:
+            raise NotRecordableError(
+                f"{watch.opaque[0]!r} may change unseen; make it a tensor, or an argument"
+            )
+        try:
+            with _without_hooks(params):
+                self._program = Program(step, tensors, compiled, params)
+        finally:
+            name = watch.put_back()
+        if name is not None:
+            raise NotRecordableError(f"the step changes {name!r}, which a replay would not")
+        self._met = dict(met)
+        self.params = list({id(p): p for p in met.values() if p.requires_grad}.values())
+        if {id(p) for p in self.params} - {id(p) for p in params}:
+            raise UnknownParameterError
         self._flags = self._requires_grad()
         self._prepare(tensors)
 
@@ -154,14 +216,70 @@ class Recorded:
 
     @property
     def stale(self) -> bool:
-        """Whether a parameter was frozen or thawed since."""
-        return self._requires_grad() != self._flags
+        """Whether a parameter was frozen or thawed since, or a value that was read has changed."""
+        return self._program.outdated or self._requires_grad() != self._flags
+
+    @property
+    def changed(self) -> str | None:
+        """The name of a place that holds something else than when it was recorded."""
+        return self._watch.changed()
+
+    @property
+    def at_hand(self) -> bool:
+        """Whether the parameters are still those in Pyro's store, without gradients of others."""
+        store = cast(Any, pyro.get_param_store().named_parameters()).mapping
+        if any(store.get(name) is not param for name, param in self._met.items()):
+            return False
+        return all(is_clear(param.grad) for param in self._used)
+
+    @property
+    def hooked(self) -> bool:
+        """Whether a gradient has hooks, which a replay calls and a graph cannot."""
+        return any(p._backward_hooks or p._post_accumulate_grad_hooks for p in self._used)
 
     def __call__(self, tensors: Sequence[Tensor]) -> Tensor:
         loss, *grads = self._program(*tensors)
-        for param, grad in zip(self.params, grads, strict=True):
-            param.grad = grad
-        return self._apply(loss)
+        before = [param.grad for param in self._used]
+        for param, grad in zip(self._used, grads, strict=True):
+            _give(param, grad)
+        loss = self._apply(loss, self.params)
+        for param, earlier in zip(self._used, before, strict=True):
+            param.grad = cleared(torch.zeros_like(param)) if earlier is None else earlier
+        return loss
+
+
+def _give(param: Tensor, grad: Tensor) -> None:
+    """Gives a parameter its gradient, by way of its hooks."""
+    for hook in (param._backward_hooks or {}).values():
+        changed = hook(grad)
+        grad = grad if changed is None else changed
+    param.grad = grad
+    for hook in (param._post_accumulate_grad_hooks or {}).values():
+        hook(param)
+
+
+@contextmanager
+def _without_hooks(params: Sequence[Tensor]) -> Iterator[None]:
+    """Keeps hooks from what is recorded: they are for gradients, which there are none of yet."""
+    hooks: list[tuple[Any, Any]] = [(p, p._backward_hooks) for p in params if p._backward_hooks]
+    for param, _ in hooks:
+        param._backward_hooks = None
+    try:
+        yield
+    finally:
+        for param, before in hooks:
+            param._backward_hooks = before
+
+
+def cleared(grad: Tensor) -> Tensor:
+    """Marks a gradient of zeros: it is known to be so as long as nobody writes to it."""
+    grad._cleared_at = grad._version  # type: ignore[attr-defined]
+    return grad
+
+
+def is_clear(grad: Tensor | None) -> bool:
+    """Whether there is no gradient, or one that :func:`cleared` has marked."""
+    return grad is None or getattr(grad, "_cleared_at", -1) == grad._version
 
 
 class Captured(Recorded):
@@ -173,15 +291,24 @@ class Captured(Recorded):
     def _prepare(self, tensors: Sequence[Tensor]) -> None:
         # A graph reads and writes fixed places.
         self._inputs = [tensor.clone() for tensor in tensors]
+        self._device = next(t.device for t in (*tensors, *self.params) if t.is_cuda)
+        with torch.cuda.device(self._device):
+            self._capture()
+
+    def _capture(self) -> None:
         here = torch.cuda.current_device()
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         # Libraries set themselves up at first use, which a graph may not hold: use them before,
         # and take no step. (The optimiser's state was made in an eager step, or restored.)
-        with torch.random.fork_rng(devices=[here]), torch.cuda.stream(stream):
+        buffers = [t for t in self._program.constants if not t.requires_grad]
+        with torch.random.fork_rng(devices=[here]), torch.cuda.stream(stream), preserved(buffers):
             for _ in range(2):
                 self._program(*self._inputs)
         torch.cuda.current_stream().wait_stream(stream)
+        for param in self._used:  # Made before, so that the graph's memory is its own.
+            if param.grad is None:
+                param.grad = cleared(torch.zeros_like(param))
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph), _no_waiting():
             self._loss = super().__call__(self._inputs)
@@ -189,7 +316,8 @@ class Captured(Recorded):
     def __call__(self, tensors: Sequence[Tensor]) -> Tensor:
         for place, tensor in zip(self._inputs, tensors, strict=True):
             place.copy_(tensor, non_blocking=True)
-        self._graph.replay()
+        with torch.cuda.device(self._device):
+            self._graph.replay()
         return self._loss.clone()
 
 
@@ -212,26 +340,69 @@ def _no_waiting() -> Iterator[None]:
 # --- arguments ------------------------------------------------------------------------------------
 
 
-def signature(value: Any) -> Any:
-    """What a recording depends on: shapes and kinds of tensors, values of all else."""
-    if isinstance(value, Tensor):
-        return value.shape, value.stride(), value.dtype, value.device, value.requires_grad
-    if isinstance(value, (tuple, list)):
-        return tuple(map(signature, value))
-    return value if value.__hash__ else repr(value)
+class Arguments(NamedTuple):
+    """The arguments of a step, taken apart."""
+
+    tensors: list[Tensor]
+    """Those among them, in lists and dictionaries, too; each once."""
+    key: Any
+    """What a recording depends on: shapes and kinds of tensors, plain values, structure."""
+    fill: Fill
+    """Puts other tensors in their places."""
+    numbers: bool = False
+    """Whether there are plain numbers, which might be others at each step."""
+    opaque: Any = None
+    """What cannot be recorded: it may change unseen, or is no plain tensor."""
 
 
-def split_tensors(args: Any, kwargs: Any) -> tuple[list[Tensor], Fill]:
-    """The tensors among the arguments, and a function that puts others in their places."""
-    if not kwargs and all(isinstance(value, Tensor) for value in args):  # Mostly, and quickly.
-        return list(args), lambda tensors: (tuple(tensors), {})
+def arguments_of(args: Any, kwargs: Any) -> Arguments:
+    """Takes the arguments of a step apart."""
+    values = [*args, *kwargs.values()] if kwargs else list(args)
+    if all(_is_input(value) for value in values) and _distinct(values):  # Mostly, and quickly.
+        n, names = len(args), tuple(kwargs)
+
+        def quickly(tensors: Sequence[Tensor]) -> tuple[Any, Any]:
+            return tuple(tensors[:n]), dict(zip(names, tensors[n:], strict=True))
+
+        return Arguments(values, (names, *map(_kind, values)), quickly)
+    return _of_any_kind(args, kwargs)
+
+
+def _of_any_kind(args: Any, kwargs: Any) -> Arguments:
     flat, spec = torch.utils._pytree.tree_flatten((args, kwargs))
-    places = [i for i, value in enumerate(flat) if isinstance(value, Tensor)]
+    tensors: dict[int, Tensor] = {}
+    places: list[int | None] = []
+    key: list[Any] = [repr(spec)]
+    numbers, opaque = False, None
+    for value in flat:
+        if _is_input(value):
+            tensors.setdefault(id(value), value)
+            places.append(list(tensors).index(id(value)))
+            key.append((places[-1], _kind(value)))
+            continue
+        places.append(None)
+        numbers |= type(value) in (int, float, complex)
+        if not isinstance(value, _FIXED):
+            opaque, value = value, None
+        # Not equal but the same: True is 1 is 1.0, and NaN is not NaN.
+        key.append((type(value), repr(value) if isinstance(value, PLAIN) else value))
 
-    def fill(tensors: Sequence[Tensor]) -> tuple[Any, Any]:
-        values = list(flat)
-        for place, tensor in zip(places, tensors, strict=True):
-            values[place] = tensor
-        return cast("tuple[Any, Any]", torch.utils._pytree.tree_unflatten(values, spec))
+    def fill(given: Sequence[Tensor]) -> tuple[Any, Any]:
+        pairs = zip(places, flat, strict=True)
+        filled = [value if place is None else given[place] for place, value in pairs]
+        return cast("tuple[Any, Any]", torch.utils._pytree.tree_unflatten(filled, spec))
 
-    return [flat[i] for i in places], fill
+    return Arguments(list(tensors.values()), tuple(key), fill, numbers, opaque)
+
+
+def _is_input(value: Any) -> bool:
+    plain = type(value) is Tensor
+    return plain and value.layout is torch.strided and not value.requires_grad
+
+
+def _distinct(values: Sequence[Any]) -> bool:
+    return len(values) < 2 or len({id(value) for value in values}) == len(values)
+
+
+def _kind(tensor: Tensor) -> Any:
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device

@@ -8,7 +8,6 @@ their gradients) and replay them without Pyro, or compile them.
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,17 +15,34 @@ from typing import Any, cast
 
 import pyro
 import torch
-from pyro.infer import SVI, RenyiELBO, Trace_ELBO
+from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.util import torch_item
 from pyro.optim import PyroOptim
-from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 
 from pyro_vaes.core.choices import MODES, Mode
+from pyro_vaes.inference.adapters import MetParameters, argument_of, as_objective, name_of
 from pyro_vaes.inference.elbo import ELBO, NotReparameterizedError
+from pyro_vaes.inference.guarding import Keeper, NotRecordableError, reason_of
+from pyro_vaes.inference.joint_optimizer import capturable, joint_optimizer
 from pyro_vaes.inference.many_samples import ManySamples
-from pyro_vaes.inference.recording import Captured, Fill, Recorded, signature, split_tensors
+from pyro_vaes.inference.recording import (
+    Arguments,
+    Captured,
+    Recorded,
+    UnknownParameterError,
+    arguments_of,
+    cleared,
+)
+from pyro_vaes.inference.watching import Watch
 
 __all__ = ["FastSVI"]
+
+_MOST_PROGRAMS = 32  # recordings of one SVI: each costs a second, and memory
+_MOST_NUMBERS = 8  # different plain numbers among the arguments, each met once
+_MOST_CHANGES = 3  # steps in a row in which something that is read has changed
+_NUMBERS, _DEVICES = (int, float, complex), ("cpu", "cuda")
 
 
 class FastSVI(SVI):
@@ -47,9 +63,11 @@ class FastSVI(SVI):
     - ``auto``: ``traced``.
 
     A recorded step sees parameters, buffers and weights of the objective by reference, so a
-    schedule may change their values. Python-side state is frozen into it: after switching a module
-    between training and evaluation behaviour, or changing a plain number, call :meth:`retrace`. A
-    parameter that is frozen or thawed is noticed.
+    schedule may change their values. It also notices that what the model reads (attributes,
+    closures, globals, a module's training flag) is another object or number, and is then recorded
+    anew. What cannot be replayed (arrays and objects as arguments, values or shapes that the data
+    decide, numbers that are others at each step) runs in eager mode; this is said once, and
+    :attr:`mode` is the mode that steps are run in.
 
     Args:
         model: a Pyro model.
@@ -73,52 +91,96 @@ class FastSVI(SVI):
         guide: Callable[..., Any],
         optim: PyroOptim | Callable[[Any], torch.optim.Optimizer],
         loss: Any = None,
+        loss_and_grads: Callable[..., Any] | None = None,
+        num_samples: int = 0,
+        num_steps: int = 0,
+        *,
         mode: Mode = "auto",
         clip_norm: float | None = None,
         combine: Callable[[Sequence[Tensor], Tensor], Tensor] | None = None,
+        **options: Any,
     ) -> None:
         if mode not in MODES:
             raise ValueError(f"Expected mode to be one of {', '.join(MODES)}; got {mode!r}.")
         if mode == "cuda_graph" and not torch.cuda.is_available():
             raise ValueError("Expected a CUDA device for mode 'cuda_graph'; found none.")
-        # The parent insists on a PyroOptim and does nothing else that we need.
-        self.model, self.guide, self.optim = model, guide, optim
+        if isinstance(optim, torch.optim.Optimizer) or not callable(optim):
+            raise ValueError(
+                "Expected a pyro.optim optimiser, or a function that makes a torch.optim one from "
+                f"parameters; got {type(optim).__name__}. Try lambda params: Adam(params, lr=1e-3)."
+            )
         self.loss_object = Trace_ELBO() if loss is None else loss
+        # The parent insists on a PyroOptim.
+        theirs = optim if isinstance(optim, PyroOptim) else PyroOptim(optim, {})
+        super().__init__(
+            model,
+            guide,
+            theirs,
+            self.loss_object,
+            loss_and_grads,
+            num_samples,
+            num_steps,
+            **options,
+        )
+        self.optim = optim
         self.mode: Mode = "traced" if mode == "auto" else mode
         self.clip_norm = clip_norm
         self.combine = combine
-        self.optimizer: torch.optim.Optimizer | None = None
-        self._objective = _as_objective(self.loss_object)
+        self._joint = joint_optimizer(optim)
+        self._joint.captured |= mode == "cuda_graph"
+        self._objective = as_objective(self.loss_object)
         self._programs: dict[Any, Recorded] = {}
-        self._params: dict[str, Tensor] = {}
-        self._clips: list[tuple[Tensor, dict[str, Any]]] = []
-        self._groups: dict[str, dict[str, Any]] = {}  # The optimiser's, by their options.
+        self._params: dict[str, Tensor] = {}  # As they were last met.
         self._stepped: set[int] = set()  # Parameters that took an eager step before a graph.
         self._validated = False
         self._reparameterized = False  # Not known before the first step.
+        self._forget()
+        if self._objective is None:
+            reason = f"{name_of(self.loss_object)} computes its own gradients"
+            self._fall_back(NotRecordableError(reason), said=mode == "auto")
+        elif self._joint.separate:
+            self._fall_back(NotRecordableError(f"{type(optim).__name__} steps in its own way"))
 
-    def step(self, *args: Any, **kwargs: Any) -> float:
-        """Takes one gradient step; returns the loss before it, in nats summed over the batch."""
-        loss = float(self.update(*args, **kwargs))
+    def _forget(self) -> None:
+        self._programs.clear()
+        self._made = 0  # Recordings so far.
+        self._changes = 0  # Steps in a row that found what they read changed.
+        self._watch: Watch | None = None  # What is read, since it last changed.
+        self._sightings: set[Any] = set()  # Of arguments with numbers, not recorded yet.
+        self._settings = self._settings_now()
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer | None:
+        """The optimiser over all parameters; None before the first step."""
+        return self._joint.optimizer
+
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        """Takes one gradient step; returns the loss before it, in nats summed over the batch.
+
+        A float; a tuple of them from a loss that is a tuple (``ReweightedWakeSleep``).
+        """
+        loss: Any = self.update(*args, **kwargs)
+        if isinstance(loss, tuple):
+            return type(loss)(map(torch_item, loss))
+        loss = float(loss)
         if loss != loss:
             warnings.warn("Encountered NaN: loss", stacklevel=2)
         return loss
 
     def update(self, *args: Any, **kwargs: Any) -> Tensor:
         """Like :meth:`step`, but the loss stays a tensor on its device: nothing waits for it."""
-        if self._objective is None or self.optimizer is None or self.mode == "eager":
-            return self._eager_update(args, kwargs)
-        if self.mode == "cuda_graph" and self._lacks_state():
-            # Made inside a graph, the optimiser's state would be made anew at each replay.
-            return self._eager_update(args, kwargs)
-        tensors, fill = split_tensors(args, kwargs)
-        recorded = self._program(args, kwargs, tensors, fill)
-        return self._eager_update(args, kwargs) if recorded is None else recorded(tensors)
+        if self.mode != "eager":
+            arguments = arguments_of(args, kwargs)
+            recorded = self._recorded(arguments, args, kwargs)
+            if recorded is not None:
+                self._changes = 0
+                return recorded(arguments.tensors)
+        return self._eager_update(args, kwargs)
 
-    def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
+    def evaluate_loss(self, *args: Any, **kwargs: Any) -> Any:
         """The loss without a step, in nats summed over the batch."""
-        with torch.no_grad(), self._validation():
-            return float(self.loss_object.loss(self.model, self.guide, *args, **kwargs))
+        with self._validation():
+            return super().evaluate_loss(*args, **kwargs)
 
     def prepare(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Finds the parameters and makes the optimiser, without a step and without randomness.
@@ -126,77 +188,117 @@ class FastSVI(SVI):
         Runs the model and guide once, with Pyro's validation. Not needed before :meth:`step`;
         useful where the optimiser's state is to be restored first.
         """
-        with torch.random.fork_rng(), torch.no_grad(), self._validation(), _Params(self._params):
-            self.loss_object.loss(self.model, self.guide, *args, **kwargs)
+        met: dict[str, Tensor] = {}
+        keeper = Keeper()
+        with (
+            torch.random.fork_rng(),
+            torch.no_grad(),
+            self._validation(),
+            MetParameters(met),
+            keeper,
+        ):
+            self.loss(self.model, self.guide, *args, **kwargs)
+        keeper.restore()
         if self._objective is not None:
             # Pyro finds it by running the model once more, which in a step would draw noise.
             self._objective.max_plate_nesting = self.loss_object.max_plate_nesting
-        self._adopt()
+        self._take_in(met)
         if self.optimizer is None:
             raise ValueError("Expected a model or guide with parameters to train; got none.")
         return self.optimizer
 
     def retrace(self) -> None:
         """Forgets the recorded steps: the next one runs the model and guide again."""
-        self._programs.clear()
+        self._forget()
         self._reparameterized = False
 
     # --- eager -------------------------------------------------------------------------------
 
-    def _eager_update(self, args: Any, kwargs: Any) -> Tensor:
+    def _eager_update(self, args: Any, kwargs: Any) -> Any:
         met: dict[str, Tensor] = {}
-        with self._validation(), _Params(met):
+        with self._validation(), MetParameters(met):
             loss = self._loss_and_grads(args, kwargs)
-        # Only what this model and guide announce: the store may hold other models' parameters.
-        if met.keys() - self._params.keys():
-            self._params |= met
-            self._adopt()
+        self._take_in(met)
+        params = list({id(p): p for p in met.values() if p.requires_grad}.values())
         if self.mode == "cuda_graph":
-            for param in self._trained():
-                if (
-                    param.grad is None
-                ):  # As in a recording, where what has no part in the loss has 0.
-                    param.grad = torch.zeros_like(param)
-                self._stepped.add(id(param))
-        return self._apply_gradients(loss)
+            self._stepped |= set(map(id, params))
+        loss = self._apply_gradients(loss, params)
+        grads = [param.grad for param in params if param.grad is not None]
+        if grads:
+            torch._foreach_zero_(grads)
+        for grad in grads:
+            cleared(grad)
+        return loss
 
-    def _loss_and_grads(self, args: Any, kwargs: Any) -> Tensor:
-        if self._objective is not None:
-            generator = None if self._reparameterized else torch.get_rng_state()
+    def _take_in(self, met: dict[str, Tensor]) -> None:
+        """Gives parameters to the optimiser that were not met before, or are others by now."""
+        # Only what this model and guide announce: the store may hold other models' parameters.
+        fresh = {name: p for name, p in met.items() if self._params.get(name) is not p}
+        if fresh:
+            if fresh.keys() & self._params.keys():
+                self._programs.clear()
+            self._params |= fresh
+            self._joint.adopt(fresh.values())
+
+    def _loss_and_grads(self, args: Any, kwargs: Any) -> Any:
+        self._follow_settings()
+        objective = self._objective
+        if objective is None:
+            loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
+            return loss if isinstance(loss, tuple) else torch.as_tensor(loss).detach()
+        if objective is self.loss_object:
+            value = objective.tensor_loss(self.model, self.guide, *args, **kwargs)
+        else:
+            pairs = objective._get_traces(self.model, self.guide, args, kwargs)
             try:
-                loss = self._objective.tensor_loss(self.model, self.guide, *args, **kwargs)
+                value = objective.loss_of(pairs if self._reparameterized else (pairs := [*pairs]))
             except NotReparameterizedError as error:
-                if self._objective is self.loss_object:
-                    raise
-                # Pyro's own loss knows what to do with such a guide: let it, on the same noise.
-                self._fall_back(error)
-                self._objective = None
-                if generator is not None:
-                    torch.set_rng_state(generator)
-            else:
-                self._reparameterized = True
-                if loss.requires_grad:
-                    loss.backward()
-                return loss.detach()
-        return torch.as_tensor(
-            self.loss_object.loss_and_grads(self.model, self.guide, *args, **kwargs)
-        )
+                return self._as_pyro_does(error, pairs, args, kwargs)
+            # Found by running the model once more; the user's loss is not to draw for it again.
+            self.loss_object.max_plate_nesting = objective.max_plate_nesting
+        self._reparameterized = True
+        if value.requires_grad:
+            value.backward()
+        return value.detach()
 
-    def _fall_back(self, error: Exception, mode: Mode = "eager") -> None:
-        if self.mode != "eager":
-            reason = str(error).strip().split("\n")[0]
+    def _as_pyro_does(self, error: Exception, pairs: Any, args: Any, kwargs: Any) -> Tensor:
+        """The gradients of Pyro's own loss, from the traces that were refused: on their noise."""
+        self._fall_back(error)
+        nesting = cast(Any, self._objective).max_plate_nesting
+        loss: Any = self.loss_object
+        self._objective = None
+        loss.max_plate_nesting = nesting
+        # Shadowed for this one call.
+        loss._get_traces = lambda *_: iter(pairs)
+        try:
+            return torch.as_tensor(self.loss_and_grads(self.model, self.guide, *args, **kwargs))
+        finally:
+            del loss._get_traces
+
+    def _settings_now(self) -> tuple[Any, ...]:
+        loss = self.loss_object
+        names = ("num_particles", "vectorize_particles", "alpha")
+        return self.model, self.guide, *(getattr(loss, name, None) for name in names)
+
+    def _follow_settings(self) -> None:
+        """Takes over another model or guide, or other options of the loss."""
+        if self._settings != self._settings_now():
+            self._forget()
+            if self._objective is not None:
+                self._objective = as_objective(self.loss_object)
+
+    def _fall_back(self, error: Exception, mode: Mode = "eager", said: bool = False) -> None:
+        if self.mode != "eager" and not said:
             wish = "captured as a CUDA graph" if self.mode == "cuda_graph" else self.mode
             warnings.warn(
-                f"FastSVI goes on in {mode} mode: the step could not be {wish} ({reason}).",
+                f"FastSVI goes on in {mode} mode: the step could not be {wish} "
+                f"({reason_of(error)}).",
                 stacklevel=2,
             )
-        if self.mode == "cuda_graph" and self.optimizer is not None:
+        if self.mode == "cuda_graph":
             # As it would have been made for the other mode, in which the run will be resumed.
-            for group in self.optimizer.param_groups:
-                if isinstance(group.get("lr"), Tensor):  # Some optimisers have none.
-                    group["lr"] = float(group["lr"])
-                if "capturable" in group:
-                    group["capturable"] = False
+            self._joint.leave_graphs()
+        self._programs.clear()
         self.mode = mode
 
     @contextmanager
@@ -211,17 +313,86 @@ class FastSVI(SVI):
 
     # --- recorded ----------------------------------------------------------------------------
 
-    def _program(
-        self, args: Any, kwargs: Any, tensors: list[Tensor], fill: Fill
-    ) -> Recorded | None:
-        key = (signature(args), signature(tuple(sorted(kwargs.items()))))
-        recorded = self._programs.get(key)
-        if recorded is not None and not recorded.stale:
-            return recorded
-        self._programs.pop(key, None)
-        if not self._trained():
+    def _recorded(self, arguments: Arguments, args: Any, kwargs: Any) -> Recorded | None:
+        """The recording of a step with such arguments; None if it is to run as it is."""
+        self._follow_settings()
+        refusal = self._refusal(arguments, args, kwargs)
+        if refusal is not None:
+            self._fall_back(NotRecordableError(refusal))
             return None
-        if self.mode == "cuda_graph" and not _capturable(self.optimizer):
+        key = arguments.key, torch.get_default_dtype(), *map(torch.is_autocast_enabled, _DEVICES)
+        recorded = self._programs.get(key)
+        if recorded is not None and recorded.stale:
+            del self._programs[key]
+            recorded = None
+        if recorded is None:
+            if not self._worth_recording(key, arguments, args, kwargs):
+                return None
+            recorded = self._program(key, arguments)
+        elif recorded.changed is not None:
+            self._programs.clear()
+            self._changed(recorded.changed)
+            return None
+        if recorded is None or not recorded.at_hand:
+            return None
+        if self.mode == "cuda_graph" and recorded.hooked:
+            self._fall_back(NotRecordableError("a gradient has hooks"), "traced")
+            return None
+        return recorded
+
+    def _refusal(self, arguments: Arguments, args: Any, kwargs: Any) -> str | None:
+        if _PYRO_STACK:
+            return f"it runs inside Pyro's {type(_PYRO_STACK[-1]).__name__}"
+        if arguments.opaque is None:
+            return None
+        value = arguments.opaque
+        name = argument_of(self.model, args, kwargs, lambda leaf: leaf is value)
+        if isinstance(value, Tensor):
+            return f"argument {name} is no plain tensor without gradient"
+        return f"argument {name} is a {type(value).__name__}, which may change unseen: pass tensors"
+
+    def _worth_recording(self, key: Any, arguments: Arguments, args: Any, kwargs: Any) -> bool:
+        """Whether to record: what will hardly be met again costs more than it saves."""
+        if arguments.numbers and key not in self._sightings:
+            self._sightings.add(key)
+            if len(self._sightings) > _MOST_NUMBERS:
+                name = argument_of(self.model, args, kwargs, lambda leaf: type(leaf) in _NUMBERS)
+                reason = f"argument {name} is another number at each step: pass it as a tensor"
+                self._fall_back(NotRecordableError(reason))
+            return False
+        if not self._trained() or (self.mode == "cuda_graph" and self._lacks_state()):
+            # Made inside a graph, the optimiser's state would be made anew at each replay.
+            return False
+        changed = self._watch.changed() if self._watch is not None else None
+        if changed is not None:
+            self._changed(changed)
+            return False
+        if self._made < _MOST_PROGRAMS:
+            return True
+        if not self._programs:
+            self._fall_back(NotRecordableError(f"{self._made} recordings have been outdated"))
+        elif self._made == _MOST_PROGRAMS:
+            self._made += 1
+            warnings.warn(
+                f"FastSVI has recorded {_MOST_PROGRAMS} steps with arguments of different shapes "
+                "or values; those with others run in eager mode.",
+                stacklevel=2,
+            )
+        return False
+
+    def _changed(self, name: str) -> None:
+        """What a step reads has changed: once or now and then, or at every step."""
+        self._watch = self._watch_now()
+        self._changes += 1
+        if self._changes >= _MOST_CHANGES:
+            reason = f"{name!r} changes from step to step: pass it as an argument"
+            self._fall_back(NotRecordableError(reason))
+
+    def _watch_now(self) -> Watch:
+        return Watch(model=self.model, guide=self.guide, loss=vars(self._objective))
+
+    def _program(self, key: Any, arguments: Arguments) -> Recorded | None:
+        if self.mode == "cuda_graph" and not capturable(self.optimizer):
             name = type(self.optimizer).__name__
             self._fall_back(ValueError(f"{name} is not capturable"), "traced")
         kind = Captured if self.mode == "cuda_graph" else Recorded
@@ -229,165 +400,51 @@ class FastSVI(SVI):
 
         def loss(*inputs: Tensor) -> Tensor:
             objective = cast("ELBO | ManySamples", self._objective)
-            filled, by_name = fill(inputs)
-            with _Params(met):
+            filled, by_name = arguments.fill(inputs)
+            with MetParameters(met):
                 return objective.tensor_loss(self.model, self.guide, *filled, **by_name)
 
+        self._made += 1
         try:
             recorded = kind(
-                loss, self._trained(), self._apply_gradients, tensors, self.mode == "compiled"
+                loss,
+                self._trained(),
+                met,
+                self._apply_gradients,
+                arguments.tensors,
+                self._watch_now(),
+                self.mode == "compiled",
             )
+        except UnknownParameterError:
+            # Frozen from the start and thawed since: recorded once an eager step has taken it in.
+            return None
         except Exception as error:
             # What a graph cannot hold may still be recorded.
             self._fall_back(error, "traced" if kind is Captured else "eager")
-            return self._program(args, kwargs, tensors, fill) if kind is Captured else None
-        if met.keys() - self._params.keys():
-            # Frozen from the start and thawed since: recorded once an eager step has taken it in.
-            return None
+            return self._program(key, arguments) if kind is Captured else None
+        self._sightings.discard(key)
         self._programs[key] = recorded
         return recorded
 
     # --- the one optimiser -------------------------------------------------------------------
 
     def _trained(self) -> list[Tensor]:
-        groups = self.optimizer.param_groups if self.optimizer else []
-        return [p for group in groups for p in group["params"] if p.requires_grad]
+        """The parameters met so far, each once."""
+        return list({id(p): p for p in self._params.values() if p.requires_grad}.values())
 
     def _lacks_state(self) -> bool:
         """Whether the optimiser is still to meet a parameter: its first step, or a thawed one."""
         state = cast(torch.optim.Optimizer, self.optimizer).state
         # Some optimisers keep none.
-        return any(p not in state and id(p) not in self._stepped for p in self._trained())
+        return any(not state.get(p) and id(p) not in self._stepped for p in self._trained())
 
-    def _adopt(self) -> None:
-        """Gives every parameter seen so far to the optimiser, grouped by its options."""
-        known = {
-            id(p)
-            for g in (self.optimizer.param_groups if self.optimizer else [])
-            for p in g["params"]
-        }
-        # One tensor may be announced under two names (a VampPrior holds its posterior's).
-        fresh: dict[str, Tensor] = {}
-        for name, param in self._params.items():
-            if id(param) not in known:
-                known.add(id(param))
-                fresh[name] = param
-        if not fresh:
-            return
-        groups: dict[str, dict[str, Any]] = {}
-        for name, param in fresh.items():
-            options = self._options(name, param)
-            key = repr(sorted(options.items()))
-            if key in self._groups:  # Schedulers know the groups that they began with.
-                self._groups[key]["params"].append(param)
-                continue
-            groups.setdefault(key, {"params": [], **options})["params"].append(param)
-        if self.optimizer is None:
-            self.optimizer = self._make(list(groups.values()))
-        else:
-            for group in groups.values():
-                self.optimizer.add_param_group(group)
-            self._point_at_rates(self.optimizer)
-        for key, group in groups.items():
-            # A user's own optimiser may have grouped them otherwise, or left some out.
-            first = group["params"][0]
-            for there in self.optimizer.param_groups:
-                if any(param is first for param in there["params"]):
-                    self._groups[key] = there
-
-    def _options(self, name: str, param: Tensor) -> dict[str, Any]:
-        if not isinstance(self.optim, PyroOptim):
-            return {}
-        clips = self.optim._get_grad_clip_args(param)  # type: ignore[arg-type]
-        if clips:
-            self._clips.append((param, clips))
-        return dict(self.optim._get_optim_args(param))  # type: ignore[arg-type]
-
-    def _make(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        if not isinstance(self.optim, PyroOptim):
-            optimizer = self.optim(groups)
-            self._point_at_rates(optimizer)
-            return optimizer
-        constructor: Any = self.optim.pt_optim_constructor
-        options = fused_options(constructor, self._params.values())
-        if self.mode == "cuda_graph" and "capturable" in inspect.signature(constructor).parameters:
-            options["capturable"] = True
-        optimizer = constructor(groups, **options)
-        self._point_at_rates(optimizer)
-        scheduler = getattr(self.optim, "pt_scheduler_constructor", None)
-        if scheduler is not None:
-            # Pyro's scheduler steps whatever stands in optim_objs: let it be the one we have.
-            schedule = scheduler(optimizer, **self.optim.kwargs)  # type: ignore[attr-defined]
-            self.optim.optim_objs = {"all": schedule}
-        return cast(torch.optim.Optimizer, optimizer)
-
-    def _point_at_rates(self, optimizer: torch.optim.Optimizer) -> None:
-        """Makes rates tensors: a graph reads them where they are, and they can be scheduled."""
-        if self.mode == "cuda_graph" and _capturable(optimizer):
-            for group in optimizer.param_groups:
-                if not isinstance(group["lr"], Tensor):
-                    device = group["params"][0].device
-                    group["lr"] = torch.tensor(group["lr"], dtype=torch.float32, device=device)
-
-    def _apply_gradients(self, loss: Tensor) -> Tensor:
+    def _apply_gradients(self, loss: Tensor, params: Sequence[Tensor]) -> Tensor:
         """Takes the step; returns the loss, of all processes if there are several."""
-        if self.optimizer is None:
-            return loss
         if self.combine is not None:
-            loss = self.combine(self._trained(), loss)
-        for param, clips in self._clips:
-            if param.grad is not None:
-                PyroOptim._clip_grad(param, **clips)
+            loss = self.combine(params, loss)
+        self._joint.clip(params)
         if self.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self._trained(), self.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+            torch.nn.utils.clip_grad_norm_(params, self.clip_norm)
+        if params:
+            self._joint.step(params)
         return loss
-
-
-def _capturable(optimizer: torch.optim.Optimizer | None) -> bool:
-    """Whether a graph can hold the optimiser's steps: it counts on the device, and never waits."""
-    assert optimizer is not None
-    stateless = isinstance(optimizer, torch.optim.SGD)
-    return all(
-        group.get("capturable") or (stateless and group.get("fused"))
-        for group in optimizer.param_groups
-    )
-
-
-def _as_objective(loss: Any) -> ELBO | ManySamples | None:
-    """The loss as an objective that can be recorded; None if it must run its own way."""
-    if isinstance(loss, ELBO):
-        return loss
-    if type(loss) not in (Trace_ELBO, RenyiELBO):
-        return None
-    options = {
-        "num_particles": loss.num_particles,
-        "max_plate_nesting": loss.max_plate_nesting,
-        "vectorize_particles": loss.vectorize_particles,
-        "strict_enumeration_warning": loss.strict_enumeration_warning,
-    }
-    return ELBO(**options) if type(loss) is Trace_ELBO else ManySamples(loss.alpha, **options)
-
-
-class _Params(Messenger):
-    """Adds the parameters met inside to ``params``; lighter than a trace, as every step has one."""
-
-    def __init__(self, params: dict[str, Tensor]) -> None:
-        super().__init__()
-        self.params = params
-
-    def _pyro_post_param(self, msg: Any) -> None:
-        # The last of a name counts: an autoguide sets itself up in its first call, and replaces
-        # what it announced there.
-        self.params[msg["name"]] = msg["value"].unconstrained()
-
-
-def fused_options(constructor: Any, params: Any) -> dict[str, bool]:
-    """Asks for the fused implementation of an optimiser, else the foreach one, where they exist."""
-    names = inspect.signature(constructor).parameters
-    floating = all(p.is_floating_point() for p in params)
-    devices = {p.device.type for p in params}
-    if "fused" in names and floating and devices <= {"cpu", "cuda", "mps"}:
-        return {"fused": True}
-    return {"foreach": True} if "foreach" in names else {}

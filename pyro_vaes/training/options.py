@@ -99,19 +99,24 @@ def auto_mode(*, steps: int, recordable: bool, captures: bool, before: str | Non
     return "compiled" if steps >= COMPILE_FROM_STEPS else "traced"
 
 
-def device_of(name: str) -> torch.device:
-    """The device of that name; ``auto`` is CUDA if there is one, else the CPU."""
-    available = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
+def device_of(name: str | torch.device) -> torch.device:
+    """The device of that name (``cuda:1`` is the second); ``auto`` is CUDA if there, else the CPU.
+
+    Raises:
+        ValueError: for a device that this machine has not, or that steps are not run on.
+    """
+    counts = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
+        "mps": int(torch.backends.mps.is_available()),
     }
     if name == "auto":
-        return torch.device("cuda" if available["cuda"] else "cpu")
-    if name not in available:
-        raise ValueError(f"Expected device among auto, {', '.join(available)}; got {name!r}.")
-    if not available[name]:
-        raise ValueError(f"Expected a device that this machine has; got {name!r}.")
+        return torch.device("cuda" if counts["cuda"] else "cpu")
+    kind, _, index = str(name).partition(":")
+    if kind not in counts or not (index or "0").isdecimal():
+        raise ValueError(f"Expected device among auto, {', '.join(counts)}; got {str(name)!r}.")
+    if int(index or 0) >= counts[kind]:
+        raise ValueError(f"Expected a device that this machine has; got {str(name)!r}.")
     return torch.device(name)
 
 

@@ -20,9 +20,9 @@ from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 from pyro_vaes.core.choices import OPTIMIZERS, SCHEDULES
 from pyro_vaes.data.splits import Split, as_split
 from pyro_vaes.inference.elbo import ELBO
+from pyro_vaes.inference.joint_optimizer import fused_options
 from pyro_vaes.inference.noise import normals_drawn_by
 from pyro_vaes.inference.recording import Program
-from pyro_vaes.inference.svi import fused_options
 from pyro_vaes.storage.tensors import fill, named_tensors
 from pyro_vaes.training.history import History
 from pyro_vaes.training.options import FitOptions, device_of

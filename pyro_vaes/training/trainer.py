@@ -64,7 +64,7 @@ def fit(
     patience: int | None = None,
     ema_decay: float = 0.0,
     seed: int = 0,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     mode: Mode = "auto",
     precision: str = "float32",
     out: str | Path | None = None,
@@ -101,7 +101,8 @@ def fit(
         ema_decay: decay of an exponential moving average of the weights, which is then what is
             validated, kept and saved; 0 for none.
         seed: see above.
-        device: ``auto`` (CUDA if there is one, else the CPU), ``cpu``, ``cuda``, ``mps``.
+        device: ``auto`` (CUDA if there is one, else the CPU), ``cpu``, ``cuda``, ``mps``; one of
+            several as ``cuda:1``; or a ``torch.device``.
         mode: how steps are run; ``auto`` decides from device and number of steps (on CUDA a graph,
             unless there are few), never from a timing.
         precision: of the matrix products in training: ``float32``, ``tf32`` (on CUDA) or ``bf16``.
@@ -149,7 +150,7 @@ def fit(
             patience=patience,
             ema_decay=ema_decay,
             seed=seed,
-            device=device,
+            device=str(device),
             mode=mode,
             precision=precision,
         ),

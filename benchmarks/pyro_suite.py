@@ -1,0 +1,254 @@
+"""Runs Pyro's own tests and examples with ``SVI``, and with ``FastSVI`` in its place.
+
+Takes a checkout of Pyro's repository (of the installed version, or near it)::
+
+    python benchmarks/pyro_suite.py ../pyro
+    python benchmarks/pyro_suite.py ../pyro --only optim/test_optim.py --modes traced
+    python benchmarks/pyro_suite.py ../pyro --examples --only eight_schools vae
+
+Prints what passes under SVI and fails under FastSVI, and in which mode each program ended. What
+reads ``optim_objs`` may differ; nothing else should. A test that is still running after its time
+counts neither as passed nor as failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import importlib.util
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pyro.infer
+import pyro.infer.svi
+
+import pyro_vaes as pv
+
+TESTS = (
+    "optim",
+    "params",
+    "infer/autoguide",
+    "infer/reparam",
+    "infer/test_autoguide.py",
+    "infer/test_abstract_infer.py",
+    "infer/test_elbo_mapdata.py",
+    "infer/test_enum.py",
+    "infer/test_gradient.py",
+    "infer/test_inference.py",
+    "infer/test_initialization.py",
+    "infer/test_multi_sample_elbos.py",
+    "infer/test_predictive.py",
+    "infer/test_valid_models.py",
+)
+_MODE, _LOG, _SECONDS = "PYRO_SUITE_MODE", "PYRO_SUITE_LOG", "PYRO_SUITE_SECONDS"
+_made: list[pv.FastSVI] = []
+
+
+# --- in a process of its own: SVI replaced --------------------------------------------------------
+
+
+def replace() -> None:
+    """Puts FastSVI where a program will look for SVI, if the environment names a mode for it."""
+    mode: Any = os.environ[_MODE]
+    if mode == "svi":
+        return
+
+    class SVI(pv.FastSVI):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, mode=mode, **kwargs)
+            _made.append(self)
+
+    original = pyro.infer.SVI
+    for name, module in list(sys.modules.items()):
+        if name.startswith("pyro.") and getattr(module, "SVI", None) is original:
+            module.SVI = SVI  # type: ignore[attr-defined]
+
+
+def _log(name: str, outcome: str, reason: str) -> None:
+    modes = dict(collections.Counter(svi.mode for svi in _made))
+    _made.clear()
+    line = {"name": name, "outcome": outcome, "modes": modes, "reason": reason}
+    with Path(os.environ[_LOG]).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+class _OutOfTimeError(BaseException):
+    """No ``Exception``: nobody shall catch it on the way."""
+
+
+def _ring(*_: Any) -> None:
+    raise _OutOfTimeError
+
+
+# The hooks of a pytest plugin, which this module is in the tests' process.
+
+
+def pytest_configure(config: Any) -> None:
+    replace()
+    config.addinivalue_line("filterwarnings", "ignore:FastSVI")
+    # Of torch versions after Pyro's release.
+    config.addinivalue_line("filterwarnings", "ignore:.*torch.jit:DeprecationWarning")
+
+
+def pytest_runtest_setup(item: Any) -> None:
+    _made.clear()
+    signal.signal(signal.SIGALRM, _ring)
+    signal.alarm(int(os.environ[_SECONDS]))
+
+
+def pytest_runtest_logreport(report: Any) -> None:
+    if report.when == "call" or (report.when == "setup" and report.outcome != "passed"):
+        text = report.longreprtext.strip().split("\n")[-1] if report.failed else ""
+        out_of_time = "_OutOfTimeError" in text
+        _log(report.nodeid, "out of time" if out_of_time else report.outcome, text)
+    if report.when == "call":
+        signal.alarm(0)
+
+
+def _run_example(path: Path, arguments: list[str]) -> None:
+    replace()
+    sys.argv = [str(path), *arguments]
+    sys.path.insert(0, str(path.parent))
+    name = " ".join([path.name, *arguments])
+    try:
+        runpy.run_path(str(path), run_name="__main__")
+    except Exception as error:
+        _log(name, "failed", f"{type(error).__name__}: {error}".split("\n")[0])
+    else:
+        _log(name, "passed", "")
+
+
+# --- the whole ------------------------------------------------------------------------------------
+
+Results = dict[str, dict[str, Any]]
+_CRASHED = {"outcome": "failed", "modes": {}, "reason": "the process ended without a word"}
+
+
+def _environment(mode: str, log: Path, seconds: int) -> dict[str, str]:
+    here = str(Path(__file__).parent)
+    path = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
+    told = {_MODE: mode, _LOG: str(log), _SECONDS: str(seconds), "PYTHONPATH": path}
+    return {**os.environ, **told, "MPLBACKEND": "Agg"}
+
+
+def run_tests(checkout: Path, mode: str, options: argparse.Namespace) -> Results:
+    """The outcome of each test under a mode."""
+    chosen = [f"tests/{name}" for name in options.only or TESTS]
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder, "log.jsonl")
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "pyro_suite",
+            "-p",
+            "no:cacheprovider",
+        ]
+        command += ["-k", options.keyword] if options.keyword else []
+        subprocess.run(
+            [*command, *chosen],
+            cwd=checkout,
+            env=_environment(mode, log, options.seconds),
+            stdout=subprocess.DEVNULL,
+            check=False,
+        )
+        return _read(log)
+
+
+def run_examples(checkout: Path, mode: str, options: argparse.Namespace) -> Results:
+    """The same of the examples, with the arguments that Pyro tests them with."""
+    results: Results = {}
+    for example in _examples(checkout):
+        name, *arguments = example.split()
+        if options.only and not any(name.startswith(only) for only in options.only):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            log = Path(folder, "log.jsonl")
+            path = checkout / "examples" / name
+            try:
+                subprocess.run(
+                    [sys.executable, "-W", "ignore", __file__, "--example", str(path), *arguments],
+                    cwd=folder,
+                    env=_environment(mode, log, options.seconds),
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    timeout=options.seconds,
+                    check=False,
+                )
+            except subprocess.TimeoutExpired:
+                results[example] = {"outcome": "out of time", "modes": {}, "reason": ""}
+            else:
+                results[example] = next(iter(_read(log).values()), _CRASHED)
+    return results
+
+
+def _examples(checkout: Path) -> list[str]:
+    sys.path.insert(0, str(checkout))
+    path = checkout / "tests" / "test_examples.py"
+    spec = importlib.util.spec_from_file_location("pyros_examples", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return [e if isinstance(e, str) else e.values[0] for e in module.CPU_EXAMPLES]
+
+
+def _read(log: Path) -> Results:
+    if not log.exists():
+        return {}
+    lines = map(json.loads, log.read_text("utf-8").splitlines())
+    return {line["name"]: line for line in lines}
+
+
+def compare(theirs: Results, ours: Results, mode: str, verbose: bool) -> int:
+    """Prints the differences under a mode; returns how many pass with SVI and fail with FastSVI."""
+    passed = [name for name, line in theirs.items() if line["outcome"] == "passed"]
+    outcomes = collections.Counter(ours.get(n, {"outcome": "missing"})["outcome"] for n in passed)
+    print(f"\n{mode}: of {len(passed)} that pass with SVI, {dict(outcomes)}")
+    failed = [name for name in passed if ours.get(name, {}).get("outcome") == "failed"]
+    for name in failed:
+        print(f"  FAILS  {name}\n         {ours[name]['reason']}")
+    modes: collections.Counter[str] = collections.Counter()
+    for name in passed:
+        ran = ours.get(name, {}).get("modes", {})
+        modes.update(ran)
+        if verbose and ran:
+            print(f"  {'+'.join(f'{n} {m}' for m, n in ran.items()):20} {name}")
+    print(f"  programs by the mode that they ended in: {dict(modes)}")
+    return len(failed)
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--example"]:
+        _run_example(Path(sys.argv[2]), sys.argv[3:])
+        return
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("checkout", type=Path)
+    parser.add_argument("--examples", action="store_true", help="the examples, not the tests")
+    parser.add_argument("--only", nargs="+", help="files of tests/, or beginnings of examples")
+    parser.add_argument("--keyword", help="pytest's -k")
+    parser.add_argument("--modes", nargs="+", default=["eager", "traced"])
+    parser.add_argument("--seconds", type=int, default=120, help="for one test or example")
+    parser.add_argument("--verbose", action="store_true", help="the mode of each program")
+    options = parser.parse_args()
+    checkout = options.checkout.resolve()
+    run = run_examples if options.examples else run_tests
+    theirs = run(checkout, "svi", options)
+    print(f"SVI: {dict(collections.Counter(line['outcome'] for line in theirs.values()))}")
+    failed = sum(
+        compare(theirs, run(checkout, mode, options), mode, options.verbose)
+        for mode in options.modes
+    )
+    sys.exit(bool(failed))
+
+
+if __name__ == "__main__":
+    main()

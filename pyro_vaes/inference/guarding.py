@@ -1,0 +1,244 @@
+"""What a recording must not do: change the world it runs in, or freeze what depends on the data.
+
+:class:`Guard` looks at every tensor operation while a step is recorded. It refuses operations whose
+outcome Python sees and the data decide (``.item()``, the length of ``x[mask]``), for a replay would
+repeat the first batch's; and it puts back buffers that the extra forward pass has changed.
+"""
+
+from __future__ import annotations
+
+import random
+import sysconfig
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+__all__ = [
+    "Guard",
+    "Keeper",
+    "NotRecordableError",
+    "other_noise_unused",
+    "preserved",
+    "reason_of",
+    "unvalidated",
+]
+
+
+_MASKS = (torch.bool, torch.uint8)
+_READ = "Python reads a tensor's value"
+
+
+class NotRecordableError(RuntimeError):
+    """A step that cannot be replayed; says why in one line."""
+
+
+class Keeper(TorchDispatchMode):
+    """Remembers what the tensors held that are read or written inside, but were made outside.
+
+    Args:
+        inputs: tensors that are looked at from the start.
+    """
+
+    def __init__(self, inputs: Iterable[Tensor] = ()) -> None:
+        super().__init__()
+        # From each tensor to the outer ones it was made of; None if the data decide it.
+        self._roots: Any = WeakTensorKeyDictionary()
+        self._outer: dict[int, tuple[Tensor, Tensor]] = {}  # With copies of what they held.
+        for tensor in inputs:
+            self._meet(tensor, None)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        tensors = list(_tensors((args, kwargs)))
+        for tensor in tensors:
+            if tensor not in self._roots:
+                self._meet(tensor, None if tensor.requires_grad else frozenset([id(tensor)]))
+        self._check(func, args, tensors)
+        result = func(*args, **kwargs)
+        drawn = torch.Tag.nondeterministic_seeded in func.tags
+        roots = None if drawn else self._joined(tensors)
+        for tensor in _tensors(result):
+            self._roots[tensor] = roots
+        return result
+
+    def _meet(self, tensor: Tensor, roots: frozenset[int] | None) -> None:
+        self._roots[tensor] = roots
+        self._outer[id(tensor)] = tensor, tensor.detach().clone()
+
+    def _joined(self, tensors: Iterable[Tensor]) -> frozenset[int] | None:
+        joined: frozenset[int] = frozenset()
+        for tensor in tensors:
+            roots = self._roots[tensor]
+            if roots is None:
+                return None
+            joined |= roots
+        return joined
+
+    def _check(self, func: Any, args: Any, tensors: list[Tensor]) -> None:
+        """What must hold before an operation runs."""
+
+    def restore(self) -> list[Tensor]:
+        """Gives tensors that were written to their values back, and returns them."""
+        outer, self._outer = self._outer, {}
+        self._roots = None
+        return [tensor for tensor, kept in outer.values() if _put_back(tensor, kept)]
+
+
+class Guard(Keeper):
+    """Looks at the operations of a step while it is recorded.
+
+    Args:
+        inputs: the tensors that differ from call to call, parameters among them.
+
+    Attributes:
+        read: tensors that Python read, with their versions; see :meth:`outdated`.
+
+    Raises:
+        NotRecordableError: in the step, where Python sees what the data decide.
+    """
+
+    def __init__(self, inputs: Iterable[Tensor]) -> None:
+        super().__init__(inputs)
+        self.read: dict[int, tuple[Tensor, int]] = {}
+
+    def _check(self, func: Any, args: Any, tensors: list[Tensor]) -> None:
+        name = func.__name__.split(".")[0].strip("_")
+        if torch.Tag.data_dependent_output in func.tags:
+            what = _READ
+        elif torch.Tag.dynamic_output_shape in func.tags:
+            if func is torch.ops.aten.index.Tensor:
+                tensors = [i for i in args[1] if i is not None and i.dtype in _MASKS]
+                name = "what a mask selects"
+            what = f"the data decide the shape of {name}"
+        else:
+            return
+        roots = self._joined(tensors)
+        if roots is None:
+            raise NotRecordableError(what)
+        for root in roots:
+            tensor = self._outer[root][0]
+            self.read[root] = tensor, tensor._version
+
+    def restore(self) -> list[Tensor]:
+        written = super().restore()
+        if any(id(tensor) in self.read for tensor in written):
+            raise NotRecordableError("Python reads a tensor that each step changes")
+        return written
+
+    def outdated(self) -> bool:
+        """Whether a tensor that Python read has been written to since."""
+        return any(tensor._version != version for tensor, version in self.read.values())
+
+
+@contextmanager
+def preserved(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Gives tensors the values back that they had before."""
+    kept = [(tensor, tensor.detach().clone()) for tensor in tensors]
+    try:
+        yield
+    finally:
+        for tensor, before in kept:
+            _put_back(tensor, before)
+
+
+def _put_back(tensor: Tensor, kept: Tensor) -> bool:
+    """Whether a tensor holds something else than it did (NaN is NaN); it no longer does."""
+    now = tensor.detach()
+    if now.shape == kept.shape and bool(((now == kept) | ((now != now) & (kept != kept))).all()):
+        return False
+    with torch.no_grad():
+        tensor.copy_(kept)
+    return True
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for one in value:
+            yield from _tensors(one)
+    elif isinstance(value, dict):
+        yield from _tensors(tuple(value.values()))
+
+
+@contextmanager
+def unvalidated() -> Iterator[None]:
+    """No checks of values, also by distributions made earlier, which carry the flag with them."""
+    original = Distribution._validate_sample
+    with pyro.validation_enabled(False):
+        Distribution._validate_sample = lambda self, value: None  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            Distribution._validate_sample = original  # type: ignore[method-assign]
+
+
+@contextmanager
+def other_noise_unused() -> Iterator[None]:
+    """Puts Python's and NumPy's generators back, and refuses a step that draws from them.
+
+    Raises:
+        NotRecordableError: if it does; a replay would repeat the numbers.
+    """
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        now = np.random.get_state()  # noqa: NPY002
+        used = random.getstate() != python or not _same(now, numpy)
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+    if used:
+        raise NotRecordableError("it draws from Python's or NumPy's random numbers")
+
+
+def _same(one: Any, other: Any) -> bool:
+    return one[2:] == other[2:] and bool((one[1] == other[1]).all())
+
+
+# --- where it happened ----------------------------------------------------------------------------
+
+_STANDARD = str(Path(sysconfig.get_paths()["stdlib"]).resolve())
+_LIBRARIES = tuple(
+    str(Path(root).resolve())
+    for root in (torch.__path__[0], pyro.__path__[0], Path(__file__).parent, np.__path__[0])
+)
+
+
+def _is_users(path: str) -> bool:
+    standard = path.startswith(_STANDARD) and "site-packages" not in path
+    return not standard and not path.startswith((*_LIBRARIES, "<"))
+
+
+def place_of(error: BaseException) -> str:
+    """The user's own line on the way to an error, and Pyro's site, in a few words."""
+    line = site = ""
+    for frame, number in traceback.walk_tb(error.__traceback__):
+        code = frame.f_code
+        path = code.co_filename
+        path = path if path.startswith("<") else str(Path(path).resolve())
+        if path.endswith(("primitives.py", "trace_struct.py")) and "pyro" in path:
+            name = frame.f_locals.get("name")
+            site = name if isinstance(name, str) else site
+        if _is_users(path):
+            line = f"{Path(path).name}:{number}"
+    where = ", ".join(filter(None, (line, f"site {site!r}" if site else "")))
+    return f" at {where}" if where else ""
+
+
+def reason_of(error: BaseException) -> str:
+    """Why a step could not be recorded: one line, with the place."""
+    text = str(error).strip().split("\n")[0] or type(error).__name__
+    if "tracing tensor" in text or "data-dependent" in text:
+        text = _READ  # In place of advice on a tool nobody here called.
+    return f"{text.rstrip('.')}{place_of(error)}"

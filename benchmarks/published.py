@@ -34,8 +34,8 @@ import torch
 from harness import RESULTS, hardware, header, read, write
 
 import pyro_vaes as pv
+from pyro_vaes.core.errors import DataError
 from pyro_vaes.data.dataset import DataSet
-from pyro_vaes.data.tables import DataError
 from pyro_vaes.runs.build import build
 from pyro_vaes.runs.options import ConfigError
 from pyro_vaes.runs.resolve import check, check_resume, resolve

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import math
+import operator
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
+import numpy as np
 import pyro
 import torch
 from torch import Tensor, nn
 
 from pyro_vaes.core.described import Described
-from pyro_vaes.core.labels import takes_labels, with_labels
+from pyro_vaes.core.labels import as_labels, takes_labels, with_labels
 
 __all__ = ["VAE", "check_data", "check_labels", "untouched"]
 
@@ -25,8 +28,9 @@ _counter = itertools.count()
 # What was last given to the store under a name.
 _announced: weakref.WeakValueDictionary[str, Tensor] = weakref.WeakValueDictionary()
 
-# Draws behind the mean of a distribution that cannot tell it.
+# Draws behind the mean of a distribution that cannot tell it, and numbers drawn at once.
 _MEAN_DRAWS = 512
+_MEAN_NUMBERS = 2**20
 
 
 class VAE(Described):
@@ -71,7 +75,12 @@ class VAE(Described):
         # The likelihood knows the range of the data, the posterior's network wants it scaled.
         x_range = getattr(likelihood, "x_range", None)
         if x_range is not None and getattr(posterior, "x_range", x_range) is None:
-            cast(Any, posterior).set_x_range(*x_range)
+            take = getattr(posterior, "take_x_range", None) or cast(Any, posterior).set_x_range
+            take(*x_range)
+        # Or each element's own units: whoever else meets data in them follows.
+        for part in (posterior, prior):
+            if hasattr(likelihood, "hand_on") and hasattr(part, "set_units"):
+                cast(Any, likelihood).hand_on(part)
 
     @property
     def name(self) -> str:
@@ -120,6 +129,7 @@ class VAE(Described):
     def model(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """The generative model p(x, z), observed at ``x`` of shape ``(n, *event_shape)``."""
         self._announce("prior", "likelihood")
+        x = self._data(x)
         with pyro.plate("data", x.shape[0], dim=-1):
             z = pyro.sample("z", self.p_z(y))
             pyro.sample("x", self.p_x(z, y), obs=x)
@@ -128,6 +138,7 @@ class VAE(Described):
     def guide(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """The variational guide q(z | x)."""
         self._announce("posterior")
+        x = self._data(x)
         with pyro.plate("data", x.shape[0], dim=-1):
             return pyro.sample("z", self.q_z(x, y))
 
@@ -139,9 +150,8 @@ class VAE(Described):
                 if parameter.requires_grad:
                     _announce(f"{self.name}.{role}$$${name}", parameter)
 
-    @torch.no_grad()
-    def sample(self, n: int, y: Tensor | int | None = None, *, mean: bool = False) -> Tensor:
-        """Draws ``n`` data from the model.
+    def sample(self, n: int, y: Any = None, *, mean: bool = False) -> Tensor:
+        """Draws ``n`` data from the model, with its modules in evaluation mode.
 
         Args:
             n: number of draws.
@@ -154,37 +164,78 @@ class VAE(Described):
         Raises:
             ValueError: if ``n`` is negative, or the labels are none of the model's.
         """
+        n = operator.index(n)
         if n < 0:
             raise ValueError(f"Expected n of 0 or more; got {n}.")
-        y = self._check_labels(y, n)
-        prior = self.p_z(y)
-        z = prior.sample(() if prior.batch_shape else (n,))
-        return self.decode(z, y) if mean else self.p_x(z, y).sample()
+        labels = self._check_labels(y, n)
+        with looking(self):
+            prior = self.p_z(labels)
+            z = prior.sample(() if prior.batch_shape else (n,))
+            likelihood = self.p_x(z, labels)
+            return mean_of(likelihood) if mean else cast(Tensor, likelihood.sample())
 
-    @torch.no_grad()
-    def encode(
-        self, x: Tensor, y: Tensor | None = None, *, num_samples: int | None = None
-    ) -> Tensor:
+    def encode(self, x: Any, y: Any = None, *, num_samples: int | None = None) -> Tensor:
         """The posterior mean ``(n, latent_dim)``, or draws ``(num_samples, n, latent_dim)``.
 
         The mean of a posterior that cannot tell it (a flow's) is the average of 512 draws from a
-        fixed seed: the same at each call.
+        fixed seed: the same at each call. Modules are in evaluation mode meanwhile.
+
+        Args:
+            x: data ``(n, *event_shape)``, a tensor, array or list.
+            y: labels ``(n,)``, or one label for all.
+            num_samples: how many draws; None for the mean.
+
+        Raises:
+            ValueError: for data of another shape, or labels that are none of the model's.
         """
-        posterior = self.q_z(x, self._check_labels(y, len(x)))
-        return mean_of(posterior) if num_samples is None else posterior.rsample((num_samples,))
+        x = self._tensor(x, "data x")
+        # A posterior that takes no labels encodes without.
+        needed = y is not None or takes_labels(self.posterior)
+        labels = self._check_labels(y, len(x)) if needed else None
+        with looking(self):
+            posterior = self.q_z(x, labels)
+            if num_samples is None:
+                return mean_of(posterior)
+            return cast(Tensor, posterior.rsample((operator.index(num_samples),)))
 
-    @torch.no_grad()
-    def decode(self, z: Tensor, y: Tensor | int | None = None) -> Tensor:
-        """The likelihood's mean ``(*batch, *event_shape)`` at z ``(*batch, latent_dim)``."""
+    def decode(self, z: Any, y: Any = None) -> Tensor:
+        """The likelihood's mean ``(*batch, *event_shape)`` at z ``(*batch, latent_dim)``.
+
+        Raises:
+            ValueError: for z of another size, or labels that are none of the model's.
+        """
+        z = self._tensor(z, "codes z")
+        told = (getattr(part, "latent_dim", None) for part in self.children())
+        latent_dim = next((size for size in told if size is not None), None)
+        if not z.dim() or (latent_dim is not None and z.shape[-1] != latent_dim):
+            raise ValueError(f"Expected z of shape (..., {latent_dim}); got {tuple(z.shape)}.")
         if y is not None:
-            y = self._check_labels(y, z.shape[-2] if isinstance(y, int) and z.dim() > 1 else None)
-        return mean_of(self.p_x(z, y))
+            lone = z.dim() > 1 and not as_labels(y).dim()
+            y = self._check_labels(y, z.shape[-2] if lone else None)
+        with looking(self):
+            return mean_of(self.p_x(z, y))
 
-    def reconstruct(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+    def reconstruct(self, x: Any, y: Any = None) -> Tensor:
         """The likelihood's mean at the posterior mean of x."""
         return self.decode(self.encode(x, y), y)
 
-    def _check_labels(self, y: Tensor | int | None, n: int | None = None) -> Tensor | None:
+    def _data(self, x: Any) -> Tensor:
+        return x if isinstance(x, Tensor) else self._tensor(x, "data x")
+
+    def _tensor(self, value: Any, what: str) -> Tensor:
+        """Numbers as a tensor, where the parameters are and in their precision."""
+        if not isinstance(value, Tensor):
+            array = np.asarray(value) if np.ndim(value) else np.array(value)
+            if array.dtype.kind not in "biuf":
+                raise ValueError(f"Expected {what} that are real numbers; got {array.dtype}.")
+            if np.ma.is_masked(value):
+                raise ValueError(f"Expected {what} without gaps; got masked values.")
+            value = torch.from_numpy(array.astype(np.float64 if array.dtype.kind == "f" else int))
+        if value.is_complex():
+            raise ValueError(f"Expected {what} that are real numbers; got {value.dtype}.")
+        return value.to(self.device, self.dtype)
+
+    def _check_labels(self, y: Any, n: int | None = None) -> Tensor | None:
         """Labels in range, one for each of n data if n is given; None if no part takes labels."""
         num_labels = max(getattr(part, "num_labels", 0) or 0 for part in self.children())
         if y is None:
@@ -193,9 +244,12 @@ class VAE(Described):
                     f"Expected labels y in 0..{num_labels - 1} for a conditional VAE; got none."
                 )
             return None
-        labels = torch.as_tensor(y, device=self.device).long()
+        labels = as_labels(y).to(self.device)
         if n is not None and tuple(labels.shape) not in ((), (1,), (n,)):
-            raise ValueError(f"Expected one label, or one for each of {n} data; got {len(labels)}.")
+            raise ValueError(
+                f"Expected labels y of shape ({n},), one for each datum, or one for all; got shape "
+                f"{tuple(labels.shape)}. (Labels are numbers of classes, not one-hot rows.)"
+            )
         if num_labels and not bool(((labels >= 0) & (labels < num_labels)).all()):
             wrong = labels[(labels < 0) | (labels >= num_labels)][0].item()
             raise ValueError(f"Expected labels y in 0..{num_labels - 1}; got {wrong}.")
@@ -227,27 +281,40 @@ def _announce(name: str, parameter: Tensor) -> None:
     pyro.param(name, parameter)
 
 
+@contextmanager
+def looking(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients; afterwards each module is in the mode that it was in."""
+    modes = [(part, part.training) for part in module.modules()]
+    with torch.no_grad():
+        module.eval()
+        try:
+            yield
+        finally:
+            for part, training in modes:
+                part.training = training
+
+
 def mean_of(distribution: Any) -> Tensor:
     """The mean of a distribution; of one that cannot tell it, the average of fixed draws."""
     try:
         return cast(Tensor, distribution.mean)
     except NotImplementedError:
+        numbers = math.prod((*distribution.batch_shape, *distribution.event_shape))
+        most = max(1, _MEAN_NUMBERS // max(1, numbers))
+        pieces = [min(most, _MEAN_DRAWS - done) for done in range(0, _MEAN_DRAWS, most)]
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            return cast(Tensor, distribution.sample((_MEAN_DRAWS,)).mean(0))
+            return cast(
+                Tensor,
+                sum(distribution.sample((count,)).sum(0) for count in pieces) / _MEAN_DRAWS,
+            )
 
 
 @contextmanager
 def untouched(vae: VAE) -> Iterator[None]:
     """Evaluation mode, no gradients, no validation; afterwards all is as it was, generators too."""
-    modes = [(module, module.training) for module in vae.modules()]
-    with torch.no_grad(), torch.random.fork_rng(), pyro.validation_enabled(False):
-        vae.eval()
-        try:
-            yield
-        finally:
-            for module, training in modes:
-                module.training = training
+    with torch.random.fork_rng(), pyro.validation_enabled(False), looking(vae):
+        yield
 
 
 def check_data(vae: VAE, x: Tensor, y: Tensor | None = None) -> None:

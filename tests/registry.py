@@ -88,6 +88,9 @@ def scramble(module: nn.Module, scale: float = 1.0) -> nn.Module:
         for parameter in module.parameters():
             fan_in = parameter.shape[-1] if parameter.dim() > 1 else 1
             parameter.normal_(0.0, scale / math.sqrt(fan_in))
+        for part in module.modules():
+            if isinstance(part, NormalLikelihood):  # Its logs of scales are PACE times larger.
+                part.log_scale.div_(part.PACE)
     return module
 
 

@@ -417,7 +417,7 @@ def test_a_negative_number_of_draws_is_refused():
 
 def test_labels_of_another_length_are_refused():
     vae = make_vae(num_labels=3)
-    with pytest.raises(ValueError, match="Expected one label, or one for each of 4 data; got 3"):
+    with pytest.raises(ValueError, match=r"labels y of shape \(4,\), .*; got shape \(3,\)"):
         vae.sample(4, torch.tensor([0, 1, 2]))
 
 
@@ -440,3 +440,110 @@ def test_ten_steps_of_our_objective_through_plain_svi():
     before = values(vae)
     assert all(torch.tensor(train(vae, x, steps=10, loss=ELBO())).isfinite())
     assert changed(before, vae) == set(before)
+
+
+# --- arrays, labels and modes as they come ------------------------------------------------------
+
+
+@pytest.mark.parametrize("prior", ["normal", "mixture", "gtm", "vamp"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.bool, torch.float32])
+def test_labels_of_any_dtype_are_numbers_not_masks(prior, dtype):
+    torch.manual_seed(0)
+    vae = make_vae(prior, "normal", "normal", num_labels=2)
+    x, y = torch.randn(2, 4), torch.tensor([1, 0])
+    for call in (
+        lambda y: vae.p_z(y).log_prob(torch.ones(2, 2)),
+        lambda y: vae.prior(y).log_prob(torch.ones(2, 2)),
+        lambda y: vae.posterior(x, y).mean,
+        lambda y: vae.likelihood(torch.ones(2, 2), y).mean,
+        lambda y: poutine.trace(vae.guide).get_trace(x, y).nodes["z"]["fn"].mean,
+    ):
+        assert torch.equal(call(y.to(dtype)), call(y))
+
+
+def test_own_parts_are_given_labels_as_numbers():
+    vae = VAE(NormalPrior(2), OwnPosterior(2, (4,)), OwnLikelihood(2, (4,), 3))
+    z, y = torch.randn(3, 2), torch.tensor([1, 0, 1])
+    assert torch.equal(vae.p_x(z, y.to(torch.uint8)).mean, vae.p_x(z, y).mean)
+
+
+def test_labels_that_are_no_whole_numbers_are_refused():
+    vae = make_vae("mixture", "normal", "normal", num_labels=3)
+    x = torch.randn(2, 4)
+    for call in (vae.prior, lambda y: vae.encode(x, y), lambda y: vae.model(x, y)):
+        for wrong in (torch.tensor([0.5, 1.0]), torch.tensor([float("nan"), 1.0])):
+            with pytest.raises(ValueError, match="whole numbers"):
+                call(wrong)
+    with pytest.raises(ValueError, match=r"shape \(2, 3\).*not one-hot"):
+        vae.encode(x, torch.eye(3)[:2])
+    with pytest.raises(ValueError, match=r"shape \(2, 1\)"):
+        vae.encode(x, torch.zeros(2, 1))
+    with pytest.raises(ValueError, match="whole numbers; got"):
+        vae.sample(2, ["cat", "dog"])
+
+
+def test_arrays_and_lists_are_taken_wherever_tensors_are():
+    vae = make_vae("normal", "normal", "normal", num_labels=3)
+    x, y, z = torch.randn(5, 4), torch.arange(5) % 3, torch.randn(5, 2)
+    for form in (lambda t: t.numpy(), lambda t: t.tolist(), lambda t: t.float()):
+        torch.testing.assert_close(
+            vae.encode(form(x), form(y)), vae.encode(x, y), atol=1e-6, rtol=0
+        )
+        torch.testing.assert_close(
+            vae.reconstruct(form(x), form(y)), vae.reconstruct(x, y), atol=1e-6, rtol=0
+        )
+        torch.testing.assert_close(
+            vae.decode(form(z), form(y)), vae.decode(z, y), atol=1e-6, rtol=0
+        )
+    assert vae.decode(torch.zeros(5, 2, dtype=torch.long), 1).shape == (5, 4)
+    with pytest.raises(ValueError, match=r"z of shape \(\.\.\., 2\); got \(5, 3\)"):
+        vae.decode(torch.zeros(5, 3), 1)
+    with pytest.raises(ValueError, match="real numbers"):
+        vae.encode([["a"] * 4], 0)
+    pyro.set_rng_seed(0)
+    expected = Trace_ELBO().loss(vae.model, vae.guide, x, y)
+    pyro.set_rng_seed(0)
+    assert Trace_ELBO().loss(vae.model, vae.guide, x.numpy(), y.numpy()) == expected
+
+
+def _with_layer(layer):
+    network = nn.Sequential(nn.Linear(4, 8), layer, nn.ReLU())
+    network.in_features, network.out_features = 4, 8
+    decoder = nn.Sequential(nn.Linear(2, 8), nn.Dropout(0.5))
+    decoder.in_features, decoder.out_features = 2, 8
+    return VAE(NormalPrior(2), NormalPosterior(network, 2), NormalLikelihood(decoder, (4,)))
+
+
+@pytest.mark.parametrize("layer", [nn.Dropout(0.5), nn.BatchNorm1d(8)])
+def test_looking_changes_nothing_and_depends_on_no_mode(layer):
+    vae = _with_layer(copy.deepcopy(layer)).double()
+    vae.train()
+    vae.likelihood.eval()
+    state = copy.deepcopy(vae.state_dict())
+    modes = [module.training for module in vae.modules()]
+    x = torch.randn(9, 4)
+    for look in (vae.encode, vae.reconstruct, lambda x: vae.decode(x[:, :2])):
+        assert torch.equal(look(x), look(x))
+        torch.testing.assert_close(look(x)[:2], look(x[:2]))
+    vae.sample(3)
+    assert all(torch.equal(state[name], tensor) for name, tensor in vae.state_dict().items())
+    assert modes == [module.training for module in vae.modules()]
+
+
+def test_the_mean_of_draws_is_that_of_pieces(monkeypatch):
+    posterior = FlowPosterior(NormalPosterior(MLP(4, [8]), 2), flows.iaf(2, 1, [8]))
+    d = posterior(torch.randn(300, 4))
+    mean = mean_of(d)
+    monkeypatch.setattr("pyro_vaes.vae._MEAN_NUMBERS", 600 * 7)
+    assert (mean_of(d) - mean).abs().max() < 0.5  # other draws, as many of them
+    assert torch.equal(mean_of(d), mean_of(d))
+
+
+def test_an_own_network_that_does_not_say_its_sizes_is_named():
+    silent = nn.Sequential(nn.Linear(4, 8))
+    for build in (
+        lambda: NormalPosterior(silent, 2),
+        lambda: NormalLikelihood(silent, (4,)),
+    ):
+        with pytest.raises(ValueError, match="got Sequential without in_features"):
+            build()

@@ -95,7 +95,7 @@ def evaluate_command(
 @click.command("sample")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--num", type=click.IntRange(min=1), default=64, show_default=True, help="How many.")
-@click.option("--label", type=int, help="The label of all samples of a conditional model.")
+@click.option("--label", help="The label of all samples of a conditional model, or its name.")
 @click.option("--mean", is_flag=True, help="Means of p(x given z) instead of draws from it.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed.")
 @click.option(
@@ -104,7 +104,7 @@ def evaluate_command(
     help="Where to; .npy for an array.  [default: samples.png or samples.npy in RUN]",
 )
 def sample_command(
-    run: Path, num: int, label: int | None, mean: bool, seed: int, out: Path | None
+    run: Path, num: int, label: str | None, mean: bool, seed: int, out: Path | None
 ) -> None:
     """Samples the VAE in a run folder: a picture of images, an array of anything else."""
     import torch
@@ -117,19 +117,7 @@ def sample_command(
         raise ConfigError(
             f"Invalid value for '--out': expected a file ending in {what}; got {out}."
         )
-    labels: Any = label
-    if num_labels:
-        if label is None:
-            labels = torch.arange(num) % num_labels
-        elif not 0 <= label < num_labels:
-            raise ConfigError(
-                f"Invalid value for '--label': expected 0 to {num_labels - 1}; got {label}."
-            )
-    elif label is not None:
-        raise ConfigError(
-            f"Invalid value for '--label': expected a conditional model; got {label} for one "
-            "without labels."
-        )
+    labels = _labels_to_sample(record["data"], num, label)
     torch.manual_seed(seed)
     samples = vae.sample(num, labels, mean=mean)
     if out.suffix == ".npy":
@@ -143,9 +131,33 @@ def sample_command(
     else:
         from pyro_vaes import plotting
 
-        columns = min(num, num_labels) if num_labels and label is None else None
+        kinds = len(record["data"].get("labels") or range(num_labels or 0))
+        columns = min(num, kinds) if num_labels and label is None else None
         plotting.save_figure(plotting.image_grid(samples, image_shape, columns=columns), out)
     click.echo(f"{num} samples: {out}")
+
+
+def _labels_to_sample(data: dict[str, Any], num: int, label: str | None) -> Any:
+    """The labels of samples: the one asked for, or those that the training rows have in turn."""
+    import torch
+
+    num_labels, names = data["num_labels"], data.get("label_names")
+    if not num_labels:
+        if label is None:
+            return None
+        raise ConfigError(
+            f"Invalid value for '--label': expected a conditional model; got {label} for one "
+            "without labels."
+        )
+    if label is None:
+        # A class without rows was never learned.
+        there = torch.tensor(data.get("labels") or range(num_labels))
+        return there[torch.arange(num) % len(there)]
+    known = names or [str(i) for i in range(num_labels)]
+    if label not in known:
+        expected = f"one of {', '.join(names)}" if names else f"0 to {num_labels - 1}"
+        raise ConfigError(f"Invalid value for '--label': expected {expected}; got {label}.")
+    return known.index(label)
 
 
 @click.command("parts")

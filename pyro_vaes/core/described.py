@@ -15,10 +15,19 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["CLASSES", "Described", "SpecError", "describe", "rebuild", "remembers_arguments"]
+__all__ = [
+    "CLASSES",
+    "Described",
+    "SpecError",
+    "describe",
+    "plain",
+    "rebuild",
+    "remembers_arguments",
+]
 
 
 # The classes that a file may name, by module: these and no others are imported on demand. Files
@@ -70,13 +79,50 @@ def table_of(modules: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
 CLASSES: Mapping[str, str] = table_of(_MODULES)
 
 
+def plain(value: Any) -> Any:
+    """A value with Python's numbers in the place of NumPy's and torch's, within lists and mappings.
+
+    A size from ``y.max() + 1`` and a scale from ``x.std()`` are meant as numbers: only as such can
+    they be compared, written to JSON and read again. A row of NumPy's whole numbers is a list of
+    sizes; any other array becomes a tensor.
+
+    >>> plain({"scale": np.float32(0.5), "sizes": np.array([8, 4])})
+    {'scale': 0.5, 'sizes': [8, 4]}
+    """
+    if isinstance(value, (list, tuple)):
+        items = [plain(item) for item in value]
+        # A named tuple wants its items one by one.
+        return type(value)(*items) if hasattr(value, "_fields") else _sequence(value)(items)
+    if type(value) is dict:
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        if not value.ndim:
+            return value.item()
+        if value.ndim == 1 and value.dtype.kind in "iu":
+            return value.tolist()
+        return torch.from_numpy(np.array(value)) if value.dtype.kind in "biuf" else value
+    if isinstance(value, torch.Tensor) and not value.dim() and not isinstance(value, nn.Parameter):
+        return value.item()
+    return value
+
+
+def _sequence(value: Any) -> type:
+    return list if isinstance(value, list) else tuple
+
+
 def remembers_arguments(cls: type) -> type:
-    """Makes instances of ``cls`` remember the arguments of their outermost constructor."""
+    """Makes instances of ``cls`` remember the arguments of their outermost constructor.
+
+    They reach it as :func:`plain` numbers, whatever kind of numbers they were.
+    """
     original: Callable[..., None] = cls.__init__  # type: ignore[misc]
     signature = inspect.signature(original)
 
     @functools.wraps(original)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        args, kwargs = tuple(map(plain, args)), {key: plain(kwargs[key]) for key in kwargs}
         # A subclass calls its parent's constructor: the first (outermost) record stands.
         if "_arguments" not in self.__dict__:
             bound = signature.bind(self, *args, **kwargs)

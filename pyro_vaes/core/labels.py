@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["join", "takes_labels", "with_labels"]
+__all__ = ["as_labels", "join", "takes_labels", "with_labels"]
 
 
 def join(rows: Tensor, labels: Tensor | None, num_labels: int) -> Tensor:
@@ -31,6 +31,7 @@ def join(rows: Tensor, labels: Tensor | None, num_labels: int) -> Tensor:
         raise ValueError(
             f"Expected labels y in 0..{num_labels - 1} for a conditional part; got none."
         )
+    labels = as_labels(labels).to(rows.device)
     # A comparison instead of one_hot(), which waits for the device to check the range.
     one_hot = labels.unsqueeze(-1) == torch.arange(num_labels, device=labels.device)
     batch_shape = torch.broadcast_shapes(rows.shape[:-1], labels.shape)
@@ -53,7 +54,9 @@ def takes_labels(part: nn.Module) -> bool:
 
 def with_labels(part: nn.Module, y: Tensor | None, *inputs: Tensor) -> Any:
     """Calls a part, with the labels if it takes them."""
-    return part(*inputs) if y is None or not takes_labels(part) else part(*inputs, y)
+    if y is None or not takes_labels(part):
+        return part(*inputs)
+    return part(*inputs, as_labels(y))
 
 
 def flat(x: Tensor, event_shape: Sequence[int]) -> Tensor:
@@ -66,3 +69,29 @@ def flat(x: Tensor, event_shape: Sequence[int]) -> Tensor:
             f"got {tuple(x.shape)}."
         )
     return x.reshape(*x.shape[:batch_dims], math.prod(event_shape))
+
+
+def as_labels(y: Any) -> Tensor:
+    """Labels as int64, whatever they came as: an index of uint8 or bool would be a mask.
+
+    >>> as_labels([0.0, 2.0])
+    tensor([0, 2])
+
+    Raises:
+        ValueError: for labels that are no whole numbers.
+    """
+    try:
+        labels = torch.as_tensor(y)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"Expected labels that are whole numbers; got {y!r:.60}.") from error
+    if labels.dtype == torch.long:
+        return labels
+    if labels.is_complex():
+        raise ValueError(f"Expected labels that are whole numbers; got {labels.dtype}.")
+    if labels.is_floating_point():
+        wrong = ~(labels.isfinite() & (labels == labels.floor()))
+        if bool(wrong.any()):
+            raise ValueError(
+                f"Expected labels that are whole numbers; got {labels[wrong][0].item():g}."
+            )
+    return labels.long()

@@ -1,8 +1,8 @@
 """Data sets, splits and batches: tensors in, tensors out."""
 
+from pyro_vaes.core.errors import DataError
 from pyro_vaes.data.dataset import DataSet, load_data
 from pyro_vaes.data.splits import Split, as_split, labelled_pseudo_inputs, pseudo_inputs
-from pyro_vaes.data.tables import DataError
 
 __all__ = [
     "DataError",

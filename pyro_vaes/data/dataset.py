@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,11 +17,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from pyro_vaes.core.described import plain
+from pyro_vaes.core.errors import DataError
 from pyro_vaes.data.augmentation import augment_images, binarize, compose
 from pyro_vaes.data.files import SUFFIXES, read
+from pyro_vaes.data.guesses import find_images, is_bytes, oddities
 from pyro_vaes.data.named import read_digits, read_torchvision
+from pyro_vaes.data.precision import in_single
 from pyro_vaes.data.splits import Split
-from pyro_vaes.data.tables import DataError, Pair
+from pyro_vaes.data.spreadsheets import TableOptions
+from pyro_vaes.data.tables import Pair, suffix_of
 
 __all__ = ["DataSet", "load_data"]
 
@@ -58,6 +62,8 @@ class DataSet:
         num_labels: the number of labels, 0 included; None without labels.
         image_shape: ``(C, H, W)`` if a datum is an image, else None; x may hold it flat.
         reason: why this kind, as a clause.
+        label_names: the classes by the numbers of their labels, where these had to be numbered.
+        notes: sentences on what was guessed of the source, and on what is odd about the data.
     """
 
     name: str
@@ -69,6 +75,8 @@ class DataSet:
     num_labels: int | None = None
     image_shape: tuple[int, int, int] | None = None
     reason: str = "it was asked for"
+    label_names: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -94,7 +102,7 @@ class DataSet:
         return digest.hexdigest()
 
     def describe(self) -> str:
-        """One sentence: what the data are, what they were taken for, and why."""
+        """In short: what the data are, what they were taken for, and why; and what was guessed."""
         labels = f" with labels 0..{self.num_labels - 1}" if self.num_labels else ""
         kind = {"binary": "binary", "levels": f"{self.num_levels} levels", "real": "real numbers"}
         return (
@@ -102,7 +110,14 @@ class DataSet:
             f"{len(self.test)} test rows of shape {self.event_shape}{labels}, taken for "
             f"{kind[self.kind]} because {self.reason}; "
             f"the default likelihood is {self.default_likelihood}."
+            + "".join(f" {note}" for note in self.notes)
         )
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """The labels that training rows have; empty without labels."""
+        y = self.train.y
+        return () if y is None else tuple(y.unique().tolist())
 
     def augmented(self, **strengths: float) -> DataSet:
         """This data set with training images moved a little, anew at each batch.
@@ -140,27 +155,35 @@ def load_data(
     seed: int = 0,
     root: str | Path = "data",
     binarization: Binarization | None = None,
+    header: bool | None = None,
+    label_column: str | None = None,
+    drop: Sequence[str] = (),
 ) -> DataSet:
     """Loads a data set by name, from a file, or from what the caller has in memory.
 
     - ``digits``: 1797 flat 8x8 images in 17 levels, in file order: 1000, 350 and 447 rows.
     - ``mnist``, ``fashion_mnist``: flat 28x28 images, 50,000, 10,000 and 10,000 rows, fetched on
       first use.
-    - a path to a ``.npy``, ``.npz`` or ``.csv`` file, a mapping of arrays, a tensor, an array, a
-      tuple ``(x, y)``, a ``Dataset`` or a ``DataLoader``; :mod:`pyro_vaes.data.tables` says how
-      each is read. Unless it brings its splits, a seeded permutation makes them.
+    - a path to a ``.npy``, ``.npz``, ``.csv``, ``.tsv`` (also ``.gz``), ``.parquet`` or ``.h5ad``
+      file or to a folder of pictures, a mapping of arrays, a data frame, a tensor, an array, a
+      sparse matrix, a tuple ``(x, y)``, a ``Dataset`` or a ``DataLoader``;
+      :mod:`pyro_vaes.data.tables` says how each is read. Unless it brings its splits, a seeded
+      permutation makes them.
 
     Values that are all 0 or 1 are taken for binary, whole numbers from 0 in at most 256 levels for
-    levels, everything else for real numbers; ``describe()`` of the result says which and why.
+    levels, everything else for real numbers; ``describe()`` of the result says which and why, and
+    what else was guessed. Bytes of shape ``(H, W)``, ``(C, H, W)`` or ``(H, W, C)`` with one to
+    four channels are taken for images if at least 4 pixels wide and high, other rows only if
+    ``image_shape`` says so.
 
     Args:
         source: see above.
-        labels: one label for each row of the user's own data, whole numbers from 0.
+        labels: one label for each row of the user's own data: words or whole numbers, which are
+            numbered if they do not count from 0.
         kind: ``binary``, ``levels`` or ``real``, if the values are not to decide.
         num_levels: the number of levels, if not the highest level and one; asks for ``levels``.
-        image_shape: ``(C, H, W)`` of rows that are flat images. Rows of shape ``(H, W)``, or
-            ``(C, H, W)`` with one or three channels, are known for images if at least 4 pixels wide
-            and high.
+        image_shape: ``(C, H, W)`` of rows that are images, flat or not; ``(H, W)`` for grey ones.
+            Rows of shape ``(H, W, C)`` are turned round. An empty one for rows that are none.
         val_fraction: share of the user's own rows for validation; a split gets one row at least.
         test_fraction: share for testing. The test rows do not depend on ``val_fraction``.
         seed: of the permutation that makes the splits.
@@ -168,6 +191,9 @@ def load_data(
         binarization: for ``mnist`` and ``fashion_mnist``: ``dynamic`` (the default: training images
             stay grey and are drawn anew for each batch, the others are drawn once from a fixed
             seed), ``threshold`` (one half) or ``grey`` (256 levels).
+        header: of a text file: whether the first row holds names; None to see.
+        label_column: of a table: the name of the column of labels, ``""`` for none; None to see.
+        drop: of a table: names of columns to leave out.
 
     Returns:
         The data set, on the CPU, float32.
@@ -175,6 +201,9 @@ def load_data(
     Raises:
         DataError: for data that are missing, damaged or unfit, with one line that says why.
     """
+    num_levels, val_fraction, test_fraction = map(plain, (num_levels, val_fraction, test_fraction))
+    notes: list[str] = []
+    label_names: tuple[str, ...] | None = None
     name = source if isinstance(source, str) and source in NAMES else None
     if name is not None and labels is not None:
         raise DataError(f"Expected no labels= beside {name}, which has its own.")
@@ -186,7 +215,14 @@ def load_data(
         splits = _torchvision(name, root, binarization or "dynamic")
         image_shape = image_shape or (1, 28, 28)
     else:
-        splits = _own(source, labels, val_fraction, test_fraction, seed)
+        options = TableOptions(header, label_column, tuple(drop))
+        pairs, label_names = _read(source, labels, options, notes)
+        first = pairs.get("train", pairs.get("all"))
+        shape = tuple(first[0].shape[1:]) if first else ()
+        image_shape, turned = find_images(shape, image_shape, is_bytes(source), notes)
+        if turned:
+            pairs = {key: (x.movedim(-1, 1).contiguous(), y) for key, (x, y) in pairs.items()}
+        splits = _own(pairs, val_fraction, test_fraction, int(plain(seed)))
         name = Path(source).name if isinstance(source, (str, Path)) else "data"
     train, val, test = splits
     if not train.event_shape == val.event_shape == test.event_shape:
@@ -196,6 +232,7 @@ def load_data(
     found, num_levels, reason = _kind([s.x for s in splits if not s.transform], kind, num_levels)
     if train.transform is not None:
         reason += " (for training, grey ones are drawn anew at each batch)"
+    notes += oddities(train, splits, found, label_names)
     return DataSet(
         name=name,
         train=train,
@@ -204,8 +241,10 @@ def load_data(
         kind=found,
         num_levels=num_levels,
         num_labels=max((int(s.y.max()) + 1 for s in splits if s.y is not None), default=None),
-        image_shape=_image_shape(train.event_shape, image_shape),
+        image_shape=tuple(image_shape) if image_shape else None,  # type: ignore[arg-type]
         reason=reason,
+        label_names=label_names,
+        notes=tuple(notes),
     )
 
 
@@ -239,15 +278,22 @@ def _torchvision(name: str, root: str | Path, binarization: str) -> list[Split]:
     return splits
 
 
-def _own(
-    source: Any, labels: Any, val_fraction: float, test_fraction: float, seed: int
-) -> list[Split]:
-    if isinstance(source, str) and Path(source).suffix.lower() not in SUFFIXES:
+def _read(
+    source: Any, labels: Any, options: TableOptions, notes: list[str]
+) -> tuple[dict[str, Pair], tuple[str, ...] | None]:
+    """The user's own data, and the names of their classes if those had to be numbered."""
+    known = not isinstance(source, str) or suffix_of(Path(source)) in SUFFIXES
+    if not known and not Path(source).expanduser().is_dir():
         raise DataError(
-            f"Expected data to be one of {', '.join(NAMES)}, or the path of a file ending in "
-            f"{', '.join(SUFFIXES)}; got {source!r}."
+            f"Expected data to be one of {', '.join(NAMES)}, a folder of pictures, or the path of "
+            f"a file ending in {', '.join(SUFFIXES)}; got {source!r}."
         )
-    pairs = read(source, labels)
+    return read(source, labels, options, notes)
+
+
+def _own(
+    pairs: dict[str, Pair], val_fraction: float, test_fraction: float, seed: int
+) -> list[Split]:
     if "all" not in pairs:
         return [_single(pairs[key]) for key in ("train", "val", "test")]
     whole = _single(pairs["all"])
@@ -270,7 +316,7 @@ def _own(
 
 def _single(pair: Pair) -> Split:
     """The rows in single precision, on the CPU."""
-    x = pair[0].to("cpu", torch.float32)
+    x = in_single(pair[0].cpu())
     if not torch.isfinite(x).all():
         raise DataError("Expected numbers within the range of float32; got larger ones.")
     return Split(x, None if pair[1] is None else pair[1].cpu())
@@ -314,19 +360,3 @@ def _kind(
             )
         num_levels = num_levels or max(2, int(high) + 1)
     return asked, num_levels, "that was asked for"
-
-
-def _image_shape(
-    event_shape: tuple[int, ...], asked: Sequence[int] | None
-) -> tuple[int, int, int] | None:
-    if asked is not None:
-        shape = tuple(asked)
-        if len(shape) != 3 or min(shape) < 1 or math.prod(shape) != math.prod(event_shape):
-            raise DataError(
-                f"Expected image_shape (C, H, W) of rows of shape {event_shape}; got {shape}."
-            )
-        return shape
-    shape = (1, *event_shape) if len(event_shape) == 2 else event_shape
-    if len(shape) == 3 and shape[0] in (1, 3) and min(shape[1:]) >= 4:
-        return shape
-    return None

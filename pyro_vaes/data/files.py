@@ -2,39 +2,53 @@
 
 from __future__ import annotations
 
-import csv
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pyro_vaes.data.tables import DataError, Pair, _check_labels, _reason, read_pair
+from pyro_vaes.core.errors import DataError
+from pyro_vaes.data.class_names import Names
+from pyro_vaes.data.tables import (
+    Pair,
+    _check_used,
+    _read_anndata,
+    _read_one,
+    _read_table,
+    _reason,
+    read_pair,
+    suffix_of,
+)
 
 __all__ = ["read"]
 
 
-SUFFIXES = (".csv", ".npy", ".npz")
+SUFFIXES = (".csv", ".csv.gz", ".h5ad", ".npy", ".npz", ".parquet", ".tsv", ".tsv.gz")
 _SPLITS = ("train", "val", "test")
-_LABEL_COLUMNS = ("label", "y")
 
 
-def read(source: Any, labels: Any = None) -> dict[str, Pair]:
+def read(
+    source: Any, labels: Any = None, options: Any = None, notes: list[str] | None = None
+) -> tuple[dict[str, Pair], tuple[str, ...] | None]:
     """Reads the user's own data.
 
     A mapping of arrays, which is also what an ``.npz`` file holds, has the keys ``x`` and perhaps
     ``y`` (a lone array may have any name); or ``train_x``, ``val_x``, ``test_x`` and perhaps
-    ``train_y``, ``val_y``, ``test_y``. A ``.csv`` file has commas, numbers, perhaps a header, and
-    then perhaps a column called ``label`` or ``y`` that holds the labels.
+    ``train_y``, ``val_y``, ``test_y``. A table, in a text file, a ``.parquet`` file or a data
+    frame, has numbers in it, perhaps names for its columns, and then perhaps a column of labels;
+    see :mod:`pyro_vaes.data.spreadsheets`. A folder holds pictures, see
+    :mod:`pyro_vaes.data.pictures`.
 
     Args:
-        source: a path to a ``.npy``, ``.npz`` or ``.csv`` file, a mapping as above, or anything
-            that :func:`read_pair` takes.
+        source: a path, a mapping as above, a data frame, or anything that :func:`read_pair` takes.
         labels: one label for each row, if the source holds none.
+        options: :class:`~pyro_vaes.data.spreadsheets.TableOptions`, for what is not to be guessed.
+        notes: takes a sentence for each guess that was acted on.
 
     Returns:
-        Pairs under the keys ``train``, ``val`` and ``test``, or one under ``all``.
+        Pairs under the keys ``train``, ``val`` and ``test``, or one under ``all``; and the names
+        of the classes, if the labels had to be numbered.
 
     Raises:
         DataError: for anything that cannot be read or used.
@@ -42,11 +56,18 @@ def read(source: Any, labels: Any = None) -> dict[str, Pair]:
     if isinstance(source, (str, Path)):
         path = Path(source).expanduser()
         try:
-            return read(_read_file(path), labels)
+            return read(_read_file(path, options, notes), labels, options, notes)
         except DataError as error:
             raise DataError(f"{path}: {error}") from error.__cause__
+    notes = [] if notes is None else notes
+    if hasattr(source, "iloc") and hasattr(source, "columns"):
+        from pyro_vaes.data.spreadsheets import TableOptions, read_frame
+
+        frame = source.reset_index(drop=True)
+        return read(read_frame(frame, options or TableOptions(), notes), labels, options, notes)
     if not isinstance(source, Mapping):
-        return {"all": read_pair(source, labels)}
+        names = Names()
+        return {"all": read_pair(source, labels, names)}, names.found(notes)
     wanted = [f"{split}_x" for split in _SPLITS]
     if not any(key in source for key in wanted):
         if "x" not in source and len(source) != 1:
@@ -55,22 +76,29 @@ def read(source: Any, labels: Any = None) -> dict[str, Pair]:
                 f"got {', '.join(source) or 'none'}."
             )
         x = source["x"] if "x" in source else next(iter(source.values()))
-        return {"all": read_pair((x, source.get("y")), labels)}
+        return _read_one(source, x, labels, notes)
     if not all(key in source for key in wanted):
         raise DataError(f"Expected all of {', '.join(wanted)}; got {', '.join(source)}.")
     if labels is not None:
         raise DataError("Expected train_y, val_y and test_y beside splits; got labels=.")
     if len({f"{split}_y" in source for split in _SPLITS}) > 1:
         raise DataError(f"Expected labels for all splits or none; got {', '.join(source)}.")
-    return {s: read_pair((source[f"{s}_x"], source.get(f"{s}_y"))) for s in _SPLITS}
+    _check_used(source, {f"{split}_{part}" for split in _SPLITS for part in "xy"})
+    names = Names(source[f"{s}_y"] for s in _SPLITS if f"{s}_y" in source)
+    pairs = {s: read_pair((source[f"{s}_x"], source.get(f"{s}_y")), None, names) for s in _SPLITS}
+    return pairs, names.found(notes)
 
 
 # --- files -------------------------------------------------------------------------------------
 
 
-def _read_file(path: Path) -> Any:
+def _read_file(path: Path, options: Any = None, notes: list[str] | None = None) -> Any:
     """What a file holds: an array or a mapping of arrays."""
-    suffix = path.suffix.lower()
+    suffix, notes = suffix_of(path), [] if notes is None else notes
+    if path.is_dir() and suffix not in SUFFIXES:
+        from pyro_vaes.data.pictures import read_pictures
+
+        return read_pictures(path, notes)
     if suffix not in SUFFIXES:
         raise DataError(f"Expected a file ending in {', '.join(SUFFIXES)}; got {suffix or 'none'}.")
     if not path.is_file():
@@ -78,7 +106,9 @@ def _read_file(path: Path) -> Any:
     if not path.stat().st_size:
         raise DataError("Expected a file with data; got an empty one.")
     try:
-        return _read_csv(path) if suffix == ".csv" else _read_numpy(path)
+        if suffix in (".npy", ".npz"):
+            return _read_numpy(path)
+        return _read_anndata(path) if suffix == ".h5ad" else _read_table(path, options, notes)
     except DataError:
         raise
     # A damaged file fails in many ways (zip, zlib, header, encoding, sizes beyond memory).
@@ -100,48 +130,3 @@ def _read_numpy(path: Path) -> Any:
             raise DataError(
                 "Expected arrays of numbers; got objects, or a file that numpy.save did not write."
             ) from error
-
-
-def _read_csv(path: Path) -> Any:
-    # A byte order mark, which spreadsheets write, is no part of the first name.
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        first = [cell.strip() for cell in next(csv.reader(file), [])]
-    has_header = not all(map(_is_number, first))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # "no data", which is refused later
-        table = np.loadtxt(
-            path,
-            delimiter=",",
-            skiprows=int(has_header),
-            ndmin=2,
-            comments=None,
-            quotechar='"',
-            encoding="utf-8-sig",
-        )
-    if not has_header:
-        return table
-    if "" in first:
-        raise DataError("Expected a name for each column; got one without. (Leave an index out.)")
-    if table.size and table.shape[1] != len(first):
-        raise DataError(
-            f"Expected a name for each column; got {len(first)} names and {table.shape[1]} columns."
-        )
-    named = [i for i, name in enumerate(first) if name.lower() in _LABEL_COLUMNS]
-    if len(named) > 1:
-        raise DataError(f"Expected one column called label or y at most; got {len(named)}.")
-    if not named or not table.size:
-        return table
-    try:
-        labels = _check_labels(table[:, named[0]], len(table))
-    except DataError as error:
-        raise DataError(f"{error} (Rename column {first[named[0]]!r} if it is no label.)") from None
-    return {"x": np.delete(table, named, axis=1), "y": labels}
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        # A first row with a gap is a damaged row of numbers, not a header.
-        return not cell
-    return True

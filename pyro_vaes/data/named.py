@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vaes.data.tables import DataError, _reason
+from pyro_vaes.core.errors import DataError
+from pyro_vaes.data.tables import _reason
 
 __all__ = ["read_digits", "read_torchvision"]
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from pyro_vaes.core.checks import positive
+from pyro_vaes.core.errors import DataError
 from pyro_vaes.data.augmentation import Transform
-from pyro_vaes.data.tables import DataError, read_pair
+from pyro_vaes.data.tables import check_rows, read_labels, read_pair
 
 __all__ = ["Init", "Split", "as_split", "batches", "labelled_pseudo_inputs", "pseudo_inputs"]
 
@@ -26,7 +27,7 @@ class Split:
     """Rows, perhaps with labels, all in memory.
 
     Attributes:
-        x: ``(n, *event_shape)``, float32; levels are whole numbers held in it.
+        x: ``(n, *event_shape)``, float32 (or float64, if given so); levels are whole numbers in it.
         y: labels ``(n,)``, int64, or None.
         transform: what happens to each training batch, drawn anew each time (dynamic binarisation,
             augmentation), or None.
@@ -37,8 +38,11 @@ class Split:
     transform: Transform | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "x", check_rows(self.x))
         if self.y is not None and len(self.y) != len(self.x):
             raise DataError(f"Expected a label for each of {len(self.x)} rows; got {len(self.y)}.")
+        if self.y is not None:
+            object.__setattr__(self, "y", read_labels(self.y, len(self.x)))
 
     def __len__(self) -> int:
         return len(self.x)
@@ -155,24 +159,38 @@ def pseudo_inputs(
         return draws.to(rows.device)
 
     if init == "random":
-        return low + (high - low) * draw(torch.rand)
-    if init == "data":
+        start = low + (high - low) * draw(torch.rand)
+    elif init == "data":
         order = [
             torch.randperm(len(rows), generator=generator, device=device)
             for _ in range(math.ceil(num / len(rows)))
         ]
         start = rows[torch.cat(order)[:num].to(rows.device)]
-        distinct = len(rows)
     elif init == "mean":
         start = rows.mean(0).expand(num, *rows.shape[1:])
-        distinct = 0
     else:
         raise ValueError(f"Expected init among data, mean, random; got {init!r}.")
-    if num <= distinct:
+    spread = rows.std(0, correction=0)
+    varies = bool((spread > 0).any())
+    repeats = _repeats(start) | (init == "mean" and varies)
+    if not bool(repeats.any()):
         return start
-    jitter = noise * rows.std(0, correction=0) * draw(torch.randn)
-    jitter[:distinct] = 0
+    if not varies:
+        # One row, or many equal ones: its own size is all there is to go by.
+        spread = torch.where(rows[0] == 0, 1.0, rows[0].abs())
+        low, high = low - spread, high + spread
+    jitter = noise * spread * draw(torch.randn)
+    jitter[~repeats] = 0
     return (start + jitter).clamp(low, high)
+
+
+def _repeats(rows: Tensor) -> Tensor:
+    """Which rows are equal to one before them."""
+    _, group = torch.unique(rows.flatten(1), dim=0, return_inverse=True)
+    first = torch.full((len(rows),), len(rows), device=rows.device)
+    index = torch.arange(len(rows), device=rows.device)
+    first = first.scatter_reduce(0, group, index, "amin")
+    return first[group] != index
 
 
 def labelled_pseudo_inputs(

@@ -6,7 +6,8 @@ labels ``y`` of shape ``(n,)``, int64, or None. Nothing that is read is ever exe
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -21,19 +22,44 @@ from torch.utils.data import (
     default_collate,
 )
 
-from pyro_vaes.core.errors import InputError
+from pyro_vaes.core.errors import DataError
+from pyro_vaes.data.class_names import Names
+from pyro_vaes.data.precision import in_single
 
-__all__ = ["DataError", "Pair", "read_pair"]
+__all__ = ["Pair", "check_rows", "read_labels", "read_pair", "suffix_of"]
 
 
 Pair = tuple[Tensor, Tensor | None]
+# What labels are called in a mapping of arrays; the first is ours.
+_LABEL_KEYS = ("y", "label", "labels", "target", "targets")
 
 
-class DataError(InputError):
-    """Data that cannot be used; one line that says what was expected and what to do."""
+def _read_one(
+    source: Mapping[str, Any], x: Any, labels: Any, notes: list[str]
+) -> tuple[dict[str, Pair], tuple[str, ...] | None]:
+    """The rows of a mapping without splits."""
+    keys = [key for key in source if key.lower() in _LABEL_KEYS and "x" in source]
+    if len(keys) > 1:
+        raise DataError(f"Expected one array of labels; got {', '.join(keys)}.")
+    if "x" in source:
+        _check_used(source, {"x", *keys})
+    if keys and keys[0] != "y":
+        notes.append(f"The array {keys[0]!r} was taken for the labels.")
+    names = Names()
+    pair = read_pair((x, source[keys[0]] if keys else None), labels, names)
+    return {"all": pair}, names.found(notes)
 
 
-def read_pair(source: Any, labels: Any = None) -> Pair:
+def _check_used(source: Mapping[str, Any], used: set[str]) -> None:
+    left = [key for key in source if key not in used]
+    if left:
+        raise DataError(
+            f"Expected arrays called {', '.join(sorted(used & set(source)))} alone; got also "
+            f"{', '.join(left)}, which would not be used. Leave them out, or rename them."
+        )
+
+
+def read_pair(source: Any, labels: Any = None, names: Names | None = None) -> Pair:
     """Reads one table: rows and perhaps their labels.
 
     A data set is read once, in order, so a random transform in it is drawn once. So is a loader,
@@ -43,6 +69,7 @@ def read_pair(source: Any, labels: Any = None) -> Pair:
         source: a tensor, an array, a tuple ``(x,)`` or ``(x, y)``, a ``Dataset`` or ``DataLoader``
             whose items are ``x``, ``(x,)`` or ``(x, y)``.
         labels: one label for each row, if the source holds none.
+        names: numbers labels of other kinds than whole numbers from 0; None to refuse them.
 
     Returns:
         x in the precision it came in, float32 unless that was float64, and the labels.
@@ -61,9 +88,39 @@ def read_pair(source: Any, labels: Any = None) -> Pair:
         source, own_labels = _unpack(source)
     if own_labels is not None and labels is not None:
         raise DataError("Expected labels once; got labels= beside data that hold their own.")
-    x = _check_rows(source)
+    x = check_rows(source)
     given = own_labels if labels is None else labels
-    return x, None if given is None else _check_labels(given, len(x)).to(x.device)
+    if names is not None and given is not None:
+        given = names.number(given)
+    return x, None if given is None else read_labels(given, len(x)).to(x.device)
+
+
+def _read_table(path: Path, options: Any, notes: list[str]) -> Any:
+    """A table, by pandas; what was guessed of it goes to the notes."""
+    from pyro_vaes.data.spreadsheets import TableOptions, read_frame, read_text_table
+
+    options = TableOptions() if options is None else options
+    if path.suffix.lower() != ".parquet":
+        return read_text_table(path, options, notes)
+    import pandas as pd
+
+    try:
+        frame = pd.read_parquet(path)
+    except ImportError as error:
+        raise DataError(
+            "Expected a library that reads parquet files; got none. Run pip install pyarrow."
+        ) from error
+    return read_frame(frame.reset_index(drop=True), options, notes)
+
+
+def _read_anndata(path: Path) -> Any:
+    try:
+        from anndata import read_h5ad
+    except ImportError as error:
+        raise DataError(
+            "Expected a library that reads .h5ad files; got none. Run pip install anndata."
+        ) from error
+    return {"x": read_h5ad(path).X}
 
 
 def _reason(error: Exception) -> str:
@@ -138,6 +195,18 @@ def _unpack(item: Any) -> tuple[Any, Any]:
 
 def _as_tensor(value: Any, what: str) -> Tensor:
     """A tensor of numbers, floating ones as they are (at least float32), without gradient."""
+    if isinstance(value, np.ma.MaskedArray):
+        if np.ma.is_masked(value):
+            gaps = int(np.ma.getmaskarray(value).sum())
+            raise DataError(
+                f"Expected {what} without gaps; got {gaps} masked (missing) values. Drop such rows "
+                "or fill them in."
+            )
+        value = value.data
+    if isinstance(value, Tensor) and value.layout != torch.strided:
+        value = value.to_dense()
+    elif hasattr(value, "toarray") and hasattr(value, "tocsr"):  # SciPy's sparse matrices.
+        value = value.toarray()
     if not isinstance(value, Tensor):
         try:
             array = np.asarray(value)
@@ -150,7 +219,7 @@ def _as_tensor(value: Any, what: str) -> Tensor:
             value = torch.from_numpy(array.astype(_torch_type(array.dtype), order="C"))
     if value.is_complex():
         raise DataError(f"Expected {what} that are real numbers; got dtype {value.dtype}.")
-    return cast(Tensor, value.detach())
+    return cast(Tensor, value.detach() if value.requires_grad else value)
 
 
 def _torch_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -162,10 +231,11 @@ def _torch_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return dtype.newbyteorder("=")
 
 
-def _check_rows(value: Any) -> Tensor:
+def check_rows(value: Any) -> Tensor:
+    """Rows as a floating tensor, refused if they are none or not finite."""
     x = _as_tensor(value, "data")
     if x.dtype not in (torch.float32, torch.float64):
-        x = x.to(torch.float32)
+        x = in_single(x)
     if x.dim() < 2:
         raise DataError(
             f"Expected data of shape (n, ...), one row for each datum; got shape {tuple(x.shape)}. "
@@ -183,7 +253,14 @@ def _check_rows(value: Any) -> Tensor:
     return x
 
 
-def _check_labels(value: Any, n: int) -> Tensor:
+def suffix_of(path: Path) -> str:
+    """The ending of a file's name, compression included."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    return "".join(suffixes[-2:]) if suffixes[-1:] == [".gz"] else path.suffix.lower()
+
+
+def read_labels(value: Any, n: int) -> Tensor:
+    """Labels as int64, refused if they are not one whole number from 0 for each of n rows."""
     y = _as_tensor(value, "labels")
     if y.shape != (n,):
         raise DataError(

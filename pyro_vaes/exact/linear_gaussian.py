@@ -101,7 +101,7 @@ class LinearGaussian:
         ).to(weight.dtype)
         _fill(self.likelihood.head, weight, bias)
         with torch.no_grad():
-            self.likelihood.log_scale.fill_(math.log(scale - floor))
+            self.likelihood.log_scale.fill_(math.log(scale - floor) / NormalLikelihood.PACE)
             to_mean, offset, covariance = _linear(self.true_posterior, bias)
         posterior = LinearPosterior(to_mean, offset, torch.linalg.cholesky(covariance))
         self.vae = VAE(NormalPrior(latent_dim).to(weight.dtype), posterior, self.likelihood)
@@ -122,8 +122,9 @@ class LinearGaussian:
     def theta(self) -> tuple[Tensor, Tensor, Tensor]:
         """W ``(D, d)``, b ``(D,)`` and the diagonal of Psi ``(D,)``."""
         head = cast(nn.Linear, self.likelihood.head)
-        scale = self.likelihood.min_scale + self.likelihood.log_scale.exp()
-        return head.weight, head.bias, scale.square()
+        center, spread = self.likelihood.units
+        weight, bias = spread.unsqueeze(-1) * head.weight, center + spread * head.bias
+        return weight, bias, self.likelihood.scale.square()
 
     @property
     def marginal(self) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -17,7 +17,7 @@ from pyro_vaes.core.checks import positive
 from pyro_vaes.core.choices import ACTIVATIONS
 from pyro_vaes.core.described import Described
 
-__all__ = ["MLP", "GatedMLP", "Network"]
+__all__ = ["MLP", "GatedMLP", "Network", "check_network", "shape_of"]
 
 
 @runtime_checkable
@@ -37,6 +37,25 @@ def make_activation(name: str) -> nn.Module:
         raise ValueError(f"Expected activation among {', '.join(ACTIVATIONS)}; got {name!r}.")
     activation: nn.Module = getattr(nn, ACTIVATIONS[name])()
     return activation
+
+
+def shape_of(shape: Sequence[int] | int, name: str = "event_shape") -> tuple[int, ...]:
+    """A shape as a tuple of sizes of at least one; a lone size is the shape of a vector."""
+    sizes = (shape,) if isinstance(shape, int) else tuple(shape)
+    positive(**{f"{name}[{i}]": size for i, size in enumerate(sizes)})
+    return sizes
+
+
+def check_network(network: Any) -> None:
+    """Refuses a network that does not say its sizes, which the parts build on."""
+    for name in ("in_features", "out_features"):
+        size = getattr(network, name, None)
+        if size is None:
+            raise ValueError(
+                "Expected a network with in_features and out_features, the sizes of its rows; got "
+                f"{type(network).__name__} without {name}. Set both in its constructor."
+            )
+        positive(**{f"{name} of {type(network).__name__}": size})
 
 
 class MLP(Described):
@@ -96,7 +115,7 @@ class GatedMLP(Described):
 
 
 def _sizes(in_features: int, hidden_dims: Sequence[int]) -> list[int]:
-    if not hidden_dims:
+    if not len(hidden_dims):
         raise ValueError("Expected at least one hidden layer in hidden_dims; got none.")
     hidden = {f"hidden_dims[{i}]": size for i, size in enumerate(hidden_dims)}
     positive(in_features=in_features, **hidden)

@@ -10,11 +10,12 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_vaes.core.checks import check_bounds, positive
+from pyro_vaes.core.bounds import held_bounds, hold_bounds
+from pyro_vaes.core.checks import positive
 from pyro_vaes.core.described import Described
 from pyro_vaes.core.labels import flat, join
 from pyro_vaes.distributions.mixtures import Mixture
-from pyro_vaes.networks.mlp import Network
+from pyro_vaes.networks.mlp import Network, check_network, shape_of
 from pyro_vaes.parts.priors import _labels
 
 __all__ = ["GTMPrior", "GTMPseudoInputs", "Grid"]
@@ -35,6 +36,7 @@ class Grid(Described):
     def __init__(self, network: Network, grid_size: int, num_labels: int) -> None:
         super().__init__()
         positive(grid_size=grid_size)
+        check_network(network)
         if network.in_features != 2 + num_labels:
             raise ValueError(
                 f"Expected a network with in_features={2 + num_labels} (two coordinates"
@@ -64,7 +66,8 @@ class GTMPseudoInputs(Grid):
         network: maps the two coordinates of a grid point (and the one-hot label) to features.
         event_shape: shape of one datum.
         grid_size: points on each side of the grid.
-        bounds: ``(low, high)`` to keep the pseudo-inputs within, by a sigmoid; unbounded if None.
+        bounds: ``(low, high)`` to keep the pseudo-inputs within, by a sigmoid, two numbers or two
+            tensors of the shape of a datum; unbounded if None.
         num_labels: number of labels of a conditional posterior; each then has a whole grid.
 
     Raises:
@@ -72,18 +75,39 @@ class GTMPseudoInputs(Grid):
             of inputs.
     """
 
+    center: Tensor | None
+    spread: Tensor | None
+
     def __init__(
         self,
         network: Network,
         event_shape: Sequence[int],
         grid_size: int = 10,
-        bounds: Sequence[float] | None = None,
+        bounds: Sequence[Any] | None = None,
         num_labels: int = 0,
     ) -> None:
         super().__init__(network, grid_size, num_labels)
-        self.event_shape = tuple(event_shape)
-        self.bounds = check_bounds(bounds)
+        self.event_shape = shape_of(event_shape)
+        hold_bounds(self, bounds)
         self.head = nn.Linear(self.out_features, math.prod(self.event_shape))
+        self.register_buffer("center", None)
+        self.register_buffer("spread", None)
+
+    @property
+    def bounds(self) -> tuple[Any, Any] | None:
+        """The bounds, numbers or one for each element; None if unbounded."""
+        return held_bounds(self)
+
+    def set_units(self, center: Tensor, spread: Tensor) -> None:
+        """Makes the network speak in each element's own centre and spread, where no bounds do.
+
+        Args:
+            center: of each element, of the shape of a datum.
+            spread: the same.
+        """
+        if self.bounds is None:
+            like = cast(Tensor, self.points)
+            self.center, self.spread = (t.detach().clone().to(like) for t in (center, spread))
 
     @property
     def labels(self) -> Tensor | None:
@@ -96,9 +120,21 @@ class GTMPseudoInputs(Grid):
     def forward(self) -> Tensor:
         u = self.head(self.features()).reshape(-1, *self.event_shape)
         if self.bounds is None:
-            return cast(Tensor, u)
+            if self.center is None or self.spread is None:
+                return cast(Tensor, u)
+            return self.center + self.spread * cast(Tensor, u)
         low, high = self.bounds
         return low + (high - low) * u.sigmoid()
+
+    def _frame(self, x: Tensor) -> tuple[Any, Any]:
+        """Origin and width of what the network speaks in, flat, in the units of the data."""
+        if self.bounds is None:
+            if self.center is None or self.spread is None:
+                return 0.0, 1.0
+            return self.center.flatten(), self.spread.flatten()
+        low, high = (torch.as_tensor(bound).flatten() for bound in self.bounds)
+        width = high - low
+        return low.to(x.device), torch.where(width > 0, width, 1.0).to(x.device)
 
     @torch.no_grad()
     def initialize(self, x: Tensor, y: Tensor | None = None) -> None:
@@ -109,7 +145,9 @@ class GTMPseudoInputs(Grid):
             y: their labels ``(n,)``; each label's grid is laid on the plane of its own data.
         """
         points = cast(Tensor, self.points)
-        rows = flat(x, self.event_shape).to(points)
+        # The principal plane of what the network speaks in: units must not choose it.
+        low, width = self._frame(x)
+        rows = ((flat(x, self.event_shape).double() - low) / width).to(points)
         planes = []
         for label in range(max(self.num_labels, 1)):
             own = rows if y is None or not self.num_labels else rows[y == label]
@@ -121,9 +159,8 @@ class GTMPseudoInputs(Grid):
             planes.append(center + points[:, : scaled.shape[1]] @ scaled.mT)
         target = torch.cat(planes)
         if self.bounds is not None:
-            low, high = self.bounds
             # At the bound itself the sigmoid would be flat.
-            target = ((target - low) / (high - low)).clamp(0.02, 0.98).logit()
+            target = target.clamp(0.02, 0.98).logit()
         features = self.features().flatten(0, -2)
         design = torch.cat([features, torch.ones_like(features[:, :1])], dim=-1)
         solution = torch.linalg.lstsq(design.cpu(), target.cpu(), driver="gelsd").solution.to(

@@ -18,14 +18,16 @@ from torch.nn import functional
 from pyro_vaes.core.checks import positive
 from pyro_vaes.core.described import Described
 from pyro_vaes.core.labels import join
+from pyro_vaes.data.units import units_of
 from pyro_vaes.distributions.autoregressive import AutoregressiveLevels
 from pyro_vaes.distributions.levels import (
     CategoricalLevels,
     DiscretizedLogisticLevels,
     OrdinalLevels,
 )
+from pyro_vaes.distributions.scaled_normal import ScaledNormal
 from pyro_vaes.networks.masked import AutoregressiveNetwork
-from pyro_vaes.networks.mlp import Network
+from pyro_vaes.networks.mlp import Network, check_network, shape_of
 
 __all__ = [
     "AutoregressiveLikelihood",
@@ -104,8 +106,8 @@ class Likelihood(Described):
         parameters_per_element: int = 1,
     ) -> None:
         super().__init__()
-        self.event_shape = tuple(event_shape)
-        positive(**{f"event_shape[{i}]": size for i, size in enumerate(self.event_shape)})
+        self.event_shape = shape_of(event_shape)
+        check_network(network)
         self.latent_dim = network.in_features - num_labels
         if self.latent_dim < 1:
             raise ValueError(
@@ -326,14 +328,27 @@ class AutoregressiveLikelihood(LevelLikelihood):
 class NormalLikelihood(Likelihood):
     """Real elements with a learned scale, one for each element, shared by all data.
 
+    The network works in each element's own centre and spread, see :meth:`initialize_from`; scores,
+    means and draws are in the units of the data. So another unit of an element changes log p(x) by
+    the log of the unit and nothing else, after training too.
+
+    >>> import pyro_vaes as pv
+    >>> likelihood = NormalLikelihood(pv.MLP(2, [8]), event_shape=(3,))
+    >>> likelihood.initialize_from(1000 + torch.randn(50, 3))
+
     Args:
         network: see :class:`Likelihood`.
         event_shape: see :class:`Likelihood`.
         num_labels: see :class:`Likelihood`.
-        initial_scale: where the scales start, in the units of the data.
-        min_scale: a floor under the scales: without one, an element that never varies would drive
-            its density, and the likelihood, to infinity.
+        initial_scale: where the scales start, in spreads of each element; in the units of the data
+            as long as :meth:`initialize_from` has not been called.
+        min_scale: a floor under the scales, in the same units: without one, an element that never
+            varies would drive its density, and the likelihood, to infinity.
     """
+
+    # What a step of an optimiser moves the parameter by, it moves the log of a scale by ten times
+    # over: at a network's step size a scale would take thousands of steps to fall tenfold.
+    PACE = 10.0
 
     def __init__(
         self,
@@ -349,8 +364,49 @@ class NormalLikelihood(Likelihood):
                 f"Expected 0 < min_scale < initial_scale; got {min_scale} and {initial_scale}."
             )
         self.min_scale = min_scale
-        start = math.log(initial_scale - min_scale)
+        start = math.log(initial_scale - min_scale) / self.PACE
         self.log_scale = nn.Parameter(torch.full(self.event_shape, start))
+        self.register_buffer("center", torch.zeros(self.event_shape))
+        self.register_buffer("spread", torch.ones(self.event_shape))
+        self._followers: list[Any] = []
+
+    @property
+    def units(self) -> tuple[Tensor, Tensor]:
+        """The centre and spread of each element, both of shape ``event_shape``."""
+        return cast(Tensor, self.center), cast(Tensor, self.spread)
+
+    @property
+    def scale(self) -> Tensor:
+        """The standard deviation of each element given z, in the units of the data."""
+        learned = (self.PACE * self.log_scale).exp()
+        return cast(Tensor, self.spread) * (self.min_scale + learned)
+
+    @torch.no_grad()
+    def initialize_from(self, x: Any, shared: bool = False) -> None:
+        """Takes the centre and spread of each element from training data, before training.
+
+        They are buffers, saved with the weights. A VAE hands them on to its posterior and prior,
+        whether it is made before or after the call.
+
+        Args:
+            x: training data ``(n, *event_shape)``, or a split.
+            shared: one centre and spread for all elements, as befits pixels.
+
+        Raises:
+            ValueError: for data of another shape, or with values that are not finite.
+        """
+        center, spread = units_of(x, self.event_shape, shared)
+        for own, value in zip(self.units, (center, spread), strict=True):
+            own.copy_(value)
+        for follower in self._followers:
+            follower.set_units(*self.units)
+
+    def hand_on(self, part: Any) -> None:
+        """Keeps a part that looks at data informed of :attr:`units`, from now on."""
+        if not any(part is known for known in self._followers):
+            self._followers.append(part)
+        part.set_units(*self.units)
 
     def elements(self, parameters: Tensor) -> Any:
-        return dist.Normal(parameters.squeeze(-1), self.min_scale + self.log_scale.exp())
+        center, spread = self.units
+        return ScaledNormal(center + spread * parameters.squeeze(-1), self.scale)

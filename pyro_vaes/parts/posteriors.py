@@ -1,7 +1,8 @@
 """Posteriors q(z | x): modules whose ``forward(x, y=None)`` returns a Pyro distribution.
 
-The distribution has the batch shape of x and event shape ``(latent_dim,)``. The network sees the
-datum scaled to about [-1, 1]; that scaling is the posterior's own and is saved with it.
+The distribution has the batch shape of x and event shape ``(latent_dim,)``. The network sees levels
+scaled to [-1, 1], and real values by each element's own centre and spread; that map is the
+posterior's own and is saved with it.
 """
 
 from __future__ import annotations
@@ -20,12 +21,99 @@ from pyro_vaes.core.described import Described
 from pyro_vaes.core.labels import flat, join, takes_labels, with_labels
 from pyro_vaes.distributions.transformed import FlowDistribution
 from pyro_vaes.flows.recipes import FlowRecipe
-from pyro_vaes.networks.mlp import Network
+from pyro_vaes.networks.mlp import Network, check_network, shape_of
 
 __all__ = ["FlowPosterior", "FullNormalPosterior", "NormalPosterior", "Posterior"]
 
 
-class Posterior(Described):
+class _Scaled(Described):
+    """A part whose networks see x through an affine map, ``(x - center) / half_range``."""
+
+    center: Tensor
+    half_range: Tensor
+    event_shape: tuple[int, ...]
+
+    def _start_scaling(self) -> None:
+        self.register_buffer("center", torch.zeros(()))
+        self.register_buffer("half_range", torch.ones(()))
+        self._bounds: tuple[float, float] | None = None
+        # Whether a range was chosen for this part, by its constructor (fixed) or by a call.
+        self._ranged = self._fixed = False
+
+    @property
+    def x_range(self) -> tuple[Any, Any] | None:
+        """The values that are seen as -1 and 1, numbers or one for each element; None if unset."""
+        if self._bounds is not None or not self._ranged:
+            return self._bounds
+        center, half_range = self.center, self.half_range
+        return center - half_range, center + half_range
+
+    def set_x_range(self, low: Any, high: Any) -> None:
+        """Makes the network see ``low`` as -1 and ``high`` as 1.
+
+        Args:
+            low: a number, or a tensor with one for each element of a datum.
+            high: the same, above ``low``.
+
+        Raises:
+            ValueError: for a range that is empty or not finite.
+        """
+        if not (isinstance(low, Tensor) or isinstance(high, Tensor)):
+            if not (math.isfinite(low) and math.isfinite(high) and low < high):
+                raise ValueError(
+                    f"Expected x_range with low < high, both finite; got ({low}, {high})."
+                )
+            self._bounds = (float(low), float(high))
+            self._place(self.center.new_tensor((low + high) / 2), (high - low) / 2, ())
+        else:
+            low, high = torch.as_tensor(low), torch.as_tensor(high)
+            # NaN passes: a rebuilt part awaits its values.
+            if bool((low >= high).any() or low.isinf().any() or high.isinf().any()):
+                raise ValueError(
+                    "Expected x_range with low < high for each element, all finite; got others. "
+                    "(An element that never varies has no range: give it one.)"
+                )
+            self._bounds = None
+            self._place((low + high) / 2, (high - low) / 2, self.event_shape)
+        self._ranged = True
+
+    def take_x_range(self, low: float, high: float) -> None:
+        """Like :meth:`set_x_range`, for a likelihood's range: another likelihood's may follow."""
+        ranged = self._ranged
+        _Scaled.set_x_range(self, low, high)
+        self._ranged = ranged
+
+    def set_units(self, center: Tensor, spread: Tensor) -> None:
+        """Makes the network see each element centred and scaled, unless a range was given.
+
+        Args:
+            center: of each element, of the shape of a datum.
+            spread: the same.
+        """
+        if self._fixed:
+            return
+        if self._ranged:
+            # Of the shape that a rebuilt part, which knows of no call, will have too.
+            center, spread = self.center, self.half_range
+        else:
+            self._bounds = None
+        self._place(center, spread, self.event_shape)
+
+    def _place(self, center: Tensor, half_range: Any, shape: tuple[int, ...]) -> None:
+        like = self.center
+        self.center = center.detach().to(like).expand(shape).clone()
+        self.half_range = torch.as_tensor(half_range).detach().to(like).expand(shape).clone()
+
+    def _seen(self, x: Tensor) -> Tensor:
+        """Data as the network sees them, flat: ``(*batch, prod(event_shape))``."""
+        center, half_range = self.center, self.half_range
+        rows = flat(x, self.event_shape).to(center.dtype)
+        if center.dim():
+            center, half_range = center.flatten(), half_range.flatten()
+        return (rows - center) / half_range
+
+
+class Posterior(_Scaled):
     """A posterior amortised by a network; a subclass adds the head.
 
     To add a posterior, subclass it: build the head in the constructor and return the distribution
@@ -36,8 +124,9 @@ class Posterior(Described):
         latent_dim: size of z.
         event_shape: shape of one datum; ``(network.in_features - num_labels,)`` if None.
         num_labels: number of labels of a conditional posterior q(z | x, y); 0 for none.
-        x_range: ``(low, high)``, the values that are mapped to -1 and 1. If None, ``VAE`` takes it
-            from the likelihood where that knows the range of the data; otherwise x is seen as is.
+        x_range: ``(low, high)``, the values that are mapped to -1 and 1: two numbers, or two
+            tensors of the shape of a datum. If None, ``VAE`` takes the map from the likelihood
+            where that knows the range or the units of the data; otherwise x is seen as is.
 
     Attributes:
         scores: whether the distribution scores any z, not only its own draws.
@@ -58,7 +147,8 @@ class Posterior(Described):
     ) -> None:
         super().__init__()
         positive(latent_dim=latent_dim)
-        self.event_shape = tuple(event_shape or (network.in_features - num_labels,))
+        check_network(network)
+        self.event_shape = shape_of(event_shape or (network.in_features - num_labels,))
         expected = math.prod(self.event_shape) + num_labels
         if network.in_features != expected:
             raise ValueError(
@@ -69,26 +159,14 @@ class Posterior(Described):
         self.latent_dim = latent_dim
         self.num_labels = num_labels
         self.out_features = network.out_features
-        self.register_buffer("center", torch.zeros(()))
-        self.register_buffer("half_range", torch.ones(()))
-        self.x_range: tuple[float, float] | None = None
+        self._start_scaling()
         if x_range is not None:
             self.set_x_range(*x_range)
-
-    def set_x_range(self, low: float, high: float) -> None:
-        """Makes the network see ``low`` as -1 and ``high`` as 1."""
-        if not (math.isfinite(low) and math.isfinite(high) and low < high):
-            raise ValueError(f"Expected x_range with low < high, both finite; got ({low}, {high}).")
-        self.x_range = (float(low), float(high))
-        cast(Tensor, self.center).fill_((low + high) / 2)
-        cast(Tensor, self.half_range).fill_((high - low) / 2)
+            self._fixed = True
 
     def features(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """The network's features ``(*batch, out_features)`` of data ``(*batch, *event_shape)``."""
-        center = cast(Tensor, self.center)
-        rows = flat(x, self.event_shape).to(center.dtype)
-        rows = (rows - center) / cast(Tensor, self.half_range)
-        return cast(Tensor, self.network(join(rows, y, self.num_labels)))
+        return cast(Tensor, self.network(join(self._seen(x), y, self.num_labels)))
 
     def from_features(self, features: Tensor) -> Any:
         """The distribution, given the network's features."""
@@ -161,7 +239,7 @@ class FullNormalPosterior(Posterior):
         return dist.MultivariateNormal(loc, scale_tril=scale_tril)
 
 
-class FlowPosterior(Described):
+class FlowPosterior(_Scaled):
     """A posterior whose draws go through a flow, amortised over x (assignment, equations 8 to 12).
 
     The flow's parameters depend on ``base.features(x, y)``, or on the flattened x where the base
@@ -198,7 +276,7 @@ class FlowPosterior(Described):
         if event_shape is None:
             raise ValueError("Expected event_shape for a base that does not tell it; got none.")
         self.base = base
-        self.event_shape = tuple(event_shape)
+        self.event_shape = shape_of(event_shape)
         # None: the base takes labels without telling their number.
         unknown = None if takes_labels(base) else 0
         self.num_labels: int | None = getattr(base, "num_labels", unknown)
@@ -208,22 +286,44 @@ class FlowPosterior(Described):
             cast(int, base.out_features) if self._amortised else math.prod(self.event_shape)
         )
         self.flow = transforms.build(context_dim=self.out_features)
+        if not self._amortised:  # The flow sees x itself.
+            self._start_scaling()
 
     @property
-    def x_range(self) -> tuple[float, float] | None:
-        """The range of x that the base maps to [-1, 1]."""
-        return cast("tuple[float, float] | None", getattr(self.base, "x_range", None))
+    def x_range(self) -> tuple[Any, Any] | None:
+        """The range of x that the base maps to [-1, 1]; without features, the flow's own."""
+        if not self._amortised:
+            return super().x_range
+        return cast("tuple[Any, Any] | None", getattr(self.base, "x_range", None))
 
-    def set_x_range(self, low: float, high: float) -> None:
-        """Makes the base's network see ``low`` as -1 and ``high`` as 1."""
+    def set_x_range(self, low: Any, high: Any) -> None:
+        """Makes the base's network, or the flow, see ``low`` as -1 and ``high`` as 1."""
+        if not self._amortised:
+            super().set_x_range(low, high)
         if hasattr(self.base, "set_x_range"):
             cast(Posterior, self.base).set_x_range(low, high)
+
+    def take_x_range(self, low: float, high: float) -> None:
+        """Hands a likelihood's range on to the base, or to the flow that sees x itself."""
+        if not self._amortised:
+            super().take_x_range(low, high)
+        for method in ("take_x_range", "set_x_range"):
+            if hasattr(self.base, method):
+                getattr(self.base, method)(low, high)
+                break
+
+    def set_units(self, center: Tensor, spread: Tensor) -> None:
+        """Hands the units of x on to the base, or to the flow that sees x itself."""
+        if not self._amortised:
+            super().set_units(center, spread)
+        if hasattr(self.base, "set_units"):
+            cast(Posterior, self.base).set_units(center, spread)
 
     def features(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """The base's features, or the flattened x: ``(*batch, out_features)``."""
         if self._amortised:
             return cast(Posterior, self.base).features(x, y)
-        return flat(x, self.event_shape).to(next(self.flow.parameters()).dtype)
+        return self._seen(x)
 
     def from_features(self, features: Tensor) -> Any:
         """The distribution, given the base's features (of a base that has them)."""

@@ -13,9 +13,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_vaes.core.checks import check_bounds, positive
+from pyro_vaes.core.bounds import held_bounds, hold_bounds
+from pyro_vaes.core.checks import positive
 from pyro_vaes.core.described import Described
-from pyro_vaes.core.labels import join, takes_labels, with_labels
+from pyro_vaes.core.labels import as_labels, join, takes_labels, with_labels
 from pyro_vaes.distributions.mixtures import Mixture, VampDistribution
 from pyro_vaes.distributions.transformed import FlowDistribution
 from pyro_vaes.flows.recipes import FlowRecipe
@@ -28,7 +29,7 @@ def _labels(y: Tensor | None, num_labels: int) -> Tensor:
         raise ValueError(
             f"Expected labels y in 0..{num_labels - 1} for a conditional prior; got none."
         )
-    return y
+    return as_labels(y)
 
 
 class NormalPrior(Described):
@@ -118,7 +119,8 @@ class VampPrior(Described):
         pseudo_inputs: where the u_k start, ``(K, *event_shape)`` in the units of the data; see
             :func:`.pseudo_inputs`. They are learned. Or a module whose call returns them,
             such as :class:`pyro_vaes.parts.gtm.GTMPseudoInputs`, which learns in their stead.
-        bounds: ``(low, high)`` to keep the pseudo-inputs within (to rounding); unbounded if None.
+        bounds: ``(low, high)`` to keep the pseudo-inputs within (to rounding), two numbers or two
+            tensors of the shape of a datum; unbounded if None.
             A module of pseudo-inputs keeps its own.
         labels: one label for each pseudo-input, ``(K,)``, for a conditional posterior. The prior is
             then p(z | y), the mixture over the pseudo-inputs with that label, or over all of them
@@ -130,11 +132,14 @@ class VampPrior(Described):
             lies outside the bounds, or a label is missing.
     """
 
+    center: Tensor | None
+    spread: Tensor | None
+
     def __init__(
         self,
         posterior: nn.Module,
         pseudo_inputs: Tensor | nn.Module,
-        bounds: Sequence[float] | None = None,
+        bounds: Sequence[Any] | None = None,
         labels: Tensor | None = None,
         learn_weights: bool = False,
     ) -> None:
@@ -150,6 +155,8 @@ class VampPrior(Described):
                 "Expected bounds for a tensor of pseudo-inputs; got them beside a module. Give "
                 "them to the module."
             )
+        if not isinstance(pseudo_inputs, nn.Module):
+            pseudo_inputs = torch.as_tensor(pseudo_inputs)
         with torch.no_grad():
             values = pseudo_inputs() if isinstance(pseudo_inputs, nn.Module) else pseudo_inputs
         event_shape = getattr(posterior, "event_shape", tuple(values.shape[1:]))
@@ -166,12 +173,13 @@ class VampPrior(Described):
         # None: the posterior takes labels without telling their number.
         unknown = None if takes_labels(posterior) else 0
         self.num_labels: int | None = getattr(posterior, "num_labels", unknown)
-        self.bounds = check_bounds(bounds)
+        hold_bounds(self, bounds)
         if self.bounds is not None:
             low, high = self.bounds
-            if values.min() < low or values.max() > high:
+            if bool(((values < low) | (values > high)).any()):
+                shown = self.bounds if isinstance(low, float) else "of each element"
                 raise ValueError(
-                    f"Expected pseudo-inputs within bounds {self.bounds}; got values from "
+                    f"Expected pseudo-inputs within bounds {shown}; got values from "
                     f"{values.min():.4g} to {values.max():.4g}."
                 )
         self.inputs = (
@@ -184,12 +192,46 @@ class VampPrior(Described):
             self.logits = nn.Parameter(logits)
         else:
             self.register_buffer("logits", logits)
+        self.register_buffer("center", None)
+        self.register_buffer("spread", None)
         self._set_labels(getattr(pseudo_inputs, "labels", None) if labels is None else labels)
+
+    @property
+    def bounds(self) -> tuple[Any, Any] | None:
+        """The bounds of the pseudo-inputs, numbers or one for each element; None if unbounded."""
+        return held_bounds(self)
+
+    @torch.no_grad()
+    def set_units(self, center: Tensor, spread: Tensor) -> None:
+        """Learns the pseudo-inputs in each element's own centre and spread, from where they are.
+
+        A step of an optimiser then moves an element in microns as far as one in metres. ``VAE``
+        calls this with what its likelihood knows of the data.
+
+        Args:
+            center: of each element, of the shape of a datum.
+            spread: the same.
+        """
+        if isinstance(self.inputs, nn.Module):
+            if hasattr(self.inputs, "set_units"):
+                cast(Any, self.inputs).set_units(center, spread)
+            return
+        values = self._in_units_of_data()
+        center, spread = (t.detach().clone().to(values) for t in (center, spread))
+        self.center, self.spread = center, spread
+        self.inputs.copy_((values - center) / spread)
+
+    def _in_units_of_data(self) -> Tensor:
+        inputs = cast(Tensor, self.inputs)
+        if self.center is None or self.spread is None:
+            return inputs
+        return self.center + self.spread * inputs
 
     def _set_labels(self, labels: Tensor | None) -> None:
         if self.num_labels == 0:
             self.register_buffer("labels", None)
             return
+        labels = None if labels is None else as_labels(labels)
         if labels is None or labels.shape != (self.num_components,):
             raise ValueError(
                 f"Expected one label for each of {self.num_components} pseudo-inputs beside a "
@@ -202,19 +244,29 @@ class VampPrior(Described):
         """The pseudo-inputs ``(K, *event_shape)`` in the units of the data, within the bounds."""
         if isinstance(self.inputs, nn.Module):
             return cast(Tensor, self.inputs())
-        return self.inputs if self.bounds is None else _reflected(self.inputs, *self.bounds)
+        values, bounds = self._in_units_of_data(), self.bounds
+        return values if bounds is None else _reflected(values, *bounds)
 
     def forward(self, y: Tensor | None = None) -> Any:
         logits, labels = cast(Tensor, self.logits), cast("Tensor | None", self.labels)
         if labels is not None and y is not None:
             # A pseudo-input of another label weighs zero; the components are shared by all rows.
-            logits = logits.masked_fill(labels != y.unsqueeze(-1), -torch.inf)
+            logits = logits.masked_fill(labels != as_labels(y).unsqueeze(-1), -torch.inf)
         return VampDistribution(with_labels(self.posterior, labels, self.pseudo_inputs), logits)
 
 
-def _reflected(values: Tensor, low: float, high: float) -> Tensor:
+def _reflected(values: Tensor, low: Any, high: Any) -> Tensor:
     """Values reflected into [low, high]; those inside, bounds included, stay what they are."""
     width = high - low
+    if isinstance(width, Tensor):
+        # An element that never varies has nowhere to go, and no division by its width a gradient.
+        still = width <= 0
+        moved = _reflected_within(values, low, torch.where(still, 1.0, width), high)
+        return torch.where(still, low, moved)
+    return _reflected_within(values, low, width, high)
+
+
+def _reflected_within(values: Tensor, low: Any, width: Any, high: Any) -> Tensor:
     turns = (values - low).remainder(2 * width)
     image = low + torch.where(turns < width, turns, 2 * width - turns)
     return torch.where((values >= low) & (values <= high), values, image)

@@ -13,9 +13,10 @@ from pyro.infer import RenyiELBO
 from torch import nn
 
 from pyro_vaes import flows
-from pyro_vaes.data.dataset import DataSet, load_data
+from pyro_vaes.core.errors import DataError
+from pyro_vaes.data.dataset import NAMES, DataSet
 from pyro_vaes.data.splits import Init, labelled_pseudo_inputs, pseudo_inputs
-from pyro_vaes.data.tables import DataError
+from pyro_vaes.data.units import units_of
 from pyro_vaes.inference.divergences import MMD, Adversarial, Divergence
 from pyro_vaes.inference.elbo import BetaELBO
 from pyro_vaes.inference.info import InfoELBO
@@ -33,8 +34,9 @@ from pyro_vaes.parts.likelihoods import (
 )
 from pyro_vaes.parts.posteriors import FlowPosterior, FullNormalPosterior, NormalPosterior
 from pyro_vaes.parts.priors import FlowPrior, MixturePrior, NormalPrior, VampPrior
+from pyro_vaes.runs.data_source import load_for
 from pyro_vaes.runs.options import ConfigError
-from pyro_vaes.runs.schema import GREY_IMAGES, RunConfig
+from pyro_vaes.runs.schema import RunConfig
 from pyro_vaes.training.distributed import SharingError, join
 from pyro_vaes.training.options import device_of
 from pyro_vaes.training.validation import check_batches
@@ -51,6 +53,8 @@ _LEVELS: dict[str, Any] = {
     "discretized_logistic": DiscretizedLogisticLikelihood,
     "ordinal": OrdinalLikelihood,
 }
+# So many labels are never too many.
+_FEW_LABELS = 20
 _NEEDS = {"bernoulli": ("binary",), "normal": ("binary", "levels", "real")}
 
 
@@ -105,12 +109,25 @@ def build(config: RunConfig, data: DataSet) -> tuple[VAE, list[str]]:
         except ValueError as error:
             raise ConfigError(f"Invalid value for '--divergence': {error}") from error
     labels = (data.num_labels or 0) if config.data.conditional else 0
+    if labels > max(_FEW_LABELS, len(data.train) // 2):
+        raise ConfigError(
+            f"Invalid value for '--conditional': expected far fewer labels than the "
+            f"{len(data.train)} training rows; got {labels}. Are they classes?"
+        )
     posterior = _posterior(config, data, labels)
     prior = _prior(config, data, labels, posterior, remarks)
     likelihood = _likelihood(config, data, labels, remarks)
-    if config.data.augment and data.image_shape is None:
-        remarks.append("--augment has no effect: the data are no images.")
+    _remark_on_images(config, data, remarks)
     return VAE(prior, posterior, likelihood), remarks
+
+
+def _remark_on_images(config: RunConfig, data: DataSet, remarks: list[str]) -> None:
+    augment = config.data.augment
+    if data.image_shape is None:
+        if augment not in (0, RunConfig().data.augment):  # Somebody asked for it.
+            remarks.append("--augment has no effect: the data are no images.")
+    elif augment and data.name not in NAMES:
+        remarks.append(f"Training images are moved a little (--augment {augment:g}; 0 for none).")
 
 
 def build_objective(config: RunConfig) -> pyro.infer.ELBO:
@@ -167,7 +184,12 @@ def _dense(config: RunConfig, in_features: int, hidden_dims: tuple[int, ...]) ->
 
 def _images(data: DataSet, flag: str, value: object) -> list[int]:
     """The shape of the data as images from 8x8 up, which an option needs."""
-    if data.image_shape is None or min(data.image_shape[1:]) < 8:
+    if data.image_shape is None:
+        raise ConfigError(
+            f"Invalid value for '{flag}': expected images with it; got {value} for rows of shape "
+            f"{data.event_shape}. If they are images, say how with --image-shape C,H,W."
+        )
+    if min(data.image_shape[1:]) < 8:
         raise ConfigError(
             f"Invalid value for '{flag}': expected images from 8x8 up beside it; "
             f"got {value} for data of shape {data.event_shape}."
@@ -178,13 +200,13 @@ def _images(data: DataSet, flag: str, value: object) -> list[int]:
 def _posterior(config: RunConfig, data: DataSet, labels: int) -> nn.Module:
     latent_dim = config.network.latent_dim
     network = _encoder(config, data, labels)
-    x_range = None
+    x_range: list[Any] | None = None  # Likelihoods know the range or the units of their data.
     if config.network.input_scaling == "none":
         x_range = [-1.0, 1.0]
-    elif data.kind == "real":
-        # Bounded likelihoods tell the range; of real values, two deviations about the mean will do.
-        mean, spread = data.train.x.mean().item(), 2 * data.train.x.std().item()
-        x_range = [mean - spread, mean + spread] if spread > 0 else None
+    elif data.kind == "levels" and data.image_shape is None:
+        # Counts: each element has a size of its own, as pixels have not.
+        center, spread = units_of(data.train, data.event_shape)
+        x_range = [(center - spread).float(), (center + spread).float()]
     name = config.parts.posterior
     kind = FullNormalPosterior if name == "full_normal" else NormalPosterior
     base = kind(network, latent_dim, list(data.event_shape), labels, x_range)
@@ -226,14 +248,19 @@ def _vamp(
     parts, count = config.parts, config.parts.prior_components
     learned = parts.prior_weights == "learned"
     x = data.train.x
-    bounds = [x.min().item(), x.max().item()] if parts.pseudo_input_bounds else None
+    # One range for pixels, each element's own for anything else.
+    of_pixels = data.kind != "real" and data.image_shape is not None
+    found: list[Any] = [x.amin(0), x.amax(0)]
+    if of_pixels:
+        found = [x.min().item(), x.max().item()]
+    bounds = found if parts.pseudo_input_bounds else None
     if parts.pseudo_inputs == "gtm":
         network = MLP(2 + labels, list(config.network.hidden_dims), config.network.activation)
         grid = GTMPseudoInputs(
             network,
             list(data.event_shape),
             _grid_size(count, remarks),
-            bounds or [x.min().item(), x.max().item()],
+            found,
             labels,
         )
         return VampPrior(posterior, grid, learn_weights=learned)
@@ -282,9 +309,10 @@ def _likelihood(config: RunConfig, data: DataSet, labels: int, remarks: list[str
         return _LEVELS[name](network, shape, data.num_levels, labels)  # type: ignore[no-any-return]
     if name == "bernoulli":
         return BernoulliLikelihood(network, shape, labels)
-    # Start at the spread of the data: from 1 it would take long to reach microns or millions.
-    scale = max(data.train.x.std().item(), 1e-6)
-    return NormalLikelihood(network, shape, labels, initial_scale=scale, min_scale=1e-3 * scale)
+    normal = NormalLikelihood(network, shape, labels)
+    of_pixels = data.kind != "real" and data.image_shape is not None
+    normal.initialize_from(data.train.x, shared=of_pixels)
+    return normal
 
 
 def _values(data: DataSet) -> str:
@@ -310,10 +338,8 @@ def data_of(config: RunConfig, complaint: str = "Invalid value for '--data'") ->
         DataError: beginning with ``complaint``, if they cannot be had.
     """
     source = config.data.source
-    asked = config.data.binarization != "auto" and source in GREY_IMAGES
-    binarization: Any = config.data.binarization if asked else None
     try:
-        return load_data(source, root=config.data.root, binarization=binarization)
+        return load_for(config)
     except DataError as error:
         reason = str(error).removeprefix(f"{Path(source).expanduser()}: ")
         raise DataError(f"{complaint} ({source}): {reason}") from error

@@ -93,6 +93,8 @@ def record_of(config: RunConfig, data: DataSet) -> dict[str, Any]:
             "event_shape": list(data.event_shape),
             "image_shape": data.image_shape and list(data.image_shape),
             "num_labels": data.num_labels if config.data.conditional else None,
+            "labels": list(data.labels) if config.data.conditional else None,
+            "label_names": data.label_names and list(data.label_names),
             "digest": data.digest,
         },
     }

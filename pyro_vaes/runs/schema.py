@@ -66,7 +66,10 @@ class DataConfig(Section):
     """What is modelled."""
 
     source: str = option(
-        "digits", "digits, mnist, fashion_mnist, or a .npy, .npz or .csv file.", name="data"
+        "digits",
+        "digits, mnist, fashion_mnist; or own data: .csv, .tsv, .parquet, .npy, .npz, .h5ad, or a "
+        "folder of pictures.",
+        name="data",
     )
     root: str = option("data", "Folder for downloaded data.", name="data_root")
     binarization: str = option(
@@ -75,6 +78,28 @@ class DataConfig(Section):
         choices=("auto", "dynamic", "threshold", "grey"),
         only_with=("data", GREY_IMAGES),
     )
+    data_kind: str = option(
+        "auto",
+        "What the values are; auto: as they look.",
+        name="kind",
+        choices=("auto", "binary", "levels", "real"),
+    )
+    num_levels: int = option(
+        0, "Number of levels, 0 included; 0: the highest level and one.", least=0
+    )
+    image_shape: str = option(
+        "auto", "C,H,W of rows that are images, none for rows that are not; auto: bytes may be."
+    )
+    header: str = option(
+        "auto",
+        "Whether the first row of a table names its columns; auto: as it looks.",
+        choices=("auto", "first-row", "none"),
+    )
+    label_column: str = option("auto", "Name of a table's column of labels, or none.")
+    drop: str = option("none", "Names of a table's columns to leave out: id,date.")
+    val_fraction: float = option(0.2, "Share of own rows for validation.", above=0, below=1)
+    test_fraction: float = option(0.2, "Share of own rows for testing.", above=0, below=1)
+    split_seed: int = option(0, "Seed of the split of own rows.", least=0)
     conditional: bool = option(
         False, "Model p(x given label): posterior and likelihood see labels."
     )

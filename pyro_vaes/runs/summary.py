@@ -56,7 +56,8 @@ def summarise(
         torch.manual_seed(config.training.seed)
         labels = None
         if vae.conditional:
-            labels = torch.arange(100) // 10 % (data.num_labels or 1)
+            there = torch.tensor(data.labels)
+            labels = there[torch.arange(100) // 10 % len(there)]
         figures["samples"] = plotting.image_grid(
             vae.sample(100, labels), data.image_shape, columns=10
         )

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from pyro_vaes.core.checks import positive
 from pyro_vaes.core.choices import OPTIMIZERS, PRECISIONS, SCHEDULES
+from pyro_vaes.core.described import plain
 
 __all__ = [
     "COMPILE_FROM_STEPS",
     "TRACE_FROM_STEPS",
     "FitOptions",
     "auto_mode",
+    "check_objective",
     "computed_in",
     "device_of",
+    "json_ready",
+    "training_state",
 ]
 
 
@@ -49,6 +54,16 @@ class FitOptions:
     mode: str
     precision: str = "float32"
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "device", str(self.device))
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any]) -> FitOptions:
+        """The options among the arguments of a function that takes them all."""
+        return cls(**{field.name: arguments[field.name] for field in dataclasses.fields(cls)})
+
     def check(self, has_val: bool) -> None:
         """Refuses options that make no sense."""
         positive(epochs=self.epochs, batch_size=self.batch_size)
@@ -56,6 +71,11 @@ class FitOptions:
             positive(patience=self.patience)
             if not has_val:
                 raise ValueError("Expected validation data for patience; got val=None.")
+        for name in ("learning_rate", "weight_decay", "ema_decay", "warmup_epochs", "warmup_steps"):
+            if not isinstance(getattr(self, name), (int, float)):
+                raise ValueError(f"Expected {name} to be a number; got {getattr(self, name)!r}.")
+        if not isinstance(self.seed, int):
+            raise ValueError(f"Expected seed to be a whole number; got {self.seed!r}.")
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"Expected learning_rate above 0; got {self.learning_rate}.")
         if not 0 <= self.ema_decay < 1:
@@ -121,6 +141,20 @@ def device_of(name: str | torch.device) -> torch.device:
 
 
 @contextmanager
+def training_state(device: torch.device) -> Iterator[None]:
+    """Torch's global state as training needs it, whatever the caller has set it to.
+
+    Under ``no_grad`` epochs would pass and nothing would be learned.
+    """
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast(device.type, enabled=False),
+    ):
+        yield
+
+
+@contextmanager
 def computed_in(precision: str, device: torch.device) -> Iterator[None]:
     """Multiplies matrices in a precision; densities and weights stay as they are."""
     if precision == "bf16":
@@ -136,3 +170,29 @@ def computed_in(precision: str, device: torch.device) -> Iterator[None]:
             torch.set_float32_matmul_precision(before)
     else:
         yield
+
+
+def check_objective(objective: Any) -> None:
+    """Refuses what cannot be minimised, a class for instance."""
+    if isinstance(objective, type) or not callable(getattr(objective, "loss", None)):
+        named = isinstance(objective, type)
+        got = f"the class {objective.__name__} (call it)" if named else f"{objective!r:.60}"
+        raise ValueError(
+            "Expected objective to be one of pyro_vaes.objectives or a Pyro loss, such as ELBO(); "
+            f"got {got}."
+        )
+    if any(isinstance(v, torch.Tensor) and v.is_inference() for v in vars(objective).values()):
+        raise ValueError(
+            "Expected an objective whose weights can be scheduled; got one made under "
+            "torch.inference_mode(). Make it outside."
+        )
+
+
+def json_ready(record: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Facts with plain numbers, refused before the work if JSON cannot hold them."""
+    facts = None if record is None else cast("dict[str, Any]", plain(dict(record)))
+    try:
+        json.dumps(facts)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"Expected record of facts that JSON can hold; got {error}.") from error
+    return facts

@@ -18,6 +18,7 @@ from torch import Generator, Tensor, nn
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 
 from pyro_vaes.core.choices import OPTIMIZERS, SCHEDULES
+from pyro_vaes.core.described import plain
 from pyro_vaes.data.splits import Split, as_split
 from pyro_vaes.inference.elbo import ELBO
 from pyro_vaes.inference.joint_optimizer import fused_options
@@ -25,7 +26,7 @@ from pyro_vaes.inference.noise import normals_drawn_by
 from pyro_vaes.inference.recording import Program
 from pyro_vaes.storage.tensors import fill, named_tensors
 from pyro_vaes.training.history import History
-from pyro_vaes.training.options import FitOptions, device_of
+from pyro_vaes.training.options import FitOptions, device_of, training_state
 from pyro_vaes.training.stopping import EarlyStopping
 from pyro_vaes.vae import VAE
 
@@ -108,14 +109,14 @@ def fit_many(
     ):
         if given is not None and len(given) != count:
             raise ValueError(f"Expected {name} for each of {count} models; got {len(given)}.")
-    with torch.random.fork_rng():
+    with training_state(device_of(options.device)), torch.random.fork_rng():
         return _Sweep(
             list(vaes),
             as_split(train),
             None if val is None else as_split(val).frozen(),
             list(objectives),
-            list(learning_rates or [1e-3] * count),
-            list(seeds if seeds is not None else range(count)),
+            plain(list([1e-3] * count if learning_rates is None else learning_rates)),
+            plain(list(range(count) if seeds is None else seeds)),
             options,
         ).run()
 

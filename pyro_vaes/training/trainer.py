@@ -35,12 +35,24 @@ from pyro_vaes.training.history import History, NonFiniteError
 from pyro_vaes.training.options import (
     FitOptions,
     auto_mode,
+    check_objective,
     computed_in,
     device_of,
+    json_ready,
+    training_state,
 )
 from pyro_vaes.training.run_folder import RunFolder
 from pyro_vaes.training.stopping import EarlyStopping
-from pyro_vaes.training.validation import arguments, check_batches, first_not_finite, validate
+from pyro_vaes.training.validation import (
+    advice,
+    arguments,
+    check_batch_norm,
+    check_batches,
+    check_units,
+    first_not_finite,
+    on_device,
+    validate,
+)
 from pyro_vaes.vae import VAE, check_data
 
 __all__ = ["fit"]
@@ -127,43 +139,32 @@ def fit(
         NonFiniteError: if the loss is not finite; the weights of the last good epoch are kept.
         PeerError: if another process was lost.
     """
+    given = dict(locals())
     if minutes is not None and not minutes > 0:
         raise ValueError(f"Expected minutes above 0; got {minutes}.")
     end = None if minutes is None else time.monotonic() + 60 * minutes
     processes = join()
-    objective = ELBO() if objective is None else objective
-    trainer = _Trainer(
-        vae,
-        as_split(train),
-        None if val is None else as_split(val).frozen(),
-        objective,
-        FitOptions(
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            optimizer=optimizer,
-            weight_decay=weight_decay,
-            schedule=schedule,
-            clip_norm=clip_norm,
-            warmup_epochs=warmup_epochs,
-            warmup_steps=warmup_steps,
-            patience=patience,
-            ema_decay=ema_decay,
-            seed=seed,
-            device=str(device),
-            mode=mode,
-            precision=precision,
-        ),
-        None if out is None else Path(out),
-        record,
-        processes,
-    )
+    with torch.inference_mode(False):
+        objective = ELBO() if objective is None else objective
+    check_objective(objective)
+    options = FitOptions.of(given)
     alone = nullcontext() if out is None or processes.rank else locked(Path(out))
-    # The caller's generators and Pyro's store are the caller's: both are given back as they were.
-    with alone, processes.at_work(objective):  # noqa: SIM117
-        with torch.random.fork_rng(), pyro.get_param_store().scope():
-            trainer.start(resume)
-            return trainer.run(progress and not processes.rank, end)
+    with training_state(device_of(options.device)):
+        trainer = _Trainer(
+            vae,
+            as_split(train),
+            None if val is None else as_split(val).frozen(),
+            objective,
+            options,
+            None if out is None else Path(out),
+            json_ready(record),
+            processes,
+        )
+        # The caller's generators and Pyro's store are the caller's: given back as they were.
+        with alone, processes.at_work(objective):  # noqa: SIM117
+            with torch.random.fork_rng(), pyro.get_param_store().scope():
+                trainer.start(resume)
+                return trainer.run(progress and not processes.rank, end)
 
 
 class _Trainer:
@@ -204,16 +205,26 @@ class _Trainer:
         processes.check(options.mode, options.batch_size, self.device.type, named)
         processes.check_modules(vae)
         check_batches(objective, train, options.batch_size)
+        check_batch_norm(vae, train, options.batch_size)
         if val is not None:
             check_batches(objective, val)
+        if any(tensor.is_inference() for tensor in named_tensors(vae).values()):
+            raise ValueError(
+                "Expected a VAE that can be trained; got one made under torch.inference_mode(). "
+                "Make it outside."
+            )
         vae.to(self.device)
-        self.train, self.val = (_on_device(split, vae) for split in (train, val))
+        if not vae.training:  # Loaded or looked at; a part alone in that mode is so on purpose.
+            vae.train()
+        self.train = on_device(train, vae)
+        self.val = None if val is None else on_device(val, vae)
         for split in filter(None, (self.train, self.val)):
             # What is drawn anew for each batch is looked at in one.
             rows, generator = len(split), None
             if split.transform is not None:
                 rows, generator = options.batch_size, torch.Generator()
             check_data(vae, *next(batches(split, rows, generator)))
+        check_units(vae, self.train.x)
         history = History(device=self.device.type)
         self.state = RunState(vae, objective, history, torch.Generator())
         self.folder = RunFolder(
@@ -256,8 +267,12 @@ class _Trainer:
             if "site" not in culprit:
                 raise
             raise NonFiniteError(
-                f"Training stopped before its first step: {culprit}. Are the data of a size that "
-                "the posterior's network can take?"
+                f"Training stopped before its first step: {culprit}. "
+                + advice(
+                    self.vae,
+                    self.train.x,
+                    "Are the data of a size that the posterior's network can take?",
+                )
             ) from error
         if options.ema_decay:
             self.state.average = copied(named_tensors(self.vae))
@@ -430,13 +445,5 @@ class _Trainer:
         fill(self.vae, self.state.best or good)
         raise NonFiniteError(
             f"Training stopped in epoch {epoch + 1}: {culprit}. The weights of the last good epoch "
-            "are kept. Try a lower learning_rate, or clip_norm."
+            f"are kept. {advice(self.vae, self.train.x)}"
         )
-
-
-def _on_device(split: Any, vae: VAE) -> Any:
-    if split is None:
-        return None
-    x = split.x.to(vae.device)
-    x = x.to(vae.dtype) if x.is_floating_point() else x
-    return dataclasses.replace(split, x=x, y=None if split.y is None else split.y.to(vae.device))

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
+import warnings
 from typing import Any, cast
 
 import pyro
 import torch
 from pyro import poutine
-from torch import Tensor
+from torch import Tensor, nn
 
+from pyro_vaes.data.precision import in_single
 from pyro_vaes.data.splits import Split, batches
+from pyro_vaes.data.units import units_of
 from pyro_vaes.inference.elbo import ELBO, bound_terms
 from pyro_vaes.training.distributed import ALONE, Processes
 from pyro_vaes.vae import VAE, untouched
 
-__all__ = ["arguments", "check_batches", "first_not_finite", "validate"]
+__all__ = [
+    "advice",
+    "arguments",
+    "check_batch_norm",
+    "check_batches",
+    "check_units",
+    "first_not_finite",
+    "on_device",
+    "validate",
+]
 
 
 # Rows scored at once in validation, particles counted.
@@ -99,6 +112,67 @@ def check_batches(objective: Any, split: Split, batch_size: int | None = None) -
         )
 
 
+def check_batch_norm(vae: VAE, split: Split, batch_size: int) -> None:
+    """Refuses data that would leave one row in a batch that a batch norm is to average over.
+
+    Raises:
+        ValueError: naming the batch.
+    """
+    norms = [m for m in vae.modules() if isinstance(m, nn.BatchNorm1d) and m.training]
+    if (norms and len(split) % batch_size == 1) or (norms and batch_size == 1):
+        raise ValueError(
+            f"Expected at least 2 data in a batch for {type(norms[0]).__name__}; got 1 in the last "
+            f"one of {len(split)} at batch_size={batch_size}. Choose another, or leave a row out."
+        )
+
+
+def check_units(vae: VAE, x: Tensor) -> None:
+    """Warns if real data lie far from what a likelihood without their units begins with."""
+    strange = _strange_units(vae, x)
+    if strange is not None:
+        warnings.warn(f"{strange} Before training, {_INITIALIZE}", stacklevel=4)
+
+
+_INITIALIZE = "call likelihood.initialize_from(x) with the training data, or standardise them."
+# Spreads from the centre beyond which a single value, not training, is to blame.
+_FAR_OUT = 1e4
+
+
+def _strange_units(vae: VAE, x: Tensor) -> str | None:
+    """What is odd about data in units that the likelihood has not been told, if anything."""
+    units = getattr(vae.likelihood, "units", None)
+    if units is None or units[0].any() or (units[1] != 1).any():
+        return None
+    center, spread = (t.flatten() for t in units_of(x, x.shape[1:]))
+    odd = (center.abs() > 10 * spread.clamp(min=1.0)) | (spread > 100)
+    odd |= (spread < 0.01) & (x.flatten(1).amin(0) < x.flatten(1).amax(0)).to(spread.device)
+    if not bool(odd.any()):
+        return None
+    i = int(odd.nonzero()[0])
+    return (
+        f"Element {i} of the data has mean {center[i]:.4g} and standard deviation {spread[i]:.4g}, "
+        "far from the 0 and 1 that the likelihood begins with."
+    )
+
+
+def advice(vae: VAE, x: Tensor, otherwise: str = "Try a lower learning_rate, or clip_norm.") -> str:
+    """What to do about a loss that is not finite: the data are looked at first."""
+    rows = x.double().flatten(1)
+    middle = rows.median(0).values
+    distance = (rows - middle).abs()
+    usual = distance.median(0).values
+    far = torch.where(usual > 0, distance / usual, 0.0)
+    if far.numel() and far.max() > _FAR_OUT:
+        row, element = divmod(int(far.argmax()), rows.shape[1])
+        return (
+            f"The value {rows[row, element]:.4g} in row {row}, element {element} of the training "
+            f"data (counted from 0) lies far from all others, near {middle[element]:.4g}: is it "
+            "right?"
+        )
+    strange = _strange_units(vae, x)
+    return otherwise if strange is None else f"{strange} {_INITIALIZE.capitalize()}"
+
+
 def first_not_finite(vae: VAE, batch: tuple[Tensor, ...]) -> str:
     """Finds the first site with a value or log density that is not finite."""
     with torch.no_grad(), pyro.validation_enabled(False):
@@ -113,3 +187,12 @@ def first_not_finite(vae: VAE, batch: tuple[Tensor, ...]) -> str:
                     if not torch.isfinite(cast(Tensor, site[what])).all():
                         return f"the {what} of site {name!r} in the {side} is not finite"
     return "the loss is not finite"
+
+
+def on_device(split: Split, vae: VAE) -> Split:
+    """The rows where the model is, in its number format; refused if they would collapse in it."""
+    x = in_single(split.x) if vae.dtype == torch.float32 else split.x
+    x = x.to(vae.device)
+    x = x.to(vae.dtype) if x.is_floating_point() else x
+    x = x.clone() if x.is_inference() else x
+    return dataclasses.replace(split, x=x, y=None if split.y is None else split.y.to(vae.device))

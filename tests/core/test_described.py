@@ -8,6 +8,7 @@ import pkgutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from registry import LIKELIHOODS, POSTERIORS, PRIORS, OwnPosterior, cases, make_vae, scramble
@@ -20,6 +21,7 @@ from pyro_vaes.core.described import (
     Described,
     SpecError,
     describe,
+    plain,
     rebuild,
     table_of,
 )
@@ -273,3 +275,31 @@ def saved_rows() -> dict[str, list[VAE]]:
         "likelihood": [make_vae(likelihood=name) for name in rows(LIKELIHOODS)],
         "exact": [LinearGaussian(torch.rand(3, 2), torch.rand(3), 0.5).vae, discrete.vae],
     }
+
+
+def test_numbers_of_numpy_and_torch_are_numbers():
+    x = np.random.default_rng(0).normal(size=(60, 4)).astype("float32")
+    count = np.arange(60).max() % 3 + 1
+    for size, scale in ((count, x.std()), (torch.tensor(3), torch.tensor(x).std())):
+        likelihood = NormalLikelihood(MLP(2 + size, np.array([8])), (np.int64(4),), size, scale)
+        description = through_json(describe(likelihood))
+        assert description["arguments"]["num_labels"] == 3
+        assert description["arguments"]["initial_scale"] == pytest.approx(float(scale))
+        rebuild(description).load_state_dict(likelihood.state_dict())
+    low, high = x.min(), torch.tensor(x.max())
+    posterior = NormalPosterior(MLP(4, [8]), 2, x_range=(low, high))
+    assert posterior.x_range == (float(low), float(high))
+    assert NormalLikelihood(MLP(2, [8]), 4).event_shape == (4,)
+    flow = FlowPosterior(posterior, flows.iaf(np.int64(2), torch.tensor(1), [8]))
+    rebuild(through_json(describe(flow)))
+    u = VampPrior(posterior, x[:3].astype(float), bounds=(x.min(), x.max()))
+    assert torch.equal(u.pseudo_inputs, torch.tensor(x[:3]))
+
+
+def test_what_is_plain_already_stays():
+    tensor, parameter = torch.zeros(3), nn.Parameter(torch.zeros(()))
+    for value in (1, 0.5, True, None, "a", (1, 2), [None], {"a": 1}, torch.Size((2, 3))):
+        assert plain(value) == value
+    assert plain(tensor) is tensor and plain(parameter) is parameter
+    assert plain({"a": [np.float32(0.5), np.bool_(True)]}) == {"a": [0.5, True]}
+    assert type(plain(np.bool_(True))) is bool

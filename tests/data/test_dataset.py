@@ -17,10 +17,10 @@ from torch.utils.data import (
 )
 
 import pyro_vaes.data.dataset
+from pyro_vaes.core.errors import DataError
 from pyro_vaes.data.augmentation import augment_images
 from pyro_vaes.data.dataset import DataSet, load_data
 from pyro_vaes.data.splits import Split, as_split, batches, labelled_pseudo_inputs, pseudo_inputs
-from pyro_vaes.data.tables import DataError
 
 EVENT_SHAPES = [(5,), (1, 20, 10), (3, 37, 41)]
 N = 20
@@ -283,14 +283,36 @@ def test_csv(tmp_path):
         ((20, 10), (1, 20, 10)),
         ((1, 20, 10), (1, 20, 10)),
         ((3, 37, 41), (3, 37, 41)),
-        ((2, 8, 8), None),
+        ((2, 8, 8), (2, 8, 8)),
+        ((4, 8, 8), (4, 8, 8)),
+        ((20, 10, 3), (3, 20, 10)),
+        ((5, 8, 8), None),
         ((3, 3), None),
         ((2, 3, 8, 8), None),
     ],
     ids=str,
 )
 def test_image_shapes(event_shape, image_shape):
-    assert load_data(rows(event_shape)).image_shape == image_shape
+    data = load_data(torch.randint(0, 256, (N, *event_shape), dtype=torch.uint8))
+    assert data.image_shape == image_shape
+    assert ("taken for images" in data.describe()) == (
+        len(event_shape) in (2, 3) and bool(image_shape)
+    )
+    # What is not shown to be an image by its type is not moved about for one.
+    assert load_data(rows(event_shape)).image_shape is None
+
+
+def test_channels_that_stand_last_are_moved():
+    x = torch.randint(0, 256, (N, 8, 10, 3), dtype=torch.uint8)
+    moved = x.movedim(-1, 1)
+    for source in (x, x.numpy(), (x.float(), None)):
+        asked = None if source is x or isinstance(source, np.ndarray) else (3, 8, 10)
+        data = load_data(source, image_shape=asked)
+        assert data.digest == load_data(moved.contiguous()).digest
+    # Rows of another shape are read as they lie, images of that shape with them.
+    assert load_data(moved.flatten(1), image_shape=(3, 8, 10)).event_shape == (240,)
+    assert load_data(x, image_shape=()).event_shape == (8, 10, 3)
+    assert load_data(rows((8, 10)), image_shape=(8, 10)).image_shape == (1, 8, 10)
 
 
 def test_image_shape_of_flat_rows_is_told():
@@ -373,14 +395,19 @@ BAD = {
     "ragged": ([[1.0, 2.0], [3.0]], "one length"),
     "nothing": (None, "object"),
     "three things": ((GOOD, GOOD, GOOD), r"\(x, y\); got 3"),
+    "left over": ({"x": GOOD, "weights": GOOD}, "got also weights"),
+    "two labels": ({"x": GOOD, "y": GOOD[:, 0], "label": GOOD[:, 0]}, "got y, label"),
     "mapping": ({"a": GOOD, "b": GOOD}, "called x .*got a, b"),
     "empty mapping": ({}, "called x"),
     "too few labels": ((GOOD, torch.zeros(N - 1)), "label for each of 20 rows"),
     "one-hot labels": ((GOOD, torch.zeros(N, 3)), "label for each of 20 rows"),
-    "negative labels": ((GOOD, -torch.ones(N)), "whole numbers of at least 0; got -1"),
     "real labels": ((GOOD, torch.full((N,), 0.5)), "whole numbers of at least 0; got 0.5"),
     "NaN labels": ((GOOD, torch.full((N,), float("nan"))), "whole numbers of at least 0; got nan"),
-    "named labels": ((GOOD, ["cat"] * N), "labels that are real numbers; got dtype <U3"),
+    "labels of objects": ((GOOD, [object()] * N), "labels that are real numbers; got dtype obj"),
+    "masked data": (np.ma.masked_values(GOOD.numpy(), GOOD[3, 2].item()), "1 masked"),
+    "masked labels": ((GOOD, np.ma.masked_equal(np.arange(N) % 2, 1)), "masked"),
+    "unix times": (1.6e9 + np.arange(50.0)[:, None], "single precision can tell apart.*Subtract"),
+    "whole unix times": (1_600_000_000 + np.arange(50)[:, None], "single precision can tell"),
     "empty data set": (Items([]), "at least one row"),
     "ragged data set": (Items([torch.zeros(2), torch.zeros(3)]), "one shape"),
     "data set of pictures": (Items([object()] * 3), "transform that makes tensors"),
@@ -388,7 +415,7 @@ BAD = {
     "data set of triples": (Items([(1.0, 2.0, 3.0)] * 3), "got 3"),
     "loader without batches": (DataLoader(TensorDataset(GOOD), batch_size=None), "batch_size=None"),
     "unknown name": ("digit", "digits, fashion_mnist, mnist, .*got 'digit'"),
-    "other file": ("x.pt", r"\.csv, \.npy, \.npz; got 'x.pt'"),
+    "other file": ("x.pt", r"\.npy, \.npz, .*got 'x.pt'"),
 }
 
 
@@ -398,7 +425,8 @@ def test_bad_data_is_refused(case):
     with refused(match):
         load_data(source)
     with refused(""):
-        if case == "beyond float32":  # kept in double precision there
+        # Some are kept in double precision there, some are no data.
+        if case in ("beyond float32", "unix times", "left over", "two labels"):
             raise DataError("Expected ")
         as_split(source)
 
@@ -432,10 +460,9 @@ def bad_files(folder):
         "words.csv": b"a,b\n1,2\nred,3\n",
         "header-only.csv": b"a,b\n",
         "blank.csv": b"\n\n",
-        "semicolons.csv": b"a;b\n1;2\n3;4\n",
         "binary.csv": bytes(range(128, 256)),
         "short-header.csv": b"a,b\n1,2,3\n4,5,6\n",
-        "index.csv": b",a,b\n0,1,2\n1,3,4\n",
+        "index.csv": b",a,b\n5,1,2\n7,3,4\n",
         "two-labels.csv": b"label,y,a\n0,0,1\n1,1,2\n",
         "real-label.csv": b"x,y\n0.5,0.5\n1.5,1.5\n1,1\n",
         "infinite.csv": b"a,b\n1,2\ninf,3\n4,5\n",
@@ -455,7 +482,7 @@ def test_bad_files_are_refused_by_name(tmp_path):
         assert str(caught.value).startswith(str(tmp_path / name)), name
     with refused("Rename column 'y'"):
         load_data(tmp_path / "real-label.csv")
-    with refused("ending in .csv, .npy, .npz; got .txt"):
+    with refused("ending in .csv, .*; got .txt"):
         load_data(tmp_path / "x.txt")
 
 
@@ -584,7 +611,7 @@ def test_augmented_data_keep_their_kind():
     x, _ = next(batches(digits.train, 64, generator()))
     assert x.shape == (64, 64) and torch.equal(x, x.round()) and x.max() <= 16
     assert digits.val.transform is None
-    binary = load_data(rows((1, 8, 8)) > 0).augmented()
+    binary = load_data(rows((1, 8, 8)) > 0, image_shape=(1, 8, 8)).augmented()
     x, _ = next(batches(binary.train, N, generator()))
     assert set(x.unique().tolist()) == {0.0, 1.0}
     with refused("images to augment"):
@@ -654,7 +681,8 @@ def test_labelled_pseudo_inputs_carry_the_label_of_their_rows():
     split = Split(y.unsqueeze(1).float(), y)
     for num, init in itertools.product((3, 7, 50), ("data", "mean", "random")):
         u, labels = labelled_pseudo_inputs(split, num, init, generator())
-        assert torch.equal(u[:, 0], labels.float()) and len(labels) == num
+        assert (u[:, 0] - labels).abs().max() < 0.2 and len(labels) == num
+        assert len(u.unique()) == num  # Equal ones would never part.
         counts = labels.bincount(minlength=3)
         assert counts.max() - counts.min() <= 1
     gap = Split(rows(), torch.arange(N) % 2 * 2)

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from registry import LIKELIHOODS, NUM_LEVELS, POSTERIORS, PRIORS, make_vae
 
 import pyro_vaes as pv
+from pyro_vaes.core.errors import DataError
 from pyro_vaes.data.dataset import load_data
-from pyro_vaes.data.tables import DataError
 from pyro_vaes.runs.build import build
 from pyro_vaes.runs.options import ConfigError
 from pyro_vaes.runs.run import train

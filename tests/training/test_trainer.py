@@ -1,10 +1,12 @@
 """Training: what is kept, when it stops, and that a resumed run is the same run."""
 
+import copy
 import json
 import math
 import sys
 import types
 
+import numpy as np
 import pyro
 import pytest
 import torch
@@ -443,3 +445,134 @@ def test_the_mode_that_was_used_is_recorded(monkeypatch):
     with pytest.warns(UserWarning, match="eager"):
         history = fit(make_vae(), epochs=1, mode="compiled")
     assert history.mode == "eager"
+
+
+# --- whatever the caller's state, numbers and data are --------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        torch.no_grad,
+        torch.inference_mode,
+        lambda: torch.set_grad_enabled(False),
+        lambda: torch.autocast("cpu", torch.bfloat16),
+    ],
+)
+def test_training_depends_on_no_global_state(state):
+    plain, other = make_vae(), make_vae()
+    fit(plain, epochs=2)
+    before = torch.is_grad_enabled()
+    with state():
+        fit(other, epochs=2)
+    torch.set_grad_enabled(before)
+    assert tensors_equal(plain, other)
+    assert not tensors_equal(plain, make_vae())
+
+
+def test_a_model_made_in_inference_mode_is_refused():
+    with torch.inference_mode():
+        vae = make_vae()
+        objective = pv.BetaELBO(2)
+    with pytest.raises(ValueError, match=r"VAE .* made under torch\.inference_mode"):
+        fit(vae)
+    with pytest.raises(ValueError, match=r"objective .* made under torch\.inference_mode"):
+        fit(make_vae(), objective=objective)
+
+
+def test_a_loaded_model_trains_as_a_new_one_does(tmp_path):
+    network = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Dropout(0.5))
+    network.in_features, network.out_features = 6, 8
+    vae = make_vae()
+    vae.posterior.network = network
+    vae.posterior.head = torch.nn.Linear(8, 4)
+    twin = copy.deepcopy(vae).eval()
+    for each in (vae, twin):
+        fit(each, epochs=2, mode="eager")
+    assert tensors_equal(vae, twin)
+
+
+def test_numbers_of_any_kind_are_options(tmp_path):
+    plain, other = make_vae(), make_vae()
+    fit(plain, epochs=2, learning_rate=0.125, ema_decay=0.5, clip_norm=1.0, seed=3, warmup_epochs=1)
+    fit(
+        other,
+        epochs=np.int64(2),
+        learning_rate=torch.tensor(0.125),
+        ema_decay=np.float32(0.5),
+        clip_norm=np.float64(1),
+        seed=torch.tensor(3),
+        warmup_epochs=np.int64(1),
+        out=tmp_path / "run",
+        record={"mean": np.float32(0.5), "digest": "x"},
+    )
+    assert tensors_equal(plain, other)
+    with pytest.raises(ValueError, match="facts that JSON can hold"):
+        fit(make_vae(), record={"x": object()})
+    with pytest.raises(ValueError, match="learning_rate to be a number; got '1e-3'"):
+        fit(make_vae(), learning_rate="1e-3")
+
+
+@pytest.mark.parametrize("objective", [pv.ELBO, pv.InfoELBO, "elbo", torch.nn.MSELoss()])
+def test_what_is_no_objective_is_refused(objective):
+    with pytest.raises(ValueError, match="Expected objective to be one of"):
+        fit(make_vae(), objective=objective)
+
+
+def test_a_batch_of_one_is_refused_before_a_batch_norm_meets_it():
+    vae = make_vae()
+    network = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.BatchNorm1d(8))
+    network.in_features, network.out_features = 6, 8
+    vae.posterior.network = network
+    vae.posterior.head = torch.nn.Linear(8, 4)
+    before = copy.deepcopy(vae)
+    with pytest.raises(
+        ValueError, match="2 data in a batch for BatchNorm1d; got 1 in the last one"
+    ):
+        pv.fit(vae, TRAIN[:33], batch_size=32, epochs=1, progress=False)
+    assert tensors_equal(vae, before)
+    pv.fit(vae, TRAIN[:34], batch_size=32, epochs=1, progress=False)
+
+
+def test_an_error_names_the_data_where_they_are_the_cause():
+    def real():
+        torch.manual_seed(0)
+        likelihood = pv.NormalLikelihood(pv.MLP(2, [8]), (2,))
+        return pv.VAE(pv.NormalPrior(2), pv.NormalPosterior(pv.MLP(2, [8]), 2), likelihood)
+
+    x = torch.randn(50, 2)
+    x[7, 1] = 1e30
+    with pytest.warns(UserWarning, match="far from the 0 and 1"):  # noqa: SIM117
+        with pytest.raises(NonFiniteError, match=r"value 1e\+30 in row 7, element 1"):
+            pv.fit(real(), x, epochs=2, progress=False)
+    with pytest.warns(UserWarning, match=r"Element 0 .* call likelihood\.initialize_from"):  # noqa: SIM117
+        with pytest.raises(NonFiniteError, match="far from the 0 and 1"):
+            pv.fit(real(), 1e25 * (1 + torch.rand(50, 2)), epochs=2, progress=False)
+    vae = real()
+    vae.likelihood.initialize_from(1e25 * (1 + torch.rand(50, 2)))
+    pv.fit(vae, 1e25 * (1 + torch.rand(50, 2)), epochs=2, progress=False)
+
+
+def test_values_that_single_precision_cannot_tell_apart_are_refused():
+    x = 1.6e9 + torch.arange(50.0, dtype=torch.float64)[:, None]
+    vae = pv.VAE(
+        pv.NormalPrior(2),
+        pv.NormalPosterior(pv.MLP(1, [8]), 2),
+        pv.NormalLikelihood(pv.MLP(2, [8]), (1,)),
+    )
+    with pytest.raises(pv.data.data_error.DataError, match="single precision can tell apart"):
+        pv.fit(vae, x, epochs=1, progress=False)
+    vae.likelihood.initialize_from(x)
+    vae.double()
+    vae.likelihood.initialize_from(x)
+    pv.fit(vae, x, epochs=1, progress=False)
+
+
+def test_splits_are_checked_like_everything_else():
+    gap = torch.randn(9, 3)
+    gap[3, 1] = math.nan
+    for wrong in (gap, torch.zeros(0, 3), torch.zeros(3)):
+        with pytest.raises(pv.data.data_error.DataError):
+            pv.Split(wrong)
+    split = pv.Split(np.ones((4, 2)), np.array([0, 1, 1, 0], "uint8"))
+    assert split.y.dtype == torch.long and isinstance(split.x, torch.Tensor)

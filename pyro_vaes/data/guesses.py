@@ -1,0 +1,117 @@
+"""What is guessed of data in memory, and what is odd about them, to be said and corrected."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pyro_vaes.core.errors import DataError
+from pyro_vaes.data.splits import Split
+from pyro_vaes.data.tables import suffix_of
+
+__all__ = ["find_images", "is_bytes", "oddities"]
+
+
+# Of pictures: grey, grey with transparency, colour, colour with transparency.
+_CHANNELS = (1, 2, 3, 4)
+# Usual distances from the median beyond which a value is asked about.
+_FAR_OUT = 1e6
+
+
+def is_bytes(source: Any) -> bool:
+    """Whether rows were bytes where they came from: so pictures are kept, and little else."""
+    if isinstance(source, (str, Path)):
+        path = Path(source).expanduser()
+        if path.is_dir():
+            return True
+        if suffix_of(path) == ".npy":
+            return bool(np.load(path, mmap_mode="r", allow_pickle=False).dtype == np.uint8)
+        if suffix_of(path) != ".npz":
+            return False
+        with np.load(path, allow_pickle=False) as arrays:
+            source = dict(arrays)
+    if isinstance(source, Mapping):
+        keys = [key for key in ("x", "train_x") if key in source] or list(source)
+        source = source[keys[0]]
+    if isinstance(source, (tuple, list)) and len(source) == 2:
+        source = source[0]
+    return str(getattr(source, "dtype", "")).removeprefix("torch.") == "uint8"
+
+
+def oddities(
+    train: Split, splits: Sequence[Split], kind: str, names: tuple[str, ...] | None
+) -> list[str]:
+    """What is odd about the data, in sentences."""
+    notes, x = [], train.x.flatten(1)
+    still = (x == x[0]).all(0)
+    if kind == "real" and bool(still.any()):
+        i = int(still.nonzero()[0])
+        notes.append(
+            f"{int(still.sum())} of {x.shape[1]} elements never vary in training (element {i} is "
+            f"always {x[0, i]:g}): their density is that of the floor under the scales."
+        )
+    if kind == "real" and len(x) > 2:
+        distance = (x - x.median(0).values).abs()
+        usual = distance.median(0).values
+        far = torch.where(usual > 0, distance / usual, 0.0)
+        if far.max() > _FAR_OUT:
+            element = int(far.argmax()) % x.shape[1]
+            value = x.flatten()[int(far.argmax())]
+            notes.append(
+                f"A value of {value:.4g} in element {element} lies more than {_FAR_OUT:.0e} times "
+                "farther out than the others do: is it right?"
+            )
+    seen = set() if train.y is None else set(train.y.unique().tolist())
+    given = {int(label) for s in splits if s.y is not None for label in s.y.unique()}
+    unseen = sorted(given - seen)
+    if unseen:
+        shown = ", ".join(names[label] if names else str(label) for label in unseen[:10])
+        notes.append(f"No training row has the label {shown}: what is said of it means little.")
+    return notes
+
+
+def find_images(
+    event_shape: tuple[int, ...], asked: Sequence[int] | None, shown: bool, notes: list[str]
+) -> tuple[tuple[int, ...], bool]:
+    """The shape of images, empty for none, and whether their channels are to be moved first."""
+    if asked is not None:
+        return _asked_shape(event_shape, tuple(asked))
+    of_images = (1, *event_shape) if len(event_shape) == 2 else event_shape
+    last_first = (*of_images[-1:], *of_images[:-1])
+    if len(of_images) != 3:
+        return (), False
+    if not shown:
+        notes.append(
+            f"Rows of shape {event_shape} are not taken for images, which only bytes are unless "
+            "image_shape says so."
+        )
+        return (), False
+    if of_images[0] in _CHANNELS and min(of_images[1:]) >= 4:
+        notes.append(f"Rows are taken for images of shape {of_images}, since they are bytes.")
+        return of_images, False
+    if last_first[0] in _CHANNELS and min(last_first[1:]) >= 4:
+        notes.append(
+            f"Rows are taken for images of shape {last_first}, since they are bytes; their "
+            "channels, which stood last, were moved to the front."
+        )
+        return last_first, True
+    return (), False
+
+
+def _asked_shape(
+    event_shape: tuple[int, ...], asked: tuple[int, ...]
+) -> tuple[tuple[int, ...], bool]:
+    if not asked:
+        return (), False
+    shape = (1, *asked) if len(asked) == 2 else asked
+    if len(shape) != 3 or min(shape) < 1 or math.prod(shape) != math.prod(event_shape):
+        raise DataError(
+            f"Expected image_shape (C, H, W) of rows of shape {event_shape}; got {asked}."
+        )
+    # Channels that stand last must be moved: to read them otherwise would mix pixels.
+    return shape, event_shape == (*shape[1:], shape[0]) and event_shape != shape

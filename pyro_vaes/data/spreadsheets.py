@@ -1,0 +1,290 @@
+"""Tables as they come: text files of any separator, compressed or not, parquet, and data frames.
+
+Pandas reads them. What has to be guessed (the separator, a header, an index, the column of labels)
+is noted, so that it can be said; each guess is an option. Errors name a cell as a spreadsheet does.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import gzip
+import itertools
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyro_vaes.core.errors import DataError
+
+__all__ = ["SUFFIXES", "TableOptions", "read_frame", "read_text_table"]
+
+
+SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
+# Taken for labels whatever they hold, and if they hold classes.
+_LABELS, _PERHAPS_LABELS = ("label", "y"), ("labels", "target", "targets", "class", "species")
+_INDEX = ("index", "id", "row", "rowid", "row_id", "row_names", "rownames")
+_DECIMAL_COMMA = re.compile(r"\s*[+-]?\d+,\d+\s*")
+# Whole numbers are classes up to this many, strings up to half the rows.
+_MOST_CLASSES = 30
+
+
+@dataclasses.dataclass(frozen=True)
+class TableOptions:
+    """What is not to be guessed of a table.
+
+    Attributes:
+        header: whether the first row holds the names of the columns; None to see.
+        label_column: the name of the column of labels; ``""`` for none, None to see.
+        drop: names of columns to leave out.
+    """
+
+    header: bool | None = None
+    label_column: str | None = None
+    drop: tuple[str, ...] = ()
+
+
+def read_text_table(path: Path, options: TableOptions, notes: list[str]) -> Any:
+    """Reads a text file of rows.
+
+    Args:
+        path: the file.
+        options: what is known of it.
+        notes: takes a sentence for each guess.
+
+    Returns:
+        See :func:`read_frame`.
+    """
+    import pandas as pd
+
+    (line, first), (next_line, second) = _first_rows(path)
+    separator = _separator(first)
+    names = [cell.strip() for cell in next(csv.reader([first], delimiter=separator), [])]
+    cells = next(csv.reader([second], delimiter=separator), [])
+    comma = separator != "," and any(map(_DECIMAL_COMMA.fullmatch, [*names, *cells]))
+    header = _has_header(names, cells, comma) if options.header is None else options.header
+    if options.header is None and header and all(_is_number(name, comma) for name in names):
+        notes.append(f"The first row, {names[0]} to {names[-1]}, was taken for a header.")
+    if separator != "," or comma:
+        named = {"\t": "tabs"}.get(separator, repr(separator))
+        notes.append(f"Columns are separated by {named}{', with decimal commas' * comma}.")
+    skipped = (next_line if header else line) - 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        frame = pd.read_csv(
+            path,
+            sep=separator,
+            decimal="," if comma else ".",
+            header=None,
+            skiprows=skipped,
+            skipinitialspace=True,
+            skip_blank_lines=False,
+            encoding="utf-8-sig",
+            low_memory=False,
+        )
+    frame.index = frame.index + 1 + skipped  # The line of each row.
+    frame = frame[~_blank(path, frame)]
+    if header and len(frame) and len(names) != frame.shape[1]:
+        raise DataError(
+            f"Expected a name for each column; got {len(names)} names and {frame.shape[1]} columns."
+        )
+    if header and len(frame):
+        frame.columns = pd.Index(names)
+    return read_frame(frame, options, notes, named=header)
+
+
+def read_frame(
+    frame: Any, options: TableOptions, notes: list[str], named: bool = True
+) -> dict[str, Any]:
+    """What a data frame holds: ``x``, an array of numbers, and perhaps ``y``, labels of any kind.
+
+    Args:
+        frame: a pandas ``DataFrame``; its index counts the lines.
+        options: what is known of it.
+        notes: takes a sentence for each guess.
+        named: whether the columns have names of their own.
+
+    Raises:
+        DataError: naming the first cell that is no number.
+    """
+    names = [str(name) for name in frame.columns]
+    letters = dict(zip(range(len(names)), map(_letter, range(len(names))), strict=True))
+    _check_named(options, names)
+    dropped = {i for i, name in enumerate(names) if name in options.drop}
+    if named:
+        dropped |= _indices(frame, names, dropped, options, notes)
+    label = _label(frame, names, dropped, options, notes) if named else None
+    kept = [i for i in range(len(names)) if i not in dropped and i != label]
+    if not len(frame) or not kept:
+        raise DataError(f"Expected rows with numbers in them; got {len(frame)} of {len(kept)}.")
+    columns = []
+    for i in kept:
+        place = f"column {names[i]!r} ({letters[i]})" if named else f"column {letters[i]}"
+        columns.append(_numbers(frame.iloc[:, i], place, notes))
+    found: dict[str, Any] = {"x": np.stack(columns, axis=1)}
+    if label is not None:
+        if frame.iloc[:, label].isna().any():
+            line = frame.index[frame.iloc[:, label].isna()][0]
+            raise DataError(f"Expected a label in each row; got none in line {line}.")
+        found["y"] = labels = frame.iloc[:, label].to_numpy()
+        if labels.dtype.kind == "f" and (wrong := labels[labels != np.floor(labels)]).size:
+            raise DataError(
+                f"Expected labels that are whole numbers or words; got {wrong[0]:g}. (Rename "
+                f"column {names[label]!r} if it is no label.)"
+            )
+    return found
+
+
+# --- guesses ------------------------------------------------------------------------------------
+
+
+def _first_rows(path: Path) -> list[tuple[int, str]]:
+    """The first two lines that are not blank, each with its number, counted from 1."""
+    opened: Any = gzip.open if path.suffix.lower() == ".gz" else open
+    with opened(path, "rt", encoding="utf-8-sig") as file:
+        full = ((i, line.rstrip("\n")) for i, line in enumerate(file, 1) if line.strip())
+        found = list(itertools.islice(full, 2))
+    if not found:
+        raise DataError("Expected rows with numbers in them; got blank lines.")
+    return found if len(found) == 2 else [*found, (found[0][0] + 1, "")]
+
+
+def _separator(line: str) -> str:
+    """The separator of a line: whichever is there that a number cannot hold, or else a comma."""
+    bare = re.sub(r'"[^"]*"', "", line)
+    return next((mark for mark in ("\t", ";", ",", "|") if mark in bare), ",")
+
+
+def _is_number(cell: str, comma: bool = False) -> bool:
+    try:
+        float(cell.replace(",", ".") if comma else cell)
+    except ValueError:
+        # A first row with a gap is a damaged row of numbers, not a header.
+        return not cell
+    return True
+
+
+def _has_header(names: Sequence[str], cells: Sequence[str], comma: bool) -> bool:
+    """Words are a header, and so is a count from 0 above numbers that do not go on counting."""
+    if not all(_is_number(name, comma) for name in names):
+        return True
+    counted = [str(i) for i in range(len(names))]
+    # An index has no name there.
+    return len(names) > 1 and names in (counted, ["", *counted[:-1]]) and list(cells) != names
+
+
+def _blank(path: Path, frame: Any) -> Any:
+    """Which rows are blank lines; a row of gaps is none."""
+    empty = frame.isna().all(axis=1).to_numpy().copy()
+    if empty.any():
+        opened: Any = gzip.open if path.suffix.lower() == ".gz" else open
+        with opened(path, "rt", encoding="utf-8-sig") as file:
+            texts = dict(enumerate(file, 1))
+        for i in np.flatnonzero(empty):
+            empty[i] = not texts.get(int(frame.index[i]), "").strip()
+    return empty
+
+
+def _check_named(options: TableOptions, names: Sequence[str]) -> None:
+    for name in (*options.drop, *([options.label_column] if options.label_column else [])):
+        if name not in names:
+            known = ", ".join(filter(None, names))
+            raise DataError(f"Expected a column called {name!r}; got {known}.")
+
+
+def _indices(
+    frame: Any, names: Sequence[str], dropped: set[int], options: TableOptions, notes: list[str]
+) -> set[int]:
+    """Columns that number the rows, and are no data."""
+    found = set()
+    for i, name in enumerate(names):
+        nameless = name == "" or name.startswith("Unnamed: ")
+        if i in dropped or name == options.label_column:
+            continue
+        if not nameless and name.lower() not in _INDEX:
+            continue
+        if _counts(frame.iloc[:, i]):
+            shown = repr(name) if name else "without a name"
+            notes.append(f"The column {shown} was left out: it is an index that counts the rows.")
+            found.add(i)
+        elif nameless:
+            raise DataError(
+                "Expected a name for each column; got one without. (Leave an index out.)"
+            )
+        else:
+            notes.append(f"The column {name!r} was taken for data, not for an index.")
+    return found
+
+
+def _counts(column: Any) -> bool:
+    values = column.to_numpy()
+    if values.dtype.kind not in "iu" or not len(values):
+        return False
+    return values[0] in (0, 1) and bool((np.diff(values) == 1).all())
+
+
+def _label(
+    frame: Any, names: Sequence[str], dropped: set[int], options: TableOptions, notes: list[str]
+) -> int | None:
+    """The column of labels, if there is one."""
+    if options.label_column is not None:
+        return names.index(options.label_column) if options.label_column else None
+    wanted = [i for i, n in enumerate(names) if n.lower() in _LABELS and i not in dropped]
+    if len(wanted) > 1:
+        raise DataError(f"Expected one column called label or y at most; got {len(wanted)}.")
+    perhaps = [i for i, n in enumerate(names) if n.lower() in _PERHAPS_LABELS and i not in dropped]
+    for i in perhaps:
+        if not wanted and _classes(frame.iloc[:, i]):
+            wanted.append(i)
+        else:
+            notes.append(f"The column {names[i]!r} was taken for data, not for labels.")
+    if not wanted:
+        return None
+    notes.append(f"The column {names[wanted[0]]!r} was taken for the labels.")
+    return wanted[0]
+
+
+def _classes(column: Any) -> bool:
+    """Whether values look like classes: words that repeat, or a few whole numbers."""
+    if column.dtype.kind == "f":
+        return False
+    distinct = column.nunique()
+    return bool(distinct <= (_MOST_CLASSES if column.dtype.kind in "iu" else len(column) / 2))
+
+
+# --- cells --------------------------------------------------------------------------------------
+
+
+def _numbers(column: Any, place: str, notes: list[str]) -> Any:
+    import pandas as pd
+
+    if column.dtype.kind == "b":
+        return column.to_numpy().astype(np.float64)
+    if pd.api.types.is_numeric_dtype(column.dtype):
+        values = column.to_numpy(dtype=np.float64, na_value=np.nan)
+    else:
+        values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64)
+    bad = ~np.isfinite(values)
+    if not bad.any():
+        return values
+    line, cell = column.index[bad][0], column[bad].iloc[0]
+    gap = bool(pd.isna(cell)) or not str(cell).strip()
+    got = "a gap" if gap else str(cell) if isinstance(cell, float) else repr(str(cell))
+    remedy = "Drop such rows or fill them in." if gap else "Leave the column out, or number it."
+    raise DataError(
+        f"Expected a number in line {line}, {place}; got {got} ({int(bad.sum())} of {len(bad)} "
+        f"rows are so). {remedy}"
+    )
+
+
+def _letter(i: int) -> str:
+    """The name that a spreadsheet gives to column i, counted from 0: A to Z, then AA."""
+    name = ""
+    i += 1
+    while i:
+        i, rest = divmod(i - 1, 26)
+        name = chr(ord("A") + rest) + name
+    return name

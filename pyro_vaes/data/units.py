@@ -1,0 +1,56 @@
+"""Units of real values: each element's own centre and spread, in which networks see and speak.
+
+Networks work on numbers of about one; data come in hectopascals and microns. The affine map in
+between belongs to the part that needs it, one for each element of a datum, and is saved with it.
+What is scored and drawn stays in the units of the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vaes.data.splits import as_split
+
+__all__ = ["units_of"]
+
+
+def units_of(x: Any, event_shape: Sequence[int], shared: bool = False) -> tuple[Tensor, Tensor]:
+    """The mean and standard deviation of each element of some data, float64.
+
+    An element that never varies has no spread: its size takes that place, or 1 if it is zero.
+
+    >>> center, spread = units_of(torch.tensor([[0.0, 5.0], [2.0, 5.0]]), (2,))
+    >>> center.tolist(), spread.tolist()
+    ([1.0, 5.0], [1.0, 5.0])
+
+    Args:
+        x: data ``(n, *event_shape)``, or a split.
+        event_shape: shape of one datum.
+        shared: one centre and spread for all elements, as befits pixels.
+
+    Returns:
+        Both of shape ``event_shape``.
+
+    Raises:
+        ValueError: for data of another shape.
+    """
+    rows = as_split(x).x
+    if tuple(rows.shape[1:]) != tuple(event_shape):
+        raise ValueError(
+            f"Expected data of shape (n, {', '.join(map(str, event_shape))}); "
+            f"got {tuple(rows.shape)}."
+        )
+    table = rows.double().reshape(-1, 1) if shared else rows.double().flatten(1)
+    low, high = table.amin(0), table.amax(0)
+    # From a row, not from zero: a power of ten in front of the digits that vary costs none of them.
+    center = table[0] + (table - table[0]).mean(0)
+    spread = (table - center).square().mean(0).sqrt()
+    still = low == high
+    size = torch.where(low == 0, 1.0, low.abs())
+    center, spread = torch.where(still, low, center), torch.where(still, size, spread)
+    shape = tuple(event_shape)
+    return tuple(t.expand(rows[0].numel()).reshape(shape) for t in (center, spread))  # type: ignore[return-value]

@@ -1,0 +1,216 @@
+"""Tables as they come: separators, headers, indices, labels, and errors that name the cell."""
+
+import gzip
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from pyro_vaes.core.errors import DataError
+from pyro_vaes.data.dataset import load_data
+
+X = np.random.default_rng(0).normal(size=(20, 3)).round(4)
+
+
+def table(separator=",", header=("a", "b", "c"), rows=X, extra=None):
+    lines = [] if header is None else [separator.join(header)]
+    for i, row in enumerate(rows):
+        cells = [*map(str, row.tolist())]
+        lines.append(separator.join([*([] if extra is None else [str(extra[i])]), *cells]))
+    return "\n".join(lines) + "\n"
+
+
+def loaded(tmp_path, text, name="t.csv", **options):
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(text.encode()) if name.endswith("gz") else text.encode())
+    return load_data(path, **options)
+
+
+def test_every_separator_and_suffix_gives_the_same_data(tmp_path):
+    expected = load_data(X).digest
+    for separator, name in ((",", "a.csv"), (";", "b.csv"), ("\t", "c.tsv"), ("|", "d.csv")):
+        data = loaded(tmp_path, table(separator), name)
+        assert data.digest == expected
+        assert ("separated by" in data.describe()) == (separator != ",")
+    assert loaded(tmp_path, table(), "e.csv.gz").digest == expected
+    assert loaded(tmp_path, table("\t"), "f.tsv.gz").digest == expected
+    commas = table(";").replace(".", ",")
+    data = loaded(tmp_path, commas, "g.csv")
+    assert data.digest == expected and "decimal commas" in data.describe()
+    assert loaded(tmp_path, table().replace("\n", "\r\n\r\n"), "h.csv").digest == expected
+
+
+def test_a_header_of_numbers(tmp_path):
+    counted = table(header=("0", "1", "2"))
+    data = loaded(tmp_path, counted)
+    assert data.digest == load_data(X).digest and "taken for a header" in data.describe()
+    whole = loaded(tmp_path, counted, header=False)
+    assert sum(map(len, (whole.train, whole.val, whole.test))) == 21
+    years = table(header=("2001", "2002", "2003"))
+    assert sum(map(len, (s := loaded(tmp_path, years), s.val, s.test)[1:])) == 8
+    assert loaded(tmp_path, years, header=True).digest == load_data(X).digest
+
+
+def test_an_index_is_left_out_and_that_is_said(tmp_path):
+    for name in ("", "Unnamed: 0", "index", "Id"):
+        for start in (0, 1):
+            text = table(header=(name, "a", "b", "c"), extra=range(start, 20 + start))
+            data = loaded(tmp_path, text)
+            assert data.digest == load_data(X).digest
+            assert "index" in data.describe()
+    frame = tmp_path / "frame.csv"
+    pd.DataFrame(X).to_csv(frame)
+    assert load_data(frame).digest == load_data(X).digest
+    kept = loaded(tmp_path, table(header=("id", "a", "b", "c"), extra=range(0, 40, 2)))
+    assert kept.event_shape == (4,) and "not for an index" in kept.describe()
+    assert loaded(
+        tmp_path, table(header=("id", "a", "b", "c"), extra=range(0, 40, 2)), drop=["id"]
+    ).event_shape == (3,)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "taken"),
+    [
+        ("species", ["cat", "dog"] * 10, True),
+        ("target", [0, 1] * 10, True),
+        ("target", np.arange(20) / 7, False),
+        ("Class", [1, 2] * 10, True),
+        ("y", [0, 1] * 10, True),
+    ],
+)
+def test_columns_of_labels_are_said(tmp_path, name, values, taken):
+    text = table(header=(name, "a", "b", "c"), extra=values)
+    data = loaded(tmp_path, text)
+    assert (data.num_labels is not None) == taken
+    assert data.event_shape == ((3,) if taken else (4,))
+    assert f"column {name!r} was taken for" in data.describe()
+    if not isinstance(values[0], str):
+        assert loaded(tmp_path, text, label_column="").event_shape == (4,)
+
+
+def test_any_column_may_be_the_label(tmp_path):
+    text = table(header=("sex", "a", "b", "c"), extra=["m", "f"] * 10)
+    data = loaded(tmp_path, text, label_column="sex")
+    assert data.label_names == ("f", "m")
+    with pytest.raises(DataError, match="column called 'no'; got sex, a, b, c"):
+        loaded(tmp_path, text, label_column="no")
+
+
+@pytest.mark.parametrize(
+    ("cell", "match"),
+    [
+        ("", r"number in line 4, column 'b' \(B\); got a gap \(1 of 20"),
+        ("NA", r"line 4, column 'b' \(B\); got a gap"),
+        ("red", r"line 4, column 'b' \(B\); got 'red'"),
+        ("inf", r"line 4, column 'b' \(B\); got inf"),
+    ],
+)
+def test_errors_name_the_cell_as_a_spreadsheet_does(tmp_path, cell, match):
+    lines = table().splitlines()
+    first, _, third = lines[3].split(",")
+    lines[3] = f"{first},{cell},{third}"
+    with pytest.raises(DataError, match=match):
+        loaded(tmp_path, "\n".join(lines))
+
+
+def test_a_row_of_gaps_is_no_blank_line(tmp_path):
+    lines = table().splitlines()
+    lines[3] = ",,"
+    with pytest.raises(DataError, match="line 4"):
+        loaded(tmp_path, "\n".join(lines))
+
+
+def test_columns_beyond_z_have_two_letters(tmp_path):
+    rows = np.ones((5, 30)).astype(object)
+    rows[2, 27] = "x"
+    with pytest.raises(DataError, match=r"line 3, column AB; got 'x'"):
+        loaded(tmp_path, table(header=None, rows=rows))
+
+
+def test_truth_is_a_number(tmp_path):
+    text = table(header=("ok", "a", "b", "c"), extra=[True, False] * 10)
+    assert loaded(tmp_path, text).event_shape == (4,)
+
+
+def test_data_frames(tmp_path):
+    frame = pd.DataFrame(X, columns=list("abc"), index=np.arange(20) + 7).assign(
+        label=["u", "v"] * 10
+    )
+    data = load_data(frame)
+    assert data.event_shape == (3,) and data.label_names == ("u", "v")
+    pytest.importorskip("pyarrow")
+    frame.to_parquet(tmp_path / "t.parquet")
+    assert load_data(tmp_path / "t.parquet").digest == data.digest
+
+
+def test_labels_of_any_kind_are_numbered_and_that_is_said():
+    x = torch.randn(40, 2)
+    classes = np.arange(40) % 2
+    for names, labels in (
+        (("cat", "dog"), np.array(["cat", "dog"])[classes]),
+        (("-1", "1"), 2 * classes - 1),
+        (("1000000000", "1000000001"), 10**9 + classes),
+        (("90210", "90211"), (90210 + classes).astype(float)),
+    ):
+        for source in ((x, labels), {"x": x, "label": labels}):
+            data = load_data(source)
+            assert data.label_names == names and data.num_labels == 2
+            assert f"0 is {names[0]}, 1 is {names[1]}" in data.describe()
+        order = load_data((x, classes))
+        assert torch.equal(data.train.y, order.train.y)
+    for kept in (classes, classes + 1, classes.astype(bool), classes.astype(np.uint8)):
+        assert load_data((x, kept)).label_names is None
+
+
+def test_splits_share_the_numbers_of_their_classes():
+    x = torch.randn(4, 2)
+    words = {"train": ["a", "c"] * 2, "val": ["b"] * 4, "test": ["c"] * 4}
+    parts = {f"{name}_x": x for name in words} | {f"{name}_y": words[name] for name in words}
+    data = load_data(parts)
+    assert data.label_names == ("a", "b", "c")
+    assert data.val.y.tolist() == [1] * 4
+    assert data.labels == (0, 2)
+    assert "No training row has the label b" in data.describe()
+
+
+def test_folders_of_pictures(tmp_path):
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (8, 6, 5, 3), dtype=np.uint8)
+    for i, picture in enumerate(pixels):
+        folder = tmp_path / "set" / ("cats" if i < 4 else "dogs")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(folder / f"{i}.png")
+    data = load_data(tmp_path / "set")
+    assert data.image_shape == (3, 6, 5) and data.label_names == ("cats", "dogs")
+    assert data.digest == load_data((pixels, np.arange(8) // 4)).digest
+    assert load_data(str(tmp_path / "set" / "cats")).num_labels is None
+    Image.fromarray(pixels[0, :3]).save(tmp_path / "set" / "cats" / "small.png")
+    with pytest.raises(DataError, match="one size; got 5x3, 5x6"):
+        load_data(tmp_path / "set")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="one for each class; got neither"):
+        load_data(tmp_path / "empty")
+
+
+def test_sparse_matrices_are_read():
+    sparse = pytest.importorskip("scipy.sparse")
+    counts = np.random.default_rng(0).integers(0, 3, (20, 4))
+    expected = load_data(counts).digest
+    assert load_data(sparse.csr_matrix(counts)).digest == expected
+    assert load_data(torch.from_numpy(counts).to_sparse()).digest == expected
+
+
+def test_what_is_odd_about_real_data_is_said():
+    x = torch.randn(60, 3)
+    assert not load_data(x).notes
+    x[:, 1] = 5.5
+    assert "element 1 is always 5.5" in load_data(x).describe()
+    x = torch.randn(60, 3)
+    x[::2, 2] = 1e30
+    x[1::2, 2] = torch.randn(30)
+    x[::2, 2][1:] = torch.randn(29)
+    found = [load_data(x, seed=seed).describe() for seed in range(6)]
+    assert any("A value of 1e+30 in element 2" in text for text in found)

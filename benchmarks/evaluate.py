@@ -43,9 +43,9 @@ def ours(work: Work, images: int, num_samples: int, device: str, diagnostics: bo
     def run(units: int) -> None:
         for _ in range(units // (images * num_samples)):
             if diagnostics:
-                pv.evaluate(vae, x, num_samples=num_samples)
+                pv.evaluate(vae, x, num_samples=num_samples, proposal="encoder")
             else:
-                pv.log_marginal(vae, x, num_samples)
+                pv.log_marginal(vae, x, num_samples, proposal="encoder")
 
     return run
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pyro_vaes.core.described import Described
 from pyro_vaes.core.labels import as_labels, takes_labels, with_labels
 
-__all__ = ["VAE", "check_data", "check_labels", "untouched"]
+__all__ = ["VAE", "check_data", "check_labels", "drawn", "untouched"]
 
 
 # Pyro keeps parameters in one global store under names, and a second module under the same name
@@ -317,6 +317,12 @@ def untouched(vae: VAE) -> Iterator[None]:
         yield
 
 
+def drawn(distribution: Any, *sample_shape: int) -> Tensor:
+    """Draws; those of a distribution without rsample (a discrete one's) have no gradient anyway."""
+    draw = distribution.rsample if distribution.has_rsample else distribution.sample
+    return cast(Tensor, draw(sample_shape))
+
+
 def check_data(vae: VAE, x: Tensor, y: Tensor | None = None) -> None:
     """Refuses data that the parts cannot take, before the work begins.
 
@@ -332,13 +338,14 @@ def check_data(vae: VAE, x: Tensor, y: Tensor | None = None) -> None:
     check_labels(vae, x, y)
     with untouched(vae):
         label = None if y is None else y[:1]
-        check_support(vae.p_x(vae.q_z(x[:1], label).rsample(), label), x)
+        check_support(vae.p_x(drawn(vae.q_z(x[:1], label)), label), x)
 
 
-def check_labels(vae: VAE, x: Tensor, y: Tensor | None) -> None:
-    """Refuses labels that are missing or out of range where a part takes them."""
-    if vae.conditional:
-        vae._check_labels(y, len(x))
+def check_labels(vae: VAE, x: Tensor, y: Any) -> Tensor | None:
+    """Labels as int64 where the model is; refused if missing or out of range for a part."""
+    if y is None and not vae.conditional:
+        return None
+    return vae._check_labels(y, len(x))
 
 
 def check_support(likelihood: Any, x: Tensor, first: int = 0) -> None:

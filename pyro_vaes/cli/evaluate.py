@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pyro_vaes.core.choices import PROPOSALS
 from pyro_vaes.runs.options import ConfigError
 from pyro_vaes.runs.schema import DEVICES, read_config
 from pyro_vaes.storage.files import RunFolderError, write_bytes
@@ -26,6 +27,13 @@ __all__ = ["evaluate_command", "parts_command", "sample_command"]
     default=5000,
     show_default=True,
     help="Posterior draws for each datum.",
+)
+@click.option(
+    "--proposal",
+    type=click.Choice(PROPOSALS),
+    default="auto",
+    show_default=True,
+    help="What z is drawn from to estimate log p(x): the encoder, a fit per datum, or annealing.",
 )
 @click.option(
     "--split",
@@ -56,15 +64,22 @@ __all__ = ["evaluate_command", "parts_command", "sample_command"]
     show_default=True,
     help="Whether to look beyond the bounds: is the latent code alive, are they to be trusted?",
 )
+@click.option(
+    "--gaps",
+    is_flag=True,
+    help="Split log p(x) - ELBO into the gaps of the posterior's family and of its network.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one flat JSON object.")
 def evaluate_command(
     run: Path,
     samples: int,
+    proposal: str,
     split: str,
     seed: int,
     chunk_size: int | None,
     device: str,
     diagnostics: bool,
+    gaps: bool,
     as_json: bool,
 ) -> None:
     """Evaluates the VAE in a run folder."""
@@ -80,9 +95,11 @@ def evaluate_command(
         vae.to(place),
         getattr(data, split),
         num_samples=samples,
+        proposal=proposal,
         seed=seed,
         chunk_size=chunk_size,
         diagnostics=diagnostics,
+        gaps=gaps,
         train=data.train,
     )
     if as_json:

@@ -44,6 +44,13 @@ _train_options: list[click.Parameter] = [
         help="Stop after the epoch in which so many minutes of training have passed; --resume "
         "goes on.",
     ),
+    click.Option(
+        ["--samples"],
+        type=click.IntRange(min=1),
+        default=1000,
+        show_default=True,
+        help="Draws per test row in the evaluation at the end.",
+    ),
     *options(),
 ]
 
@@ -54,6 +61,7 @@ def _train(
     out: Path | None,
     resume: bool,
     minutes: float | None,
+    samples: int,
     **_flags: Any,
 ) -> None:
     """Trains a VAE and writes a run folder.
@@ -112,7 +120,7 @@ def _train(
             return
         summary = finished(out, history)
         if summary is None:
-            summary = summarise(vae, data, config, history, out)
+            summary = summarise(vae, data, config, history, out, samples)
     click.echo(report_text(summary, out))
 
 

@@ -9,7 +9,16 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Literal
 
-__all__ = ["ACTIVATIONS", "KERNELS", "MODES", "OPTIMIZERS", "PRECISIONS", "SCHEDULES", "Mode"]
+__all__ = [
+    "ACTIVATIONS",
+    "KERNELS",
+    "MODES",
+    "OPTIMIZERS",
+    "PRECISIONS",
+    "PROPOSALS",
+    "SCHEDULES",
+    "Mode",
+]
 
 #: Activations: name to class in ``torch.nn``.
 ACTIVATIONS: Mapping[str, str] = {
@@ -31,6 +40,8 @@ SCHEDULES: Mapping[str, Callable[[float], float]] = {
 }
 #: Kernels of the MMD.
 KERNELS = ("imq", "rbf")
+#: Where the draws behind log p(x) come from.
+PROPOSALS = ("auto", "encoder", "refined", "annealed")
 #: Number formats of training.
 PRECISIONS = ("float32", "tf32", "bf16")
 

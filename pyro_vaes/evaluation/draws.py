@@ -9,15 +9,24 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_vaes.vae import VAE, check_support
+from pyro_vaes.vae import VAE, check_support, drawn
 
-__all__ = ["Draws", "RowBlock", "chunk_of", "draws", "row_blocks", "seed_of"]
+__all__ = [
+    "Cost",
+    "Draws",
+    "RowBlock",
+    "chunk_of",
+    "draws",
+    "generator_of",
+    "row_blocks",
+    "seed_of",
+]
 
 
 # A block is the unit in which noise is drawn: (samples, data). It never changes with chunk_size.
@@ -34,10 +43,33 @@ def chunk_of(device: torch.device, chunk_size: int | None) -> int:
     return CPU_CHUNK if device.type == "cpu" else BLOCK_SAMPLES * BLOCK_DATA
 
 
+@dataclasses.dataclass
+class Cost:
+    """Counts decoder evaluations, one per datum and draw of z.
+
+    Attributes:
+        evaluations: how many so far.
+        report: called with each increase, for a progress bar.
+    """
+
+    evaluations: int = 0
+    report: Callable[[int], object] = lambda count: None
+
+    def add(self, count: int) -> None:
+        """Takes more of them."""
+        self.evaluations += count
+        self.report(count)
+
+
 def seed_of(*place: Any) -> int:
     """A seed for a place in the work; neighbouring places and seeds share no draws."""
     text = "/".join(map(str, place)).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "big")
+
+
+def generator_of(device: torch.device, *place: Any) -> torch.Generator:
+    """A generator of its own for a place in the work."""
+    return torch.Generator(device).manual_seed(seed_of(*place))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +97,10 @@ class Draws:
         """Log p(x | z) + log p(z) - log q(z | x)."""
         return self.log_likelihood + self.log_prior - self.log_posterior
 
+    def first(self, num: int) -> Draws:
+        """The first few of them."""
+        return Draws(*(getattr(self, field.name)[:num] for field in dataclasses.fields(self)))
+
 
 def row_blocks(vae: VAE, x: Tensor, y: Tensor | None) -> Iterator[RowBlock]:
     """Walks through the data: one encoding for each, one making of an unconditional prior."""
@@ -82,9 +118,15 @@ def row_blocks(vae: VAE, x: Tensor, y: Tensor | None) -> Iterator[RowBlock]:
 
 
 def draws(
-    vae: VAE, block: RowBlock, num_samples: int, seed: int, chunk_size: int
+    vae: VAE,
+    block: RowBlock,
+    num_samples: int,
+    seed: int,
+    chunk_size: int,
+    proposal: Any = None,
+    cost: Cost | None = None,
 ) -> Iterator[Draws]:
-    """Draws S posterior samples for each datum of a block and scores them.
+    """Draws S samples of z for each datum of a block and scores them.
 
     Call inside :func:`untouched`.
 
@@ -94,14 +136,24 @@ def draws(
         num_samples: S.
         seed: seed of the draws.
         chunk_size: decoder evaluations at once (rounded to whole rows of a block).
+        proposal: what to draw from, with ``sample(num, generator)`` and ``log_prob(z)``; the
+            block's posterior if None.
+        cost: counts the decoder evaluations.
     """
     step = max(1, chunk_size // len(block.x))
     for first in range(0, num_samples, BLOCK_SAMPLES):
-        torch.manual_seed(seed_of(int(seed), block.first, first))
         # A block is always drawn whole, so that S = 200 begins with the draws of S = 100. It is
         # scored whole, too: some flows can tell the density of the very tensor they made only.
-        z = block.posterior.rsample((BLOCK_SAMPLES,))
-        log_q = block.posterior.log_prob(z)
+        if proposal is None:
+            torch.manual_seed(seed_of(int(seed), block.first, first))
+            z = drawn(block.posterior, BLOCK_SAMPLES)
+            log_q = block.posterior.log_prob(z)
+        else:
+            z = proposal.sample(
+                BLOCK_SAMPLES,
+                generator_of(block.x.device, int(seed), "proposal", block.first, first),
+            )
+            log_q = proposal.log_prob(z)
         count = min(BLOCK_SAMPLES, num_samples - first)
         z, log_q = z[:count], log_q[:count]
         log_x: list[Tensor] = []
@@ -112,4 +164,6 @@ def draws(
                 check_support(likelihood, block.x, block.first)
             log_x.append(likelihood.log_prob(block.x).double())
             log_z.append(block.prior.log_prob(part).double())
+        if cost is not None:
+            cost.add(count * len(block.x))
         yield Draws(z, torch.cat(log_x), torch.cat(log_z), log_q.double())

@@ -1,9 +1,11 @@
 """How good a VAE is on data it has not seen: bounds, likelihoods, and whether its code is alive.
 
-One pass of S posterior draws for each datum gives everything: with the log weight
+S posterior draws per datum give the ELBO and its terms: with the log weight
 log w = log p(x | z) + log p(z) - log q(z | x), the mean of log w is the ELBO, and the log of the
 mean of w is the importance-weighted estimate of log p(x) (Burda et al. 2016), on average above the
-ELBO and below log p(x).
+ELBO and below log p(x). Where the encoder is poor this estimate is the failure of the sampler, not
+the model's figure: so log p(x) is estimated by another proposal, unless ``proposal="encoder"``; see
+:mod:`pyro_vaes.evaluation.proposals.fitted`.
 
 Evaluation changes nothing: not the parameters, not the state of any generator.
 """
@@ -11,6 +13,7 @@ Evaluation changes nothing: not the parameters, not the state of any generator.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,10 +25,12 @@ from pyro_vaes.core.checks import positive
 from pyro_vaes.data.splits import as_split
 from pyro_vaes.evaluation import aggregate
 from pyro_vaes.evaluation import diagnostics as diag
-from pyro_vaes.evaluation.draws import chunk_of, draws, row_blocks
-from pyro_vaes.evaluation.pareto import MIN_SAMPLES
-from pyro_vaes.evaluation.results import RELIABLE_K, Evaluation, Unavailable
-from pyro_vaes.evaluation.tally import Tally
+from pyro_vaes.evaluation.draws import chunk_of
+from pyro_vaes.evaluation.passes import Found, Pass, best_elbos
+from pyro_vaes.evaluation.proposals.annealed import TOLERANCE
+from pyro_vaes.evaluation.proposals.fitted import check_proposal
+from pyro_vaes.evaluation.reliability import reliability
+from pyro_vaes.evaluation.results import Evaluation, Unavailable
 from pyro_vaes.vae import VAE, check_labels, untouched
 
 __all__ = ["evaluate", "log_marginal"]
@@ -33,6 +38,8 @@ __all__ = ["evaluate", "log_marginal"]
 
 # Burda et al. (2016), section 5.2.
 _ACTIVE = 0.01
+
+_TERMS = ("log_likelihood", "log_prior", "log_posterior", "log_marginal")
 
 # How far log p(x | z) may vary over the draws, relative to its size, for rounding alone.
 _ROUNDING = 1e-5
@@ -43,9 +50,12 @@ def evaluate(
     data: Any,
     *,
     num_samples: int = 1000,
+    proposal: str = "auto",
+    start: str = "refined",
     seed: int = 0,
     chunk_size: int | None = None,
     diagnostics: bool = True,
+    gaps: bool = False,
     train: Any = None,
 ) -> Evaluation:
     """Evaluates a VAE.
@@ -53,11 +63,23 @@ def evaluate(
     Args:
         vae: the model.
         data: a split, tensor, array, ``Dataset`` or ``DataLoader``.
-        num_samples: posterior draws S for each datum; exactly as many decoder evaluations.
+        num_samples: S, draws per datum: of the posterior for the ELBO and what belongs to it, and
+            of the proposal for log p(x).
+        proposal: what z is drawn from to estimate log p(x). ``"encoder"``: the posterior.
+            ``"refined"``: a Student's t fitted to each datum. ``"auto"``: half of each where the
+            posterior scores foreign draws cheaply, else ``"refined"``; the encoder, with a note,
+            where nothing can be fitted. ``"annealed"``: annealed importance sampling by 16 chains,
+            whatever S: dear, an audit of the others. See
+            :mod:`pyro_vaes.evaluation.proposals.fitted`.
+        start: where annealing starts: ``"refined"``, or ``"prior"``, which is dearer and is not
+            blind to what the refined proposal misses.
         seed: seed of the draws.
         chunk_size: decoder evaluations at once; bounds the memory, whatever S, and changes no
             figure. None for 1024 on a CPU and 8192 elsewhere.
         diagnostics: False leaves all but the bounds and their terms.
+        gaps: whether to split log p(x) - ELBO into approximation and amortisation gap
+            (:mod:`pyro_vaes.evaluation.gaps`), on at most 64 rows; some 2400 decoder evaluations
+            for each.
         train: labelled training data, from which a classifier learns to judge what a conditional
             VAE generates.
 
@@ -65,22 +87,26 @@ def evaluate(
         The figures, in nats.
 
     Raises:
-        ValueError: for data that the parts cannot take.
+        TypeError: for a model that is no ``VAE``.
+        ValueError: for data that the parts cannot take, or a proposal that cannot be had with it.
     """
-    chunk_size = chunk_of(vae.device, chunk_size)
-    positive(num_samples=num_samples, chunk_size=chunk_size)
+    chunk_size = _checked(vae, num_samples, chunk_size, proposal, start)
     x, y = _on_device(vae, data)
-    check_labels(vae, x, y)
+    y = check_labels(vae, x, y)
     with untouched(vae):
         labels = y if vae.conditional else None
-        values, posteriors = _pass(vae, x, y, num_samples, seed, chunk_size, diagnostics)
+        way = Pass(vae, num_samples, seed, chunk_size, proposal, True, diagnostics, start)
+        found = way.run(x, y)
+        values = found.values
         figures = _Figures(values)
         figures.bounds(math.prod(x.shape[1:]))
+        figures.proposed(found, num_samples)
         if diagnostics:
-            figures.reliability(num_samples)
+            figures.curve(num_samples)
             figures.activity(labels, num_samples)
-            figures.aggregate(vae, posteriors, labels, num_samples, seed, chunk_size)
+            figures.aggregate(vae, found.posteriors, labels, num_samples, seed, chunk_size)
             figures.generated(vae, x, labels, train, seed)
+        figures.gaps(best_elbos(way, x, y) if gaps else "gaps=True was not asked for")
     return Evaluation(
         num_data=len(x),
         num_samples=num_samples,
@@ -100,7 +126,9 @@ def log_marginal(
     x: Any,
     num_samples: int = 1000,
     *,
-    y: Tensor | None = None,
+    y: Any = None,
+    proposal: str = "auto",
+    start: str = "refined",
     seed: int = 0,
     chunk_size: int | None = None,
 ) -> Tensor:
@@ -111,8 +139,11 @@ def log_marginal(
     Args:
         vae: the model.
         x: data, as for :func:`evaluate`.
-        num_samples: posterior draws S for each datum.
-        y: labels ``(n,)``, if ``x`` does not bring them.
+        num_samples: draws S per datum.
+        y: labels ``(n,)``, or one for all, if ``x`` does not bring them.
+        proposal: what z is drawn from, as for :func:`evaluate`. That nothing could be fitted, or
+            annealing did not settle, is a warning.
+        start: where annealing starts, as for :func:`evaluate`.
         seed: seed of the draws.
         chunk_size: decoder evaluations at once; changes no figure. None: see :func:`evaluate`.
 
@@ -120,16 +151,33 @@ def log_marginal(
         ``(n,)`` in nats, float64.
 
     Raises:
-        ValueError: for data that the parts cannot take.
+        TypeError: for a model that is no ``VAE``.
+        ValueError: for data that the parts cannot take, or a proposal that cannot be had with it.
     """
+    chunk_size = _checked(vae, num_samples, chunk_size, proposal, start)
+    x, labels = _on_device(vae, x)
+    labels = check_labels(vae, x, labels if y is None else y)
+    with untouched(vae):
+        way = Pass(vae, num_samples, seed, chunk_size, proposal, False, False, start)
+        found = way.run(x, labels)
+    for warning in found.warnings:
+        warnings.warn(f"{warning[0].upper()}{warning[1:]}.", stacklevel=2)
+    return found.values["log_marginal"]
+
+
+def _checked(vae: Any, num_samples: int, chunk_size: int | None, proposal: str, start: str) -> int:
+    """The chunk size, once the arguments are known to make sense."""
+    if not isinstance(vae, VAE):
+        raise TypeError(
+            f"Expected a pyro_vaes.VAE; got {type(vae).__name__}. Join a prior p(z), a posterior "
+            "q(z | x) and a likelihood p(x | z) by VAE(prior, posterior, likelihood); a hierarchy "
+            "of latents is one prior over them all. For any other model and guide see "
+            "pyro.infer.Trace_ELBO and pyro.infer.importance."
+        )
     chunk_size = chunk_of(vae.device, chunk_size)
     positive(num_samples=num_samples, chunk_size=chunk_size)
-    x, labels = _on_device(vae, x)
-    labels = labels if y is None else y.to(x.device)
-    check_labels(vae, x, labels)
-    with untouched(vae):
-        values, _ = _pass(vae, x, labels, num_samples, seed, chunk_size, diagnostics=False)
-    return values["log_marginal"]
+    check_proposal(proposal, start)
+    return chunk_size
 
 
 def _on_device(vae: VAE, data: Any) -> tuple[Tensor, Tensor | None]:
@@ -139,33 +187,6 @@ def _on_device(vae: VAE, data: Any) -> tuple[Tensor, Tensor | None]:
     if x.is_floating_point():
         x = x.to(vae.dtype)
     return x, None if split.y is None else split.y.to(vae.device)
-
-
-def _pass(
-    vae: VAE,
-    x: Tensor,
-    y: Tensor | None,
-    num_samples: int,
-    seed: int,
-    chunk_size: int,
-    diagnostics: bool,
-) -> tuple[dict[str, Tensor], list[Any]]:
-    """Figures of each datum, data along the first dimension, and the posteriors of the blocks."""
-    parts: list[dict[str, Tensor]] = []
-    posteriors: list[Any] = []
-    keep = 0
-    for block in row_blocks(vae, x, y):
-        if diagnostics and not posteriors:
-            keep, _ = aggregate.aggregate_plan(block.posterior, len(x), num_samples, seed)
-        tally = Tally(block, num_samples, keep, diagnostics)
-        for some in draws(vae, block, num_samples, seed, chunk_size):
-            tally.add(some)
-        part = tally.result()
-        if diagnostics:
-            posteriors.append(block.posterior)
-            part |= diag.closed_forms(block.posterior, block.prior, len(block.x))
-        parts.append(part)
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, posteriors
 
 
 class _Figures:
@@ -215,40 +236,70 @@ class _Figures:
         else:
             self.reasons["elbo_3"] = "the KL of this posterior to this prior has no closed form"
 
-    def reliability(self, num_samples: int) -> None:
-        """The curve of the bound, effective sample sizes, Pareto k-hat."""
+    def proposed(self, found: Found, num_samples: int) -> None:
+        """How log p(x) was estimated, at what cost, and whether it is to be trusted."""
+        size = len(self.values["log_marginal"])
+        self.found["proposal"] = found.proposal
+        self.found["proposal_notes"] = found.notes
+        self.found["decoder_evaluations"] = found.evaluations
+        self.found["cost"] = found.evaluations / (num_samples * size)
+        self.warnings += [f"{text[0].upper()}{text[1:]}." for text in found.warnings]
+        if "encoder_log_marginal" in self.values:
+            self.put("encoder_nll", -self.values["encoder_log_marginal"])
+        if found.gap is not None:
+            self.annealed(found.gap)
+        elif "effective_sample_size" in self.values:
+            figures, reasons, remarks = reliability(self.values, found.proposal, num_samples)
+            self.found |= figures
+            self.reasons |= reasons
+            self.warnings += remarks
+
+    def annealed(self, gap: float) -> None:
+        """What annealing found; an interval where forward and reverse runs do not agree."""
+        size = self.values["effective_sample_size"]
+        self.found["ess_median"], self.found["ess_min"] = size.median().item(), size.min().item()
+        self.found["annealing_gap"] = gap
+        reason = "annealing is judged by forward and reverse runs on simulated data"
+        for name in ("pareto_k_median", "pareto_k_max", "pareto_k_limit", "num_unreliable"):
+            self.reasons[name] = self.reasons[f"encoder_{name}"] = reason
+        self.reasons |= {"share_unreliable": reason, "num_unexplored": reason}
+        if gap < TOLERANCE:
+            return
+        high = self.found["nll"]
+        self.found["nll_low"], self.found["nll_high"] = high - gap, high
+        reason = (
+            f"forward and reverse annealing differ by {gap:.2f} nats on simulated data, so that "
+            f"-log p(x) is about {high - gap:.2f} to {high:.2f}"
+        )
+        for name in ("nll", "nll_se", "nll_bpd", "nll_bpd_se"):
+            self.found[name], self.reasons[name] = math.nan, reason
+
+    def gaps(self, best: tuple[Tensor, Tensor] | str) -> None:
+        """Approximation and amortisation gap, given the ELBOs of the best q of some rows."""
+        if isinstance(best, str):
+            self.reasons |= dict.fromkeys(("approximation_gap", "amortisation_gap"), best)
+            return
+        rows, elbo = best
+        v = {name: value[rows] for name, value in self.values.items() if name in _TERMS}
+        own = v["log_likelihood"] + v["log_prior"] - v["log_posterior"]
+        self.put("approximation_gap", v["log_marginal"] - elbo)
+        self.put("amortisation_gap", elbo - own)
+
+    def curve(self, num_samples: int) -> None:
+        """The curve of the bound over the number of the encoder's draws."""
         v = self.values
         curve = v["bound"]
         points = [2**level for level in range(curve.shape[-1])]
         if points[-1] != num_samples:
             points.append(num_samples)
-            curve = torch.cat([curve, v["log_marginal"].unsqueeze(-1)], dim=-1)
+            last = v.get("encoder_log_marginal", v["log_marginal"])
+            curve = torch.cat([curve, last.unsqueeze(-1)], dim=-1)
         self.found["bound_samples"] = points
         self.found["bound"] = curve.mean(0).tolist()
         if len(curve) > 1:
             self.found["bound_se"] = (curve.std(0) / math.sqrt(len(curve))).tolist()
         else:
             self.reasons["bound_se"] = "one datum has no standard error"
-        size = v["effective_sample_size"]
-        self.found["ess_median"], self.found["ess_min"] = size.median().item(), size.min().item()
-        if "pareto_k" not in v:
-            reason = f"a Pareto k-hat needs at least {MIN_SAMPLES} samples"
-            for name in ("pareto_k_median", "pareto_k_max", "num_unreliable"):
-                self.reasons[name] = reason
-            self.warnings.append(f"{reason}; got {num_samples}.")
-            return
-        k = v["pareto_k"]
-        self.found["pareto_k_median"], self.found["pareto_k_max"] = (
-            k.median().item(),
-            k.max().item(),
-        )
-        unreliable = self.found["num_unreliable"] = int((k > RELIABLE_K).sum())
-        if unreliable:
-            self.warnings.append(
-                f"Pareto k-hat is over {RELIABLE_K} for {unreliable} of {len(k)} data: their "
-                "log p(x) is not to be trusted, and -log p(x) is likely to be lower. Take more "
-                "samples, or a posterior that fits better (a flow, a wider network)."
-            )
 
     def activity(self, labels: Tensor | None, num_samples: int) -> None:
         """Active units, and the verdict on posterior collapse."""
@@ -310,7 +361,11 @@ class _Figures:
             terms = for_each(marginals - aggregate.prior_marginals(vae, z, y, chunk_size))
             self.put("dimension_kl", terms.sum(-1))
             self.found["dimension_kls"] = terms.mean(0).tolist()
-        self.reasons = {name: r for name, r in self.reasons.items() if name not in self.found}
+        self.reasons = {
+            name: reason
+            for name, reason in self.reasons.items()
+            if name not in self.found or _nan(self.found[name])
+        }
 
     def _split(self, information: Tensor, drawn_kl: Tensor, rows: Tensor) -> None:
         """Splits the KL, so that its parts add up, by information from fewer draws and data.
@@ -350,6 +405,10 @@ class _Figures:
             self.found["class_accuracy"], self.found["class_accuracy_se"] = diag.class_accuracy(
                 judge, made, labels[: len(made)]
             )
+
+
+def _nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
 
 
 def _verdict(active: list[int] | None, latent_dim: int, ignored: bool) -> str:

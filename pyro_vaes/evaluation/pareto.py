@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["MIN_SAMPLES", "pareto_k", "tail_size"]
+__all__ = ["MIN_SAMPLES", "pareto_k", "reliable_k", "tail_size"]
 
 
 # A tail of fewer than five weights has no shape; 21 draws are the fewest with such a tail.
@@ -32,6 +32,14 @@ _PRIOR_COUNT, _PRIOR_K = 10, 0.5
 def tail_size(num_samples: int) -> int:
     """How many of S weights make the tail: the least of S / 5 and 3 sqrt(S), rounded up."""
     return math.ceil(min(num_samples / 5, 3 * math.sqrt(num_samples)))
+
+
+def reliable_k(num_samples: int) -> float:
+    """The k-hat over which an estimate from S weights is not to be trusted.
+
+    The least of 1 - 1 / log10 S and 0.7: Vehtari et al. (2024), section 3.2.4.
+    """
+    return min(1 - 1 / math.log10(num_samples), 0.7) if num_samples > 1 else -math.inf
 
 
 def pareto_k(largest: Tensor) -> Tensor:

@@ -9,11 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["RELIABLE_K", "Evaluation", "Unavailable"]
+__all__ = ["Evaluation", "Unavailable"]
 
-
-# The k-hat over which an estimate is not to be trusted, Vehtari et al. (2024), section 3.2.4.
-RELIABLE_K = 0.7
 
 _NO_ERROR = "one datum has no standard error"
 _NOT_ASKED = "diagnostics were not asked for"
@@ -23,9 +20,10 @@ _NOT_ASKED = "diagnostics were not asked for"
 _BASIC = {"nll", "nll_bpd", "elbo", "elbo_bpd", "reconstruction", "kl"}
 _BASIC |= {f"{name}_se" for name in _BASIC}
 _BASIC |= {"num_data", "num_samples", "num_dimensions", "given_label", "warnings"}
+_BASIC |= {"proposal", "proposal_notes", "decoder_evaluations", "cost"}
 
 # Figures of each datum, which are no part of the flat object.
-_FOR_EACH = {"log_marginal", "pareto_k", "effective_sample_size"}
+_FOR_EACH = {"log_marginal", "pareto_k", "effective_sample_size", "unreliable"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,11 +51,30 @@ class Evaluation:
         log_prior: E_q[log p(z)], minus the cross entropy of aggregated posterior and prior.
         bound_samples: 1, 2, 4, ... up to S: points of the curve of the importance-weighted bound.
         bound: the bound at these points.
+        proposal: what z was drawn from to estimate log p(x): ``encoder``, ``refined`` (fits per
+            datum), ``mixed`` (half of each) or ``annealed``.
+        proposal_notes: what to know of it: why it is not the one that was asked for, and the like.
+        decoder_evaluations: what it all cost; a gradient counts as three.
+        cost: the same, relative to S evaluations per datum.
+        approximation_gap: log p(x) - ELBO of the best member of the encoder's family per datum, on
+            at most 64 rows.
+        amortisation_gap: what the encoder's ELBO lies below that, on the same rows.
+        annealing_gap: by how many nats forward and reverse annealing differ on simulated data.
+        nll_low: least value of nll, where they differ by more than 0.1 and nll is not a number.
+        nll_high: the largest then.
+        encoder_nll: minus the estimate of log p(x) from the encoder's draws alone.
         ess_median: median over the data of the effective sample size, (sum w)^2 / sum w^2.
         ess_min: the least of them.
         pareto_k_median: median over the data of the Pareto k-hat.
         pareto_k_max: the largest.
-        num_unreliable: for how many data k-hat exceeds 0.7.
+        pareto_k_limit: the k-hat over which an estimate from S draws is not to be trusted, the
+            least of 1 - 1 / log10 S and 0.7.
+        num_unreliable: for how many data k-hat exceeds it, or modes may have been missed.
+        share_unreliable: the same as a share of the data.
+        num_unexplored: for how many data modes may have been missed: several fits found one alone.
+        encoder_pareto_k_median: as above, of the encoder's draws.
+        encoder_pareto_k_max: as above, of the encoder's draws.
+        encoder_num_unreliable: as above, of the encoder's draws.
         mutual_information: I_q(x; z).
         mutual_information_max: what it can be at most, log of the number of data.
         marginal_kl: KL(q(z) || p(z)) = kl - mutual_information.
@@ -77,12 +94,17 @@ class Evaluation:
         log_marginal: the estimate of log p(x) of each datum, ``(num_data,)``.
         pareto_k: k-hat of each datum.
         effective_sample_size: of each datum.
+        unreliable: whether the estimate of log p(x) of a datum is not to be trusted.
     """
 
     num_data: int
     num_samples: int
     num_dimensions: int
     given_label: bool
+    proposal: str
+    proposal_notes: list[str]
+    decoder_evaluations: int
+    cost: float
     nll: float
     nll_se: float | None
     nll_bpd: float
@@ -103,6 +125,15 @@ class Evaluation:
     entropy_se: float | None = None
     log_prior: float | None = None
     log_prior_se: float | None = None
+    approximation_gap: float | None = None
+    approximation_gap_se: float | None = None
+    amortisation_gap: float | None = None
+    amortisation_gap_se: float | None = None
+    annealing_gap: float | None = None
+    nll_low: float | None = None
+    nll_high: float | None = None
+    encoder_nll: float | None = None
+    encoder_nll_se: float | None = None
     bound_samples: list[int] | None = None
     bound: list[float] | None = None
     bound_se: list[float] | None = None
@@ -110,7 +141,13 @@ class Evaluation:
     ess_min: float | None = None
     pareto_k_median: float | None = None
     pareto_k_max: float | None = None
+    pareto_k_limit: float | None = None
     num_unreliable: int | None = None
+    share_unreliable: float | None = None
+    num_unexplored: int | None = None
+    encoder_pareto_k_median: float | None = None
+    encoder_pareto_k_max: float | None = None
+    encoder_num_unreliable: int | None = None
     mutual_information: float | None = None
     mutual_information_se: float | None = None
     mutual_information_max: float | None = None
@@ -137,6 +174,7 @@ class Evaluation:
     effective_sample_size: Tensor | None = dataclasses.field(
         default=None, repr=False, compare=False
     )
+    unreliable: Tensor | None = dataclasses.field(default=None, repr=False, compare=False)
 
     @property
     def diagnosed(self) -> bool:
@@ -157,6 +195,12 @@ class Evaluation:
 
     def _reason(self, name: str, value: Any) -> str:
         base = name.removesuffix("_se")
+        if base.startswith("encoder_") and self.proposal == "encoder":
+            return "the proposal is the encoder"
+        if base == "annealing_gap":
+            return "the proposal is not annealed"
+        if base in ("nll_low", "nll_high"):
+            return "nll is a number, no interval"
         if name in self.reasons or base in self.reasons:
             return self.reasons.get(name) or self.reasons[base]
         if value is not None or (base != name and not _finite(getattr(self, base))):
@@ -182,6 +226,8 @@ class Evaluation:
         given = "; all given the label: p(x|y), q(z|y), ..." if self.given_label else ""
         yield f"{self.num_data} data, {self.num_samples} samples each; nats per datum{given}"
         yield self._row("-log p(x), importance weighted", "nll") + self._bits("nll")
+        if self.encoder_nll is not None:
+            yield self._row("  from the encoder's draws alone", "encoder_nll")
         yield self._row("-ELBO", "elbo", -1) + self._bits("elbo", -1)
         yield self._row("  reconstruction, -E[log p(x|z)]", "reconstruction", -1)
         yield self._row("  KL(q(z|x) || p(z))", "kl")
@@ -194,6 +240,9 @@ class Evaluation:
         yield self._row("-ELBO (3), KL in closed form", "elbo_3", -1)
         yield self._row("entropy of q(z|x)", "entropy")
         yield self._row("cross entropy, -E[log p(z)]", "log_prior", -1)
+        if self.approximation_gap is not None:
+            yield self._row("approximation gap of the family", "approximation_gap")
+            yield self._row("amortisation gap of the network", "amortisation_gap")
         yield "The KL, split"
         most = self.mutual_information_max
         yield self._row("  mutual information I_q(x; z)", "mutual_information") + (
@@ -214,22 +263,34 @@ class Evaluation:
         if self.num_unreliable is None:
             yield f"Pareto k-hat: n/a ({self.reasons.get('num_unreliable', _NOT_ASKED)})"
         else:
-            yield (
-                f"Pareto k-hat: median {self.pareto_k_median:.2f}, "
-                f"largest {self.pareto_k_max:.2f}; over {RELIABLE_K} for {self.num_unreliable} "
-                f"of {self.num_data} data"
-            )
+            yield "Pareto k-hat: " + self._k_hat("")
+        if self.encoder_num_unreliable is not None:
+            yield "  of the encoder's draws alone: " + self._k_hat("encoder_")
+        yield f"proposal: {self.proposal}, {self.cost:.1f} S decoder evaluations per datum"
+        yield from (f"  {note}" for note in self.proposal_notes)
         yield str(self.verdict)
+
+    def _k_hat(self, who: str) -> str:
+        median, largest = (
+            getattr(self, f"{who}pareto_k_median"),
+            getattr(self, f"{who}pareto_k_max"),
+        )
+        return (
+            f"median {median:.2f}, largest {largest:.2f}; over {self.pareto_k_limit:.2f} for "
+            f"{getattr(self, f'{who}num_unreliable')} of {self.num_data} data"
+        )
 
     def _row(self, title: str, name: str, sign: int = 1, digits: int = 2) -> str:
         value, error = getattr(self, name), getattr(self, f"{name}_se", None)
-        if value is None:
+        if value is None or math.isnan(value):
             return f"{title:<34}      n/a ({self._reason(name, None)})"
         text = f"{title:<34}{sign * value:>9.{digits}f}"
         return text if error is None else f"{text} +- {error:.{digits}f}"
 
     def _bits(self, name: str, sign: int = 1) -> str:
         value, error = getattr(self, f"{name}_bpd"), getattr(self, f"{name}_bpd_se")
+        if math.isnan(value):
+            return ""
         return (
             f"  ({sign * value:.4f}" + ("" if error is None else f" +- {error:.4f}") + " bits/dim)"
         )

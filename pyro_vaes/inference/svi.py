@@ -168,7 +168,14 @@ class FastSVI(SVI):
         return loss
 
     def update(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Like :meth:`step`, but the loss stays a tensor on its device: nothing waits for it."""
+        """Like :meth:`step`, but the loss stays a tensor on its device: nothing waits for it.
+
+        Gradients are computed whatever the caller has set, or a step would change nothing.
+        """
+        with torch.inference_mode(False), torch.enable_grad():
+            return self._update(args, kwargs)
+
+    def _update(self, args: Any, kwargs: Any) -> Tensor:
         if self.mode != "eager":
             arguments = arguments_of(args, kwargs)
             recorded = self._recorded(arguments, args, kwargs)

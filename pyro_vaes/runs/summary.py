@@ -43,7 +43,7 @@ def finished(out: Path, history: History) -> dict[str, Any] | None:
 
 
 def summarise(
-    vae: VAE, data: DataSet, config: RunConfig, history: History, out: Path
+    vae: VAE, data: DataSet, config: RunConfig, history: History, out: Path, samples: int
 ) -> dict[str, Any]:
     """Draws the figures of a finished run, evaluates it, and writes ``summary.json``."""
     from pyro_vaes import plotting
@@ -64,7 +64,7 @@ def summarise(
         figures["reconstructions"] = plotting.reconstructions(vae, data.test, data.image_shape)
     for name, figure in figures.items():
         plotting.save_figure(figure, out / "figures" / f"{name}.png")
-    result = evaluate(vae, data.test, num_samples=1000, seed=config.training.seed)
+    result = evaluate(vae, data.test, num_samples=samples, seed=config.training.seed)
     summary = {
         **result.to_dict(),
         "split": "test",

@@ -58,10 +58,12 @@ def linear():
 def test_exact_posterior_gives_log_p_with_zero_variance(linear):
     prior, likelihood, x, exact = linear
     vae = pv.VAE(prior, LinearPosterior(likelihood), likelihood)
-    report = pv.evaluate(vae, x, num_samples=3)
+    report = pv.evaluate(vae, x, num_samples=3, proposal="encoder")
     assert report.elbo == pytest.approx(exact.mean().item(), abs=1e-9)
     assert report.nll == pytest.approx(-exact.mean().item(), abs=1e-9)
-    torch.testing.assert_close(pv.log_marginal(vae, x, 1), exact, rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        pv.log_marginal(vae, x, 1, proposal="encoder"), exact, rtol=0, atol=1e-9
+    )
 
 
 def test_importance_weighting_closes_the_gap(linear):
@@ -79,7 +81,7 @@ def test_importance_weighting_closes_the_gap(linear):
 def test_standard_errors_are_those_of_the_data(linear):
     prior, likelihood, x, exact = linear
     vae = pv.VAE(prior, LinearPosterior(likelihood), likelihood)
-    report = pv.evaluate(vae, x, num_samples=2)
+    report = pv.evaluate(vae, x, num_samples=2, proposal="encoder")
     assert report.nll_se == pytest.approx(exact.std().item() / math.sqrt(200), rel=1e-6)
 
 
@@ -119,9 +121,11 @@ def test_chunks_change_nothing(posterior, conditional):
 
 def test_more_samples_begin_with_the_same_draws():
     vae, split = make_vae(), digits_like(10)
-    small = pv.log_marginal(vae, split, 1)
-    torch.testing.assert_close(small, pv.log_marginal(vae, split, 1), rtol=0, atol=0)
-    assert not torch.equal(small, pv.log_marginal(vae, split, 1, seed=1))
+    small = pv.log_marginal(vae, split, 1, proposal="encoder")
+    torch.testing.assert_close(
+        small, pv.log_marginal(vae, split, 1, proposal="encoder"), rtol=0, atol=0
+    )
+    assert not torch.equal(small, pv.log_marginal(vae, split, 1, seed=1, proposal="encoder"))
 
 
 def test_exactly_s_decoder_evaluations_and_one_encoding_for_each_datum():
@@ -136,7 +140,7 @@ def test_exactly_s_decoder_evaluations_and_one_encoding_for_each_datum():
 
     vae.likelihood.network.register_forward_hook(count("decoder"))
     vae.posterior.network.register_forward_hook(count("encoder"))
-    pv.evaluate(vae, split, num_samples=150, chunk_size=640)
+    pv.evaluate(vae, split, num_samples=150, chunk_size=640, proposal="encoder")
     assert counts == {"decoder": 150 * 100, "encoder": 100}
 
 
@@ -154,7 +158,7 @@ def test_evaluation_leaves_no_trace():
 
 
 def test_one_datum_and_one_sample():
-    report = pv.evaluate(make_vae(), digits_like(1), num_samples=1)
+    report = pv.evaluate(make_vae(), digits_like(1), num_samples=1, proposal="encoder")
     assert math.isfinite(report.nll)
     assert report.nll == pytest.approx(-report.elbo)
     assert report.nll_se is None
@@ -163,7 +167,7 @@ def test_one_datum_and_one_sample():
 
 
 def test_bits_per_dimension():
-    report = pv.evaluate(make_vae(), digits_like(20), num_samples=5)
+    report = pv.evaluate(make_vae(), digits_like(20), num_samples=5, proposal="encoder")
     for name in ("nll", "nll_se", "elbo", "elbo_se"):
         bits = getattr(report, name.replace("nll", "nll_bpd").replace("elbo", "elbo_bpd"))
         assert bits == pytest.approx(getattr(report, name) / (6 * math.log(2)))
@@ -175,7 +179,7 @@ def test_bits_per_dimension():
 @pytest.mark.parametrize("num_samples", [1, 7, 128, 300, 512])
 def test_the_curve_averages_the_bound_over_disjoint_groups(num_samples):
     vae, split = make_vae(), digits_like(70)
-    report = pv.evaluate(vae, split, num_samples=num_samples)
+    report = pv.evaluate(vae, split, num_samples=num_samples, proposal="encoder")
     blocks = []
     with untouched(vae):
         for rows in row_blocks(vae, split.x, None):
@@ -204,22 +208,33 @@ def test_the_curve_averages_the_bound_over_disjoint_groups(num_samples):
 def test_the_bound_rises_with_the_samples(linear):
     prior, likelihood, x, exact = linear
     vae = pv.VAE(prior, LinearPosterior(likelihood, wider=1.5), likelihood)
-    bound = pv.evaluate(vae, x, num_samples=1024).bound
+    bound = pv.evaluate(vae, x, num_samples=1024, proposal="encoder").bound
     assert bound == sorted(bound)
     assert bound[-1] == pytest.approx(exact.mean().item(), abs=0.02)
 
 
 def test_a_posterior_that_is_too_narrow_is_warned_of(linear):
     prior, likelihood, x, _ = linear
-    good = pv.evaluate(pv.VAE(prior, LinearPosterior(likelihood, 1.2), likelihood), x)
+    good = pv.evaluate(
+        pv.VAE(prior, LinearPosterior(likelihood, 1.2), likelihood), x, proposal="encoder"
+    )
     assert good.num_unreliable == 0
     assert good.warnings == []
-    narrow = pv.evaluate(pv.VAE(prior, LinearPosterior(likelihood, 0.2), likelihood), x)
+    narrow = pv.evaluate(
+        pv.VAE(prior, LinearPosterior(likelihood, 0.2), likelihood), x, proposal="encoder"
+    )
     # The weights have a Pareto tail of k = 1 - 0.2: the density of normals of unlike width.
     assert narrow.pareto_k_median == pytest.approx(0.8, abs=0.15)
-    assert narrow.num_unreliable == int((narrow.pareto_k > 0.7).sum()) > 100
+    limit = 1 - 1 / math.log10(1000)
+    assert narrow.pareto_k_limit == pytest.approx(limit)
+    assert narrow.num_unreliable == int((narrow.pareto_k > limit).sum()) > 100
     assert f"{narrow.num_unreliable} of 200 data" in narrow.warnings[0]
-    assert "Take more samples" in str(narrow)
+    assert 'another proposal ("auto")' in str(narrow)
+    repaired = pv.evaluate(pv.VAE(prior, LinearPosterior(likelihood, 0.2), likelihood), x)
+    assert repaired.num_unreliable == 0
+    assert repaired.warnings == []
+    assert repaired.encoder_num_unreliable == narrow.num_unreliable
+    assert repaired.encoder_nll == narrow.nll
 
 
 # --- the three forms of the ELBO ------------------------------------------------------------------
@@ -227,7 +242,7 @@ def test_a_posterior_that_is_too_narrow_is_warned_of(linear):
 
 def test_equations_1_2_3_agree():
     vae, split = make_vae(), digits_like(100)
-    report = pv.evaluate(vae, split, num_samples=2000)
+    report = pv.evaluate(vae, split, num_samples=2000, proposal="encoder")
     assert report.elbo_2 == pytest.approx(report.elbo, abs=0.02)
     assert report.elbo_3 == pytest.approx(report.elbo, abs=0.02)
     q, p = vae.q_z(split.x), vae.p_z()
@@ -243,7 +258,9 @@ def test_equations_1_2_3_agree():
     [("normal", "mixture", {"elbo_3"}), ("iaf", "standard", {"elbo_2", "elbo_3"})],
 )
 def test_forms_without_a_closed_form_are_null(posterior, prior, missing):
-    figures = pv.evaluate(make_vae(posterior, prior), digits_like(20), num_samples=30).to_dict()
+    figures = pv.evaluate(
+        make_vae(posterior, prior), digits_like(20), num_samples=30, proposal="encoder"
+    ).to_dict()
     assert {name for name in ("elbo_2", "elbo_3") if figures[name] is None} == missing
     assert all("no closed form" in figures[f"{name}_reason"] for name in missing)
     assert figures["entropy"] is not None
@@ -261,7 +278,11 @@ def test_what_is_missing_is_null_with_a_reason(
 ):
     split = digits_like(num_data, labels=conditional)
     report = pv.evaluate(
-        make_vae(posterior, prior, conditional), split, num_samples=num_samples, train=split
+        make_vae(posterior, prior, conditional),
+        split,
+        num_samples=num_samples,
+        train=split,
+        proposal="encoder",
     )
     figures = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     for name, value in figures.items():
@@ -272,7 +293,7 @@ def test_what_is_missing_is_null_with_a_reason(
 
 
 def test_a_row_for_pandas():
-    report = pv.evaluate(make_vae("planar"), digits_like(20), num_samples=5)
+    report = pv.evaluate(make_vae("planar"), digits_like(20), num_samples=5, proposal="encoder")
     series = report.to_series()
     assert series["nll"] == report.nll
     assert series["mutual_information"] is None
@@ -295,8 +316,10 @@ def test_an_impossible_datum_is_null_not_infinite():
 
 
 def test_without_diagnostics_only_the_bounds():
-    report = pv.evaluate(make_vae(), digits_like(20), num_samples=5, diagnostics=False)
-    full = pv.evaluate(make_vae(), digits_like(20), num_samples=5)
+    report = pv.evaluate(
+        make_vae(), digits_like(20), num_samples=5, diagnostics=False, proposal="encoder"
+    )
+    full = pv.evaluate(make_vae(), digits_like(20), num_samples=5, proposal="encoder")
     figures, others = report.to_dict(), full.to_dict()
     assert {"nll", "elbo_bpd_se", "kl", "num_data"} <= set(figures)
     assert "active_units" not in figures
@@ -337,7 +360,7 @@ def level_vae(likelihood, num_labels=0):
 )
 def test_values_between_or_beyond_the_levels_are_refused(likelihood, value):
     vae, x = level_vae(likelihood), torch.ones(6, 3)
-    assert math.isfinite(pv.evaluate(vae, x, num_samples=2).nll)
+    assert math.isfinite(pv.evaluate(vae, x, num_samples=2, proposal="encoder").nll)
     x[4, 1] = value
     for judge in (pv.evaluate, pv.log_marginal):
         with pytest.raises(ValueError, match=r"the likelihood's levels.*in row 4"):

@@ -363,7 +363,7 @@ def test_every_pair_trains_samples_evaluates_and_reloads(row, tmp_path):
                 model.encode(x, labels),
                 model.encode(x, labels, num_samples=2),
                 model.reconstruct(x, labels),
-                evaluate(model, dataset(x, labels), num_samples=3).log_marginal,
+                evaluate(model, dataset(x, labels), num_samples=3, proposal="encoder").log_marginal,
             ]
         )
     assert outputs[0][0].shape == (6, 4) and outputs[0][1].shape == (6, 2)

@@ -81,7 +81,11 @@ def mixture_defect() -> Figures:
         found[f"{name}_exact"] = -evidence().log_prob(x).mean().item()
         for kind, prior in (("joint", joint), ("per_dimension", apart)):
             figures = evaluate(
-                VAE(prior, posterior, likelihood), x, num_samples=100, diagnostics=False
+                VAE(prior, posterior, likelihood),
+                x,
+                num_samples=100,
+                proposal="encoder",
+                diagnostics=False,
             )
             found[f"{name}_{kind}"] = -figures.elbo
     for dim in (2, WIDE):
@@ -228,7 +232,9 @@ def bound_defect() -> tuple[Figures, Figures]:
     found = []
     for model in (true.with_posterior(poor), wrong):
         draws = [
-            -evaluate(model.vae, x, num_samples=1, seed=seed, diagnostics=False).elbo
+            -evaluate(
+                model.vae, x, num_samples=1, proposal="encoder", seed=seed, diagnostics=False
+            ).elbo
             for seed in range(10)
         ]
         found.append(
@@ -236,7 +242,7 @@ def bound_defect() -> tuple[Figures, Figures]:
                 "num": float(len(x)),
                 "exact": -model.log_prob(x).mean().item(),
                 "bound": -model.elbo(x).mean().item(),
-                "weighted": evaluate(model.vae, x, num_samples=1000, diagnostics=False).nll,
+                "weighted": evaluate(model.vae, x, proposal="encoder", diagnostics=False).nll,
                 "one_draw": draws[0],
                 "lowest": min(draws),
                 "highest": max(draws),

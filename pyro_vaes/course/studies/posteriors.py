@@ -92,7 +92,7 @@ def fitted_banana(family: str, steps: int = 2000, seed: int = 0) -> Banana:
         fit(vae, x, seed=seed, mode="traced", progress=False, **options)
         exact = Quadrature(vae)
         evidence = exact.log_prob(x[:1]).item()
-        elbo = evaluate(vae, x[:1], num_samples=20_000, diagnostics=False).elbo
+        elbo = evaluate(vae, x[:1], num_samples=20_000, proposal="encoder", diagnostics=False).elbo
         line = torch.linspace(-2.5, 2.5, 120, dtype=torch.float64)
         z = torch.cartesian_prod(line, line)
         with untouched(vae):

@@ -1,0 +1,1 @@
+"""Proposals for log p(x): fitted to each datum, or annealed."""

@@ -48,18 +48,15 @@ _NUMBERS, _DEVICES = (int, float, complex), ("cpu", "cuda")
 class FastSVI(SVI):
     """Stochastic variational inference, the same estimator and updates as ``SVI``, faster.
 
-    Works for any model and guide. With a reparameterised guide and ``Trace_ELBO``, ``RenyiELBO`` or
-    an objective of this library a step can be recorded; any other loss, and another guide, run in
-    eager mode through the loss's own ``loss_and_grads``.
+    With a reparameterised guide and ``Trace_ELBO``, ``RenyiELBO`` or an objective of this library a
+    step can be recorded; others run in eager mode through the loss's own ``loss_and_grads``.
 
     - ``eager``: Pyro's handlers at every step, one fused optimiser. At one seed, the updates of
       ``SVI`` to float rounding.
-    - ``traced``: the step's operations are recorded once for each shape of the arguments and
-      replayed; the same operations on the same noise.
-    - ``compiled``: the recorded operations compiled by Inductor, on the same noise.
-    - ``cuda_graph``: the recorded step, optimiser included, captured as one CUDA graph; what a
-      graph cannot hold (numbers fetched from the host, an optimiser without ``capturable``) goes on
-      recorded.
+    - ``traced``: the step's operations, on the same noise, recorded once for each shape of the
+      arguments and replayed; ``compiled``: and compiled by Inductor.
+    - ``cuda_graph``: the recorded step, optimiser included, captured as one CUDA graph; without
+      ``capturable`` optimisers or with numbers fetched from the host it stays ``traced``.
     - ``auto``: ``traced``.
 
     A recorded step sees parameters, buffers and weights of the objective by reference, so a
@@ -157,7 +154,7 @@ class FastSVI(SVI):
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """Takes one gradient step; returns the loss before it, in nats summed over the batch.
 
-        A float; a tuple of them from a loss that is a tuple (``ReweightedWakeSleep``).
+        A float; a tuple of them from a loss that is one (``ReweightedWakeSleep``).
         """
         loss: Any = self.update(*args, **kwargs)
         if isinstance(loss, tuple):
@@ -167,15 +164,11 @@ class FastSVI(SVI):
             warnings.warn("Encountered NaN: loss", stacklevel=2)
         return loss
 
+    # Whatever the caller has set: without gradients a step would change nothing.
+    @torch.inference_mode(False)
+    @torch.enable_grad()
     def update(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Like :meth:`step`, but the loss stays a tensor on its device: nothing waits for it.
-
-        Gradients are computed whatever the caller has set, or a step would change nothing.
-        """
-        with torch.inference_mode(False), torch.enable_grad():
-            return self._update(args, kwargs)
-
-    def _update(self, args: Any, kwargs: Any) -> Tensor:
+        """Like :meth:`step`, but the loss stays a tensor on its device: nothing waits for it."""
         if self.mode != "eager":
             arguments = arguments_of(args, kwargs)
             recorded = self._recorded(arguments, args, kwargs)

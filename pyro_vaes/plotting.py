@@ -21,12 +21,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
+from torchvision.utils import make_grid
 
 from pyro_vaes.data.splits import Split
 from pyro_vaes.storage.files import replacing
 from pyro_vaes.vae import VAE, untouched
 
 __all__ = [
+    "apart",
     "image_grid",
     "latent_space",
     "learning_curves",
@@ -90,16 +92,14 @@ def image_grid(
     channels, height, width = image_shape
     pictures = images.detach().cpu().float().reshape(-1, channels, height, width)
     columns = columns or math.ceil(math.sqrt(len(pictures)))
-    rows = math.ceil(len(pictures) / columns)
     low, high = value_range or (pictures.min().item(), pictures.max().item())
     scaled = ((pictures - low) / max(high - low, 1e-12)).clamp(0, 1)
     if channels == 1:
         scaled = 1 - scaled  # ink on paper
     gap = max(1, height // 8)
-    sheet = np.ones((rows * (height + gap) - gap, columns * (width + gap) - gap, channels))
-    for i, picture in enumerate(scaled.permute(0, 2, 3, 1).numpy()):
-        top, left = (i // columns) * (height + gap), (i % columns) * (width + gap)
-        sheet[top : top + height, left : left + width] = picture
+    blank = torch.ones(-len(scaled) % columns, *scaled.shape[1:])
+    grid = make_grid(torch.cat([scaled, blank]), columns, padding=gap, pad_value=1.0)
+    sheet = grid[:channels, gap:-gap, gap:-gap].permute(1, 2, 0).numpy()
     with style():
         scale = _WIDTH / sheet.shape[1]
         figure = Figure(figsize=(_WIDTH, max(0.6, scale * sheet.shape[0])))
@@ -226,7 +226,7 @@ def latent_space(vae: VAE, split: Split, *, num: int = 1000) -> Figure:
                 axes.scatter(here[:, 0], here[:, 1], s=8, color=color, linewidths=0, alpha=0.8)
             # Drawn last, so that no points lie over them.
             medians = np.array([np.median(points[classes == label], axis=0) for label in present])
-            for label, (x0, y0) in zip(present, _apart(medians, axes), strict=True):
+            for label, (x0, y0) in zip(present, _on_axes(medians, axes), strict=True):
                 axes.text(
                     x0,
                     y0,
@@ -257,18 +257,23 @@ def _lines(classes: Any, n: int) -> Any:
     return (index + 1) / (len(labels) + 1)
 
 
-def _apart(places: Any, axes: Any, least: float = 0.06) -> Any:
-    """Places of names, moved until no two are nearer than a share of the axes."""
-    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
-    corner, size = np.array([left, low]), np.array([right - left, high - low])
-    places = (places - corner) / size
+def apart(places: Any, least: float) -> Any:
+    """Places of names ``(n, d)``, moved until no two are nearer than ``least``."""
+    places = np.array(places, dtype=float)
     for _ in range(100):
         for i, j in itertools.combinations(range(len(places)), 2):
             way = places[j] - places[i]
-            distance = np.hypot(*way)
+            distance = np.linalg.norm(way)
             if distance < least:
-                # In one and the same place, any direction will do.
-                way = way / distance if distance else np.array([math.cos(j), math.sin(j)])
-                places[i] -= way * (least - distance) / 2
-                places[j] += way * (least - distance) / 2
-    return places * size + corner
+                # From one and the same place any direction will do.
+                way = way / distance if distance else np.cos(j + np.arange(way.size))
+                push = way / np.linalg.norm(way) * (least - distance) / 2
+                places[i], places[j] = places[i] - push, places[j] + push
+    return places
+
+
+def _on_axes(places: Any, axes: Any, least: float = 0.06) -> Any:
+    """:func:`apart` by a share of the axes."""
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    corner, size = np.array([left, low]), np.array([right - left, high - low])
+    return apart((places - corner) / size, least) * size + corner

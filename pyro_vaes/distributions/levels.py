@@ -16,7 +16,6 @@ from torch.distributions import constraints
 from torch.nn import functional
 
 __all__ = [
-    "BetaBinomialLevels",
     "CategoricalLevels",
     "DiscretizedLogisticLevels",
     "Levels",
@@ -249,69 +248,3 @@ class DiscretizedLogisticLevels(_LogisticLevels):
     def sample(self, sample_shape: Any = Size()) -> Tensor:
         with torch.no_grad():
             return self._noisy_location(sample_shape).round().clamp(0, self.num_levels - 1)
-
-
-class BetaBinomialLevels(Levels):
-    """Successes in L - 1 trials, whose chance is itself beta distributed.
-
-    The same distribution as Pyro's ``BetaBinomial``, for parameters of any size: with
-    ``a = concentration * sigmoid(logits)`` and ``b = concentration * sigmoid(-logits)`` the chance
-    is Beta(a, b), and a large concentration makes the level binomial.
-
-    Args:
-        logits: ``(*batch)``, of the mean: (L - 1) sigmoid(logits).
-        concentration: positive, broadcasts against ``logits``.
-        num_levels: L, at least 2.
-        validate_args: as in PyTorch.
-    """
-
-    arg_constraints: ClassVar[dict[str, Any]] = {
-        "logits": constraints.real,
-        "concentration": constraints.positive,
-    }
-
-    def __init__(
-        self,
-        logits: Tensor,
-        concentration: Tensor,
-        num_levels: int,
-        validate_args: bool | None = None,
-    ) -> None:
-        self.logits, self.concentration = logits, concentration
-        batch_shape = torch.broadcast_shapes(logits.shape, concentration.shape)
-        super().__init__(num_levels, batch_shape, validate_args)
-
-    @property
-    def _like(self) -> Tensor:
-        return self.logits
-
-    def _log_prob(self, value: Tensor) -> Tensor:
-        # Log-gammas of large numbers cancel: in float64 (Metal has none), and up to a concentration
-        # beyond which the distribution is binomial anyway.
-        wide = torch.float32 if value.device.type == "mps" else torch.float64
-        logits, concentration = self.logits.to(wide), self.concentration.to(wide).clamp(max=1e9)
-        # Above zero where the sigmoid underflows, so that scores stay finite.
-        ones = concentration * logits.sigmoid() + 1e-30
-        zeros = concentration * (-logits).sigmoid() + 1e-30
-        trials = self.num_levels - 1
-        count = torch.arange(1, self.num_levels + 1, dtype=wide, device=value.device)
-        factorials = torch.lgamma(count)
-        ways = factorials[-1] - factorials - factorials.flip(0)
-
-        def rise(start: Tensor, by: Tensor | int) -> Tensor:
-            return torch.lgamma(start + by) - torch.lgamma(start)
-
-        log_prob = rise(ones, value) + rise(zeros, trials - value) - rise(ones + zeros, trials)
-        return (log_prob + ways[value]).to(self.logits.dtype)
-
-    @property
-    def mean(self) -> Tensor:
-        """Expected level, of the batch shape."""
-        return ((self.num_levels - 1) * self.logits.sigmoid()).expand(self.batch_shape)
-
-    @property
-    def variance(self) -> Tensor:
-        """Variance of the level, of the batch shape."""
-        trials, concentration = self.num_levels - 1, self.concentration
-        spread = trials * self.logits.sigmoid() * (-self.logits).sigmoid()
-        return (spread * (concentration + trials) / (concentration + 1)).expand(self.batch_shape)

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from pyro_vaes.evaluation.draws import BLOCK_SAMPLES, seed_of
 from pyro_vaes.evaluation.results import Unavailable
+from pyro_vaes.inference.divergences import mmd2
 from pyro_vaes.vae import VAE
 
 __all__ = [
@@ -32,7 +33,6 @@ __all__ = [
     "closed_forms",
     "generate",
     "latent_mmd2",
-    "mmd2_terms",
     "slope",
     "unit_variances",
 ]
@@ -121,7 +121,7 @@ def unit_variances(mean: Tensor, noise: Tensor | None, labels: Tensor | None) ->
 def latent_mmd2(vae: VAE, z: Tensor, y: Tensor | None, seed: int) -> tuple[float, float]:
     """The squared MMD between aggregated posterior and prior, and its standard error.
 
-    The unbiased estimator (:func:`mmd2_terms`) from one posterior draw for each datum, a thousand
+    The unbiased estimator (:func:`.mmd2`) from one posterior draw for each datum, a thousand
     data at most, and as many draws of the prior; given labels, its mean over them.
 
     Args:
@@ -144,7 +144,7 @@ def latent_mmd2(vae: VAE, z: Tensor, y: Tensor | None, seed: int) -> tuple[float
             continue
         prior = vae.p_z(None if y is None else y[index])
         other = prior.sample(() if prior.batch_shape else (len(index),))
-        terms = mmd2_terms(z[index], other)
+        terms = mmd2(z[index].double(), other.double(), paired=True, each=True)
         values.append(terms.mean().item())
         # The variance of a U-statistic of order two (Hoeffding 1948), first order.
         errors.append(2 * terms.std().item() / math.sqrt(len(terms)))
@@ -155,29 +155,6 @@ def latent_mmd2(vae: VAE, z: Tensor, y: Tensor | None, seed: int) -> tuple[float
     mean = sum(w * value for w, value in zip(weights, values, strict=True)) / total
     variance = sum((w / total * error) ** 2 for w, error in zip(weights, errors, strict=True))
     return mean, math.sqrt(variance)
-
-
-def mmd2_terms(x: Tensor, y: Tensor) -> Tensor:
-    """The terms whose mean is ``divergences.mmd2(x, y, paired=True)``, one for each pair of rows.
-
-    Their spread tells the standard error, which that function, made for training, does not.
-
-    Args:
-        x: ``(n, D)``.
-        y: ``(n, D)``.
-
-    Returns:
-        ``(n,)``, float64.
-    """
-    width = 2.0 * x.shape[-1]
-
-    def kernel(a: Tensor, b: Tensor) -> Tensor:
-        squares = torch.cdist(a.double(), b.double()).square()
-        return (width / (width + squares)).fill_diagonal_(0)
-
-    across = kernel(x, y)
-    pairs = kernel(x, x) + kernel(y, y) - across - across.mT
-    return pairs.sum(-1) / (len(x) - 1)
 
 
 def classifier(x: Tensor, y: Tensor) -> Any:

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from pyro_vaes.experiments.outcomes import Outcome
-from pyro_vaes.plotting import image_grid, style
+from pyro_vaes.plotting import apart, image_grid, style
 from pyro_vaes.vae import VAE, untouched
 
 __all__ = [
@@ -95,11 +95,7 @@ def name_ends(ax: Any, ends: Iterable[tuple[float, float, str, Any]], size: floa
     points = 72 / ax.figure.dpi
     ax.get_ylim()  # Settles the limits, which follow the data only when they are asked for.
     heights = [float(ax.transData.transform((x, y))[1]) * points for x, y, _, _ in ends]
-    places, least = list(heights), 1.2 * size
-    for _ in range(100):  # Neighbours that are too close push each other away.
-        for i in range(1, len(places)):
-            push = max(0.0, least - (places[i] - places[i - 1])) / 2
-            places[i - 1], places[i] = places[i - 1] - push, places[i] + push
+    places = np.sort(apart([[height] for height in heights], 1.2 * size)[:, 0])  # In their order.
     for (x, y, name, color), height, place in zip(ends, heights, places, strict=True):
         ax.annotate(
             name,

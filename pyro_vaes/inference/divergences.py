@@ -51,6 +51,7 @@ def mmd2(
     bandwidth: float | Sequence[float] | None = None,
     *,
     paired: bool = False,
+    each: bool = False,
 ) -> Tensor:
     """The squared maximum mean discrepancy between two samples, unbiased (so it may be negative).
 
@@ -70,12 +71,17 @@ def mmd2(
             of a standard normal.
         paired: leave out the pairs (x_i, y_i), which need not be independent then (equation 4);
             needs n = m.
+        each: return the n terms of the paired estimate instead of their mean; their spread gives
+            its standard error.
 
     Returns:
-        ``(...)``, without unit, between -2 and 2.
+        ``(...)``, or ``(..., n)`` for each term; without unit, between -2 and 2.
 
     Raises:
         ValueError: for fewer than two rows, an unknown kernel, or a bandwidth that is not positive.
+
+    >>> mmd2(torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [1.0]])).item() < 0
+    True
     """
     _check(kernel, bandwidth)
     n, m = x.shape[-2], y.shape[-2]
@@ -87,17 +93,26 @@ def mmd2(
     center = y.detach().mean(-2, keepdim=True)
     x, y = x - center, y - center
 
-    def mean(a: Tensor, b: Tensor, different: bool) -> Tensor:
+    def kernels(a: Tensor, b: Tensor) -> Tensor:
         squares = a.square().sum(-1).unsqueeze(-1) + b.square().sum(-1).unsqueeze(-2)
         distances = (squares - 2 * a @ b.mT).clamp(min=0)
         rows = [_KERNELS[kernel](distances, width) for width in widths]
-        values = cast(Tensor, sum(rows)) / len(rows)
+        return cast(Tensor, sum(rows)) / len(rows)
+
+    def mean(a: Tensor, b: Tensor, different: bool) -> Tensor:
+        values = kernels(a, b)
         total, count = values.sum((-2, -1)), a.shape[-2] * b.shape[-2]
         if different:
             total = total - values.diagonal(dim1=-2, dim2=-1).sum(-1)
             count -= a.shape[-2]
         return total / count
 
+    if each:
+        if not paired:
+            raise ValueError("Expected paired=True for the terms of each pair; got paired=False.")
+        across = kernels(x, y)
+        pairs = kernels(x, x) + kernels(y, y) - across - across.mT
+        return (pairs.sum(-1) - pairs.diagonal(dim1=-2, dim2=-1)) / (n - 1)
     return mean(x, x, True) + mean(y, y, True) - 2 * mean(x, y, paired)
 
 

@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from pyro_vaes.distributions.levels import (
-    BetaBinomialLevels,
     CategoricalLevels,
     DiscretizedLogisticLevels,
     OrdinalLevels,
@@ -33,11 +32,7 @@ def logistic(location: Tensor, width: Tensor, levels: int) -> DiscretizedLogisti
     return DiscretizedLogisticLevels(unit * (location + 4), unit * width, levels)
 
 
-def beta_binomial(location: Tensor, width: Tensor, levels: int) -> BetaBinomialLevels:
-    return BetaBinomialLevels(location, width.reciprocal(), levels)
-
-
-ORDERED = {"ordinal": ordinal, "logistic": logistic, "beta_binomial": beta_binomial}
+ORDERED = {"ordinal": ordinal, "logistic": logistic}
 MAKERS = {"categorical": categorical, **ORDERED}
 every = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 ordered = pytest.mark.parametrize("make", ORDERED.values(), ids=ORDERED)
@@ -79,15 +74,6 @@ def test_draws_follow_the_scores(make, levels):
     assert ((share - pmf).abs() < 4.5 * (pmf * (1 - pmf) / 40_000).sqrt() + 1e-4).all()
 
 
-def test_draws_of_a_chance_near_zero_or_one():
-    """Where both gammas of a beta underflow, PyTorch's draws one half instead."""
-    torch.manual_seed(0)
-    d = BetaBinomialLevels(torch.zeros(20_000), torch.tensor(1e-5), 17)
-    draws = d.sample()
-    assert ((draws == 0) | (draws == 16)).double().mean().item() > 0.999
-    assert draws.mean().item() == pytest.approx(8, abs=0.25)
-
-
 @every
 def test_expand_and_leading_dimensions(make):
     d = make(*parameters(3), 5)
@@ -111,7 +97,7 @@ def test_values_outside_are_refused(make):
             make(*parameters(3), 5).log_prob(torch.full((3,), value))
 
 
-@pytest.mark.parametrize("make", [logistic, beta_binomial])
+@pytest.mark.parametrize("make", [logistic])
 def test_widths_are_positive(make):
     with pytest.raises(ValueError, match="constraint"):
         make(torch.zeros(3), -torch.ones(3), 5)
@@ -153,28 +139,6 @@ def test_discretized_logistic_is_the_integral_of_the_density():
         expected = mass[inside].sum(0)
         score = d.log_prob(torch.full((3,), float(level))).exp()
         torch.testing.assert_close(score, expected, rtol=0, atol=1e-3)
-
-
-def test_beta_binomial_is_pyros():
-    logits, width = parameters(4, 3)
-    d = BetaBinomialLevels(logits, 1 / width, 17)
-    ones, zeros = torch.sigmoid(logits) / width, torch.sigmoid(-logits) / width
-    pyros = dist.BetaBinomial(ones, zeros, total_count=16)
-    value = torch.arange(17.0).reshape(17, 1, 1).expand(17, 4, 3).double()
-    torch.testing.assert_close(d.log_prob(value), pyros.log_prob(value))
-    torch.testing.assert_close(d.mean, pyros.mean)
-    torch.testing.assert_close(d.variance, pyros.variance)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("levels", [17, 256])
-def test_beta_binomial_of_large_concentration_is_binomial(dtype, levels):
-    logits = torch.tensor([-3.0, 0.0, 0.7], dtype=dtype)
-    value = torch.arange(levels).unsqueeze(-1)
-    binomial = dist.Binomial(levels - 1, logits=logits.double()).log_prob(value)
-    for concentration in (1e9, 1e30):
-        d = BetaBinomialLevels(logits, torch.tensor(concentration, dtype=dtype), levels)
-        torch.testing.assert_close(d.log_prob(value).double(), binomial, rtol=1e-6, atol=1e-3)
 
 
 # --- numbers ------------------------------------------------------------------------------------

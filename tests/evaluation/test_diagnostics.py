@@ -10,6 +10,7 @@ from registry import POSTERIORS, PRIORS, data, make_vae
 from torch import nn
 
 import pyro_vaes as pv
+from pyro_vaes.core.choices import KERNELS
 from pyro_vaes.evaluation import aggregate
 from pyro_vaes.evaluation import diagnostics as diag
 from pyro_vaes.exact.quadrature import Quadrature
@@ -385,17 +386,26 @@ def test_a_conditional_prior_that_matches_has_no_marginal_kl():
 # --- the distance of the aggregated posterior to the prior ----------------------------------------
 
 
-def test_mmd_is_the_one_of_the_objective():
-    x, y = torch.randn(7, 3), torch.randn(7, 3) + 1
-    expected = mmd2(x, y, paired=True).item()
-    assert diag.mmd2_terms(x, y).mean().item() == pytest.approx(expected, abs=1e-12)
+def test_the_terms_of_mmd_have_it_for_their_mean():
+    x, y = torch.randn(7, 3, dtype=torch.float64), torch.randn(7, 3, dtype=torch.float64) + 1
+    for kernel in KERNELS:
+        terms = mmd2(x, y, kernel, paired=True, each=True)
+        assert terms.shape == (7,)
+        expected = mmd2(x, y, kernel, paired=True).item()
+        assert terms.mean().item() == pytest.approx(expected, abs=1e-12)
+    with pytest.raises(ValueError, match="paired"):
+        mmd2(x, y, each=True)
+
+
+def terms_of(x, y):
+    return mmd2(x, y, paired=True, each=True)
 
 
 def test_mmd_is_unbiased_and_its_error_is_honest():
-    same = torch.tensor([diag.mmd2_terms(*torch.randn(2, 50, 2)).mean() for _ in range(400)])
+    same = torch.tensor([terms_of(*torch.randn(2, 50, 2)).mean() for _ in range(400)])
     assert abs(same.mean()) < 4 * same.std() / 20
     assert (same < 0).any()
-    pairs = [diag.mmd2_terms(torch.randn(50, 2) + 1, torch.randn(50, 2)) for _ in range(400)]
+    pairs = [terms_of(torch.randn(50, 2) + 1, torch.randn(50, 2)) for _ in range(400)]
     means = torch.stack([terms.mean() for terms in pairs])
     errors = torch.stack([2 * terms.std() / math.sqrt(50) for terms in pairs])
     assert errors.mean().item() == pytest.approx(means.std().item(), rel=0.2)

@@ -133,7 +133,7 @@ def validation(
     path: Path,
     curves: Mapping[str, Sequence[tuple[int, float]]],
     kept: Mapping[str, int | None],
-    references: Mapping[int, float],
+    references: Mapping[str, tuple[float, Mapping[int, float]]],
     title: str,
     caption: str = "",
 ) -> None:
@@ -143,7 +143,7 @@ def validation(
         path: of the picture.
         curves: epochs and nats, by the name of the run.
         kept: the epoch whose weights each run has kept so far.
-        references: what others saw, by epoch.
+        references: what others saw, by the name of their model: the best, and by epoch.
         title: above the picture.
         caption: a line below.
     """
@@ -155,18 +155,26 @@ def validation(
         if best is not None:
             at = (best, dict(points)[best])
             axis.plot(*at, "o", color=line[0].get_color(), label=f"{name}, kept: {at[1]:.2f}")
-    if references:
-        axis.plot(*zip(*references.items(), strict=True), "k+", markersize=9, label="reference")
+    _references(axis, references)
     # The first epochs, tens of nats above the rest, would leave it flat.
     lowest = min(nats for points in curves.values() for _, nats in points)
     shown = [nats for points in curves.values() for _, nats in points if nats < lowest + 15]
-    top = max([*shown, *references.values()])
-    axis.set_ylim(min([lowest, *references.values()]) - 0.5, top + 0.5)
+    seen = [nats for best, curve in references.values() for nats in (best, *curve.values())]
+    axis.set_ylim(min([lowest, *seen]) - 0.5, max([*shown, *seen]) + 0.5)
     axis.set(title=title, xlabel="epoch", ylabel="validation -ELBO, nats")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)
     _save(figure, path, caption)
+
+
+def _references(axis: Axes, references: Mapping[str, tuple[float, Mapping[int, float]]]) -> None:
+    """Draws what others saw: a line at the best, crosses where their log is known."""
+    for number, (model, (best, curve)) in enumerate(references.items()):
+        grey = str(0.1 + 0.4 * number)
+        axis.axhline(best, color=grey, linestyle=":", label=f"{model}, best: {best:.2f}")
+        if curve:
+            axis.plot(*zip(*curve.items(), strict=True), "+", color=grey, markersize=9)
 
 
 def _save(figure: Figure, path: Path, caption: str) -> None:

@@ -276,7 +276,8 @@ def test_published_table_says_what_the_budget_cut(
     text = published.table(tmp_path)
     line = next(line for line in text.splitlines() if line.startswith("| MNIST"))
     # Two seeds have a figure: their mean and its standard error, beside what was published.
-    assert "| 82.43 ± 0.06 | 82.50 | 0.25 | 0.50 | 3 | 84.00 | 88.33 |" in line
+    seeds = "| 0.25 | 0.50 | 3 | 84.00 | 88.33 |"
+    assert f"| 82.43 ± 0.06 (VampPrior) | 82.50 | k-hat unknown {seeds}" in line
     assert "early stopping, **cut by the time budget**" in line
     assert "cut seed 0" not in text
     assert "cut seed 1 after 3 epochs: not its final figure" in text
@@ -284,6 +285,50 @@ def test_published_table_says_what_the_budget_cut(
     assert "arXiv:2004.04795" in text
     # These say nothing of their threads.
     assert ", cpu, traced steps" in text
+
+
+@pytest.mark.parametrize(
+    ("shares", "cell"),
+    [
+        ([0.01, 0.02], "2%"),
+        ([0.01, 0.83], "**83%**"),
+        ([0.0, None], "k-hat unknown"),
+        ([None, None], "k-hat unknown"),
+    ],
+)
+def test_published_table_marks_estimates_that_are_unreliable(
+    published: Any, harness: Any, tmp_path: Path, shares: list[float | None], cell: str
+) -> None:
+    import pyro_vaes as pv
+
+    row, history = (
+        published.ROWS["mnist-vamp"],
+        pv.History([{"val_elbo": -90.0, "seconds": 2.0}], 1, stopped="epochs"),
+    )
+    runs = [
+        published.record_of("mnist-vamp", row, seed, history)
+        | {"nll": 82.0, "nll_se": 0.2, "neg_elbo": 84.0, "share_unreliable": share}
+        for seed, share in enumerate(shares)
+    ]
+    harness.write(tmp_path, "published_mnist-vamp", runs, harness.header())
+    assert f"| 82.00 | {cell} | 0.20 |" in published.table(tmp_path)
+
+
+def test_committed_figures_keep_the_identity_of_what_they_are_compared_with(
+    published: Any, harness: Any
+) -> None:
+    found = sorted(harness.RESULTS.glob("published_[!c]*.csv"))
+    assert len(found) > 10
+    for path in found:
+        row = published.ROWS[path.stem.removeprefix("published_")]
+        for run in harness.read(path)[0]:
+            figures = float(run["published"]), run["published_model"], run["source"]
+            assert figures == (row.published, row.model, row.source)
+            assert run["title"] == row.title
+    assert all(row.model for row in published.ROWS.values())
+    # The page is what the CSVs say.
+    page = (harness.RESULTS / "published.md").read_text("utf-8")
+    assert page == published.table(harness.RESULTS)
 
 
 @pytest.mark.slow
@@ -383,7 +428,7 @@ def test_the_curve_of_a_bound_without_a_kl_weight(
     ]
     name = "mnist-many-samples"
     history = pv.History(records, 2)
-    published.curve(tmp_path, name, published.ROWS[name], {0: history}, harness.header())
+    published.curve(tmp_path, name, {0: history}, harness.header())
     points, _ = harness.read(tmp_path / f"published_curve_{name}.csv")
     assert [(p["val_neg_elbo"], p["kl_weight"]) for p in points] == [("89", ""), ("88", "")]
 

@@ -42,29 +42,54 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(pv, function, limited(getattr(pv, function), name, most))
 
 
+def with_code() -> list[Any]:
+    """README and the pages that show code."""
+    pages = [p for p in sorted(DOCS.glob("**/*.md")) if "```python\n" in p.read_text("utf-8")]
+    names = [str(p.relative_to(ROOT)) for p in [ROOT / "README.md", *pages]]
+    # pythae's own code warns, and that of what it needs.
+    ignored = pytest.mark.filterwarnings("ignore")
+    return [pytest.param(n, marks=ignored) if "pythae" in n else n for n in names]
+
+
 @pytest.mark.usefixtures("hurried")
-@pytest.mark.parametrize(
-    "page",
-    [
-        "README.md",
-        "docs/from-pyro.md",
-        # Its own code warns, and its dependencies'.
-        pytest.param("docs/from-pythae.md", marks=pytest.mark.filterwarnings("ignore")),
-        "docs/from-the-course.md",
-    ],
-)
+@pytest.mark.parametrize("page", with_code())
 def test_code_runs_from_top_to_bottom(page: str) -> None:
     if "pythae" in page:
         pytest.importorskip("pythae")
-    examples = list(Document.parse(str(ROOT / page), PythonCodeBlockParser()).examples())
+    run(page)
+
+
+def run(page: str) -> dict[str, Any]:
+    """Runs all code of a page, and returns what it defines."""
+    document = Document.parse(str(ROOT / page), PythonCodeBlockParser())
+    examples = list(document.examples())
     assert len(examples) == (ROOT / page).read_text("utf-8").count("```python\n") > 0
     for example in examples:
         example.evaluate()
+    return document.namespace
 
 
-def test_every_page_with_code_is_tested() -> None:
-    tested = {"from-pyro.md", "from-pythae.md", "from-the-course.md"}
-    assert {p.name for p in DOCS.glob("**/*.md") if "```python" in p.read_text("utf-8")} == tested
+@pytest.mark.usefixtures("hurried")
+def test_readme_shows_what_its_example_prints() -> None:
+    shown = re.findall(r"```text\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S)
+    *figures, verdict = shown[0].splitlines()
+    printed = str(run("README.md")["report"])
+    assert len(figures) == 3
+    for line in figures:
+        # The same words in the same order; fewer epochs and draws make other figures.
+        words = [re.escape(word) for word in re.split(r"\d+(?:\.\d+)?", " ".join(line.split()))]
+        assert re.search(r"[\d.]+".join(words), " ".join(printed.split())), line
+    assert verdict.startswith("No posterior collapse: ")
+
+
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text("utf-8").split()) < 800
+
+
+def test_every_page_is_in_the_index() -> None:
+    listed = set(re.findall(r"^[\w/-]+$", (DOCS / "index.md").read_text("utf-8"), re.M))
+    pages = {str(p.relative_to(DOCS).with_suffix("")) for p in DOCS.glob("**/*.md")}
+    assert pages - {"index"} <= listed
 
 
 def test_every_public_name_is_in_the_reference() -> None:

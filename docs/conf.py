@@ -1,5 +1,7 @@
 """Builds the pages: sphinx-build -W -n docs docs/_build."""
 
+import re
+
 import pyro_vaes
 
 project = "pyro_vaes"
@@ -29,3 +31,13 @@ napoleon_custom_sections = [("Args of the call", "params_style")]
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 myst_heading_anchors = 3
+
+
+def _outside_as_files(app, name, source):
+    """Links to Markdown outside of docs/ lead to the file: there is no page for it."""
+    source[0] = re.sub(r"\]\((\.\./[^)#]+\.md)(#[^)]*)?\)", r"](path:\1)", source[0])
+
+
+def setup(app):
+    """Called by Sphinx."""
+    app.connect("source-read", _outside_as_files)

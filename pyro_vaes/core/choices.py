@@ -20,7 +20,7 @@ __all__ = [
     "Mode",
 ]
 
-#: Activations: name to class in ``torch.nn``.
+#: Activations, from name to class in ``torch.nn``.
 ACTIVATIONS: Mapping[str, str] = {
     "elu": "ELU",
     "gelu": "GELU",
@@ -30,9 +30,9 @@ ACTIVATIONS: Mapping[str, str] = {
     "softplus": "Softplus",
     "tanh": "Tanh",
 }
-#: Optimisers: name to class in ``torch.optim``.
+#: Optimisers, from name to class in ``torch.optim``.
 OPTIMIZERS: Mapping[str, str] = {"adam": "Adam", "adamw": "AdamW", "adamax": "Adamax"}
-#: Learning rates: name to the factor at a fraction of training.
+#: Schedules of the learning rate, from name to the factor at a fraction of training.
 SCHEDULES: Mapping[str, Callable[[float], float]] = {
     "constant": lambda fraction: 1.0,
     "cosine": lambda fraction: 0.5 * (1 + math.cos(math.pi * fraction)),

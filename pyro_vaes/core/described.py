@@ -75,7 +75,7 @@ def table_of(modules: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
     return table
 
 
-#: Every class that can be rebuilt: its bare name to its module within ``pyro_vaes``.
+#: Every class that can be rebuilt, its bare name to its module within ``pyro_vaes``.
 CLASSES: Mapping[str, str] = table_of(_MODULES)
 
 

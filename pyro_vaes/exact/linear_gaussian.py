@@ -1,8 +1,9 @@
 """Models whose exact answers are known, to hold every estimate against.
 
 - :class:`LinearGaussian`: probabilistic PCA, exact by algebra.
-- :class:`Discrete`: finitely many z and x, exact by enumeration.
-- :class:`Quadrature`: any VAE with a latent size of 1 or 2, exact by integration on a grid.
+- :class:`~pyro_vaes.exact.discrete.Discrete`: finitely many z and x, exact by enumeration.
+- :class:`~pyro_vaes.exact.quadrature.Quadrature`: any VAE with a latent size of 1 or 2, exact by
+  integration on a grid.
 
 Each has a ``.vae``, at which any estimator can be pointed, and knows the evidence log p(x)
 (``log_prob``), the true posterior p(z | x), the ELBO, its ``gap`` KL(q(z | x) || p(z | x)) to the

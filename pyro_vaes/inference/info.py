@@ -36,7 +36,7 @@ class InfoELBO(ELBO):
         lambda_: weight of the divergence of q(z) from p(z), at least ``1 - alpha``.
         divergence: D, such as :class:`~pyro_vaes.inference.divergences.MMD`; needed if its weight
             is above 0 and never computed if it is 0.
-        free_bits: as in :class:`ELBO`.
+        free_bits: as in :class:`~pyro_vaes.inference.elbo.ELBO`.
         site: the latent site; None if the model has only one.
         **options: those of Pyro's ``ELBO``. Each particle is a sample of q(z) by itself.
 

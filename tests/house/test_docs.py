@@ -17,8 +17,9 @@ import pyro_vaes as pv
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
-LINKED = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"]
-LINKED += sorted(DOCS.glob("*.md"))
+# What Sphinx has built may lie among them.
+PAGES = sorted(p for p in DOCS.glob("**/*.md") if "_build" not in p.parts)
+LINKED = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md", *PAGES]
 
 # What a page's code may cost in a test; the page itself shows what a user would write.
 LIMITS = {
@@ -49,7 +50,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def with_code() -> list[Any]:
     """README and the pages that show code."""
-    pages = [p for p in sorted(DOCS.glob("**/*.md")) if "```python\n" in p.read_text("utf-8")]
+    pages = [p for p in PAGES if "```python\n" in p.read_text("utf-8")]
     names = [str(p.relative_to(ROOT)) for p in [ROOT / "README.md", *pages]]
     # pythae's own code warns, and that of what it needs.
     ignored = pytest.mark.filterwarnings("ignore")
@@ -93,7 +94,7 @@ def test_readme_is_short() -> None:
 
 def test_every_page_is_in_the_index() -> None:
     listed = set(re.findall(r"^[\w/-]+$", (DOCS / "index.md").read_text("utf-8"), re.M))
-    pages = {str(p.relative_to(DOCS).with_suffix("")) for p in DOCS.glob("**/*.md")}
+    pages = {str(p.relative_to(DOCS).with_suffix("")) for p in PAGES}
     assert pages - {"index"} <= listed
 
 

@@ -41,7 +41,8 @@ def read(
     :mod:`pyro_vaes.data.pictures`.
 
     Args:
-        source: a path, a mapping as above, a data frame, or anything that :func:`read_pair` takes.
+        source: a path, a mapping as above, a data frame, or anything that
+            :func:`~pyro_vaes.data.tables.read_pair` takes.
         labels: one label for each row, if the source holds none.
         options: :class:`~pyro_vaes.data.spreadsheets.TableOptions`, for what is not to be guessed.
         notes: takes a sentence for each guess that was acted on.

@@ -341,18 +341,22 @@ def _no_waiting() -> Iterator[None]:
 
 
 class Arguments(NamedTuple):
-    """The arguments of a step, taken apart."""
+    """The arguments of a step, taken apart.
+
+    Attributes:
+        tensors: those in them, in lists and dictionaries too; each once.
+        key: all else that a recording depends on, such as shapes, plain values and structure.
+        fill: puts other tensors in their places.
+        numbers: whether there are plain numbers, which might be others at each step.
+        opaque: an argument that cannot be recorded, since it may change unseen or is no plain
+            tensor; None if there is none.
+    """
 
     tensors: list[Tensor]
-    """Those among them, in lists and dictionaries, too; each once."""
     key: Any
-    """What a recording depends on: shapes and kinds of tensors, plain values, structure."""
-    fill: Fill
-    """Puts other tensors in their places."""
+    fill: Callable[[Sequence[Tensor]], tuple[Any, Any]]
     numbers: bool = False
-    """Whether there are plain numbers, which might be others at each step."""
     opaque: Any = None
-    """What cannot be recorded: it may change unseen, or is no plain tensor."""
 
 
 def arguments_of(args: Any, kwargs: Any) -> Arguments:

@@ -64,7 +64,7 @@ class FastSVI(SVI):
     closures, globals, a module's training flag) is another object or number, and is then recorded
     anew. What cannot be replayed (arrays and objects as arguments, values or shapes that the data
     decide, numbers that are others at each step) runs in eager mode; this is said once, and
-    :attr:`mode` is the mode that steps are run in.
+    ``mode`` is the mode that steps are run in.
 
     Args:
         model: a Pyro model.

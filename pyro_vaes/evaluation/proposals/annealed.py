@@ -171,7 +171,7 @@ def settle(bracket: Callable[[int], tuple[Tensor, Tensor]]) -> tuple[int, float]
         bracket: the bounds on log p(x) of simulated data by so many temperatures.
 
     Returns:
-        The first number at which the means differ by less than :data:`TOLERANCE`, or the last.
+        The first number at which the means differ by less than ``TOLERANCE``, or the last.
     """
     gap = math.inf
     for temperatures in _TEMPERATURES:

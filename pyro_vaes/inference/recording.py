@@ -38,8 +38,6 @@ __all__ = [
 ]
 
 
-Fill = Callable[[Sequence[Tensor]], tuple[Any, Any]]
-
 _COMPILERS = ("g++", "clang++", "c++")
 # Values that stay what they are.
 _FIXED = (*PLAIN, torch.Size, enum.Enum, torch.dtype, torch.device, type)

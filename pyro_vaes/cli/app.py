@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 import click
 
@@ -12,10 +13,21 @@ from pyro_vaes._version import __version__
 from pyro_vaes.cli.course import report_command, reproduce, study_command
 from pyro_vaes.cli.evaluate import evaluate_command, parts_command, sample_command
 from pyro_vaes.cli.train import train_command
-from pyro_vaes.core.errors import InputError, RunError
+from pyro_vaes.core.errors import InputError, RunError, SignalStop
 from pyro_vaes.runs.memory import keep_freed_memory
 
 __all__ = ["main"]
+
+# Characters of a path that a message shows.
+_LONGEST = 100
+# How the allocators of torch, on the processor and on GPUs, say that there is no more memory.
+_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "Storage size calculation overflowed",
+    "integer multiplication overflow",
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -37,7 +49,11 @@ for command in (
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command line; bad input ends with one line and status 2."""
+    """Runs the command line; whatever ends it ends with one line.
+
+    Exit status: 0; 1 for a run that cannot continue; 2 for bad input; 128 and its number for a
+    signal.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         keep_freed_memory()
@@ -50,10 +66,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _die(str(error), 1)
     except (click.Abort, KeyboardInterrupt):
         _die("interrupted", 130)
+    except OSError as error:
+        _die(f"Could not use {_place(error)}: {error.strerror or error}.", 2)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_memory(error):
+            raise
+        _die(
+            f"Out of memory: {str(error).splitlines()[0] if str(error) else 'no more to be had'}. "
+            "Ask for smaller sizes, or for fewer at once.",
+            1,
+        )
+    except SignalStop as error:
+        _die(str(error), error.status)
 
 
 def _die(message: str, status: int) -> None:
     # Under torchrun the first process speaks for all.
     if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK") == "0":
         click.echo(f"pyro-vaes: {' '.join(message.split())}", err=True)
+    with suppress(OSError):
+        sys.stdout.flush()
+        sys.exit(status)
+    # What cannot be written is not tried again as the interpreter ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(status)
+
+
+def _place(error: OSError) -> str:
+    name = "what was given" if error.filename is None else str(error.filename)
+    return name if len(name) <= _LONGEST else f"{name[:_LONGEST]}..."
+
+
+def _is_memory(error: BaseException) -> bool:
+    """Whether memory has run out, or was asked for beyond all measure; torch says it in words."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in _MEMORY)

@@ -8,30 +8,32 @@ from typing import Any
 
 import click
 
+from pyro_vaes.cli.flags import FOLDER, PLACE, check_drawing
 from pyro_vaes.runs.options import ConfigError
 
 __all__ = ["report_command", "reproduce", "study_command"]
 
 
 _NOTEBOOKS = Path("notebooks")
+_MOST_SEEDS = 10_000
 
 
 @click.command("report")
 @click.option(
     "--results",
-    type=click.Path(path_type=Path),
+    type=PLACE,
     default=Path("figures"),
     show_default=True,
     help="The folder of the studies' results.",
 )
 @click.option(
     "--notebooks",
-    type=click.Path(path_type=Path),
+    type=PLACE,
     help="The folder of the notebooks with the derivations.  [default: notebooks, if there]",
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PLACE,
     default=Path("report"),
     show_default=True,
     help="The folder to write report.html and report.pdf to.",
@@ -41,6 +43,7 @@ def report_command(results: Path, notebooks: Path | None, out: Path) -> None:
 
     The PDF needs a TeX engine: xelatex, lualatex, pdflatex or tectonic.
     """
+    check_drawing()
     from pyro_vaes.course.report.report import write_report  # Reads in pandoc and Jupyter.
 
     if notebooks is None and _NOTEBOOKS.is_dir():
@@ -64,7 +67,7 @@ def _options(out: str) -> Callable[[Any], Any]:
             "--data-root", default="data", show_default=True, help="Folder for downloaded data."
         ),
         click.option(
-            "--seeds", type=click.IntRange(min=1), help="How many.  [default: 3, quick: 1]"
+            "--seeds", type=click.IntRange(1, _MOST_SEEDS), help="How many.  [default: 3, quick: 1]"
         ),
         click.option(
             "--samples",
@@ -74,14 +77,14 @@ def _options(out: str) -> Callable[[Any], Any]:
         click.option("--quick", is_flag=True, help="A rehearsal: few epochs, small grids."),
         click.option(
             "--out",
-            type=click.Path(path_type=Path, file_okay=False),
+            type=FOLDER,
             default=out,
             show_default=True,
             help="Folder of tables and figures.",
         ),
         click.option(
             "--runs",
-            type=click.Path(path_type=Path, file_okay=False),
+            type=FOLDER,
             default="runs/studies",
             show_default=True,
             help="Folder of the runs, shared by all studies: what is there is not run again.",
@@ -130,6 +133,7 @@ def study_command(name: str, **given: Any) -> None:
 
     What has finished is kept: the same command goes on with a study that was stopped.
     """
+    check_drawing()
     from pyro_vaes.course.studies.table import STUDIES
     from pyro_vaes.experiments.pages import write_pages
 
@@ -145,11 +149,12 @@ def study_command(name: str, **given: Any) -> None:
 @_options("report")
 @click.option(
     "--notebooks",
-    type=click.Path(path_type=Path),
+    type=PLACE,
     help="The folder of the notebooks with the derivations.  [default: notebooks, if there]",
 )
 def reproduce(out: Path, notebooks: Path | None, **given: Any) -> None:
     """Runs every study, draws everything and writes the report."""
+    check_drawing()
     from pyro_vaes.course.studies.table import STUDIES
     from pyro_vaes.experiments.pages import write_pages
 

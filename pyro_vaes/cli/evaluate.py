@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from pyro_vaes.cli.flags import PLACE, SEED, check_drawing
 from pyro_vaes.core.choices import PROPOSALS
+from pyro_vaes.core.errors import RunError
 from pyro_vaes.runs.options import ConfigError
 from pyro_vaes.runs.schema import DEVICES, read_config
 from pyro_vaes.storage.files import RunFolderError, write_bytes
@@ -20,7 +23,7 @@ __all__ = ["evaluate_command", "parts_command", "sample_command"]
 
 
 @click.command("evaluate")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=PLACE)
 @click.option(
     "--samples",
     type=click.IntRange(min=1),
@@ -42,9 +45,7 @@ __all__ = ["evaluate_command", "parts_command", "sample_command"]
     show_default=True,
     help="Which rows.",
 )
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the draws."
-)
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the draws.")
 @click.option(
     "--chunk-size",
     type=click.IntRange(min=1),
@@ -107,17 +108,19 @@ def evaluate_command(
         click.echo(json.dumps(figures, allow_nan=False))
     else:
         click.echo(f"{run}, {split} split: {result}")
+    if not (math.isfinite(result.nll) and math.isfinite(result.elbo)):
+        raise RunError(f"Expected finite figures of {run}; got {result.nll} for -log p(x).")
 
 
 @click.command("sample")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=PLACE)
 @click.option("--num", type=click.IntRange(min=1), default=64, show_default=True, help="How many.")
 @click.option("--label", help="The label of all samples of a conditional model, or its name.")
 @click.option("--mean", is_flag=True, help="Means of p(x given z) instead of draws from it.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PLACE,
     help="Where to; .npy for an array.  [default: samples.png or samples.npy in RUN]",
 )
 def sample_command(
@@ -129,15 +132,18 @@ def sample_command(
     vae, record = _open(run)
     image_shape, num_labels = record["data"]["image_shape"], record["data"]["num_labels"]
     out = out or run / ("samples.png" if image_shape else "samples.npy")
-    if out.suffix not in ((".npy", ".png", ".svg", ".pdf") if image_shape else (".npy",)):
+    suffix = out.suffix.lower()
+    if suffix not in ((".npy", ".png", ".svg", ".pdf") if image_shape else (".npy",)):
         what = ".png, .svg, .pdf or .npy" if image_shape else ".npy (the data are no images)"
         raise ConfigError(
             f"Invalid value for '--out': expected a file ending in {what}; got {out}."
         )
+    if suffix != ".npy":
+        check_drawing()
     labels = _labels_to_sample(record["data"], num, label)
     torch.manual_seed(seed)
     samples = vae.sample(num, labels, mean=mean)
-    if out.suffix == ".npy":
+    if suffix == ".npy":
         import io
 
         import numpy as np
@@ -193,6 +199,34 @@ def _open(run: Path) -> tuple[VAE, dict[str, Any]]:
         raise RunFolderError(f"Expected a run folder; found none at {run}.")
     read_config(run)
     record = load_record(run)
-    if not {"config", "data", "digest"} <= record.keys():
+    vae = load(run)
+    if not _is_record(record, getattr(vae.likelihood, "event_shape", None)):
         raise RunFolderError(f"Expected weights that a training run wrote in {run}; got others.")
-    return load(run), record
+    for name, tensor in vae.named_parameters():
+        if not tensor.isfinite().all():
+            raise RunError(f"Expected finite weights in {run}; got NaN or infinity in {name!r}.")
+    return vae, record
+
+
+def _is_record(record: dict[str, Any], event_shape: tuple[int, ...] | None) -> bool:
+    """Whether a record says what a training run writes of its data: a file may say anything."""
+    data = record.get("data")
+    if not {"config", "digest"} <= record.keys() or not isinstance(data, dict):
+        return False
+    image, labels = data.get("image_shape"), data.get("num_labels")
+    return (
+        isinstance(data.get("digest"), str)
+        and (labels is None or _is_size(labels))
+        and (image is None or (_is_shape(image) and len(image) == 3))
+        and _is_shape(data.get("event_shape"))
+        and (event_shape is None or tuple(data["event_shape"]) == tuple(event_shape))
+        and (image is None or math.prod(image) == math.prod(data["event_shape"]))
+    )
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_size, value))
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

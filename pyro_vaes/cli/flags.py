@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import click
@@ -11,7 +13,7 @@ from pyro_vaes.runs.options import ConfigError, Option, text
 from pyro_vaes.runs.resolve import resolve
 from pyro_vaes.runs.schema import OPTIONS, flatten
 
-__all__ = ["ConfigCommand", "Flag", "given", "options"]
+__all__ = ["FOLDER", "PLACE", "SEED", "ConfigCommand", "Flag", "check_drawing", "given", "options"]
 
 
 # --- click ----------------------------------------------------------------------------------------
@@ -29,6 +31,34 @@ class _Type(click.ParamType):  # type: ignore[type-arg]
             return self.option.read(value, f"'{self.option.flag}'")
         except ConfigError as error:
             raise click.UsageError(str(error), ctx) from error
+
+
+class _Place(click.ParamType):  # type: ignore[type-arg]
+    """A path; an empty one, as from a shell variable that is not set, is none."""
+
+    def __init__(self, folder: bool = False) -> None:
+        self.folder = folder
+        self.name = "FOLDER" if folder else "PATH"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Path:
+        named = param.opts[0] if isinstance(param, click.Option) else param.human_readable_name
+        path = Path(value)
+        if not str(value).strip():
+            raise ConfigError(
+                f"Invalid value for {named!r}: expected a path; got an empty one. (Is a variable "
+                "of the shell not set?)"
+            )
+        if self.folder and path.exists() and not path.is_dir():
+            raise ConfigError(
+                f"Invalid value for {named!r}: expected a folder; got the file {path}."
+            )
+        return path
+
+
+PLACE, FOLDER = _Place(), _Place(folder=True)
+"""The types of an option that is a path, and of one that is a folder, which need not exist."""
+SEED = click.IntRange(0, 2**63 - 1)
+"""The type of a seed that torch takes."""
 
 
 class Flag(click.Option):
@@ -76,3 +106,18 @@ def options() -> list[click.Parameter]:
     """Makes a flag for each option; the defaults are those of the default recipe."""
     defaults = flatten(resolve()[0])
     return [Flag(option, defaults[option.name]) for option in OPTIONS.values()]
+
+
+def check_drawing() -> None:
+    """Refuses, before hours are spent, what would keep the pictures from being drawn.
+
+    Raises:
+        ConfigError: naming the variable that chooses Matplotlib's backend.
+    """
+    try:
+        import pyro_vaes.plotting  # noqa: F401
+    except ValueError as error:
+        raise ConfigError(
+            "Expected a backend of Matplotlib in the environment variable MPLBACKEND, or none; got "
+            f"{os.environ.get('MPLBACKEND')!r} ({error})."
+        ) from error

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import math
+import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyro_vaes.cli.flags import ConfigCommand, given, options
+from pyro_vaes.cli.flags import PLACE, ConfigCommand, check_drawing, given, options
+from pyro_vaes.core.errors import SignalStop
 from pyro_vaes.runs.options import ConfigError
 from pyro_vaes.runs.recipes import DEFAULT_RECIPE, RECIPES
 from pyro_vaes.runs.resolve import check, check_resume, from_yaml, resolve
-from pyro_vaes.runs.schema import RunConfig, read_config, to_yaml
-from pyro_vaes.storage.files import CONFIG, RunFolderError, contents, locked, write_text
+from pyro_vaes.runs.schema import RunConfig, read_config
+from pyro_vaes.storage.files import RunFolderError, contents, locked
 
-_CUT = {"interrupted": "the user", "time": "--minutes"}
+if TYPE_CHECKING:
+    from pyro_vaes.training.history import History
 
 
 # --- train ----------------------------------------------------------------------------------------
@@ -24,9 +28,7 @@ _CUT = {"interrupted": "the user", "time": "--minutes"}
 
 _train_options: list[click.Parameter] = [
     click.Option(
-        ["--config", "file"],
-        type=click.Path(path_type=Path),
-        help="A YAML file of options; flags override it.",
+        ["--config", "file"], type=PLACE, help="A YAML file of options; flags override it."
     ),
     click.Option(
         ["--recipe"],
@@ -34,10 +36,10 @@ _train_options: list[click.Parameter] = [
     ),
     click.Option(
         ["--out"],
-        type=click.Path(path_type=Path),
+        type=PLACE,
         help="The run folder.  [default: runs/, and in it a folder named by the time]",
     ),
-    click.Option(["--resume"], is_flag=True, help="Go on with the run in --out."),
+    click.Option(["--resume"], is_flag=True, help="Resume the run in --out."),
     click.Option(
         ["--minutes"],
         type=click.FloatRange(min=0, min_open=True),
@@ -67,7 +69,8 @@ def _train(
     """Trains a VAE and writes a run folder.
 
     With no option at all, trains on the embedded digits and prints test figures. Under torchrun,
-    its processes share each batch.
+    its processes share each batch. SIGTERM, SIGHUP, SIGUSR1 and Ctrl-C save and end it: --resume
+    repeats the run that was not stopped.
     """
     import torch  # Help and mistyped flags do not wait for it.
 
@@ -75,53 +78,87 @@ def _train(
     from pyro_vaes.runs.run import train
     from pyro_vaes.runs.summary import finished, report_text, summarise
     from pyro_vaes.training.checkpoint import read_checkpoint
-    from pyro_vaes.training.distributed import join
+    from pyro_vaes.training.distributed import join, refuse_tasks
+    from pyro_vaes.training.signals import watched
 
+    refuse_tasks()
     processes = join()
     if minutes is not None and math.isnan(minutes):
         raise ConfigError("Invalid value for '--minutes': expected a number above 0; got nan.")
-    if out is None:
-        if resume:
-            raise ConfigError("Invalid value for '--resume': expected --out with the run's folder.")
-        out = Path("runs") / datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
-    out = Path(processes.agree(str(out)))
+    if resume and out is None:
+        raise ConfigError("Invalid value for '--resume': expected --out with the run's folder.")
     with processes.together():
-        started = _started(out, resume)
+        started = None if out is None else _started(out, resume)
         file_values = None if file is None else from_yaml(_read(file), str(file))
         flags = given(click.get_current_context())
         config, explicit = resolve(recipe, file_values, flags, started)
         config, remarks = check(config, explicit)
-        if started is not None:
+        if started is not None and out is not None:
             check_resume(config, started)
             read_checkpoint(out)  # Refused here or not at all.
+        check_drawing()
     with processes.together():
         data = processes.in_turn(lambda: data_of(config, "Invalid value for '--data'"))
         steps = math.ceil(len(data.train) / config.training.batch_size)
         config, more = check(config, explicit, steps)
         torch.manual_seed(config.training.seed)
         vae, choices = build(config, data)
+    fresh = out is None
+    with processes.together():
+        # Trainings that start in the same second have folders of their own.
+        out = _new_folder() if out is None and not processes.rank else out
+    out = Path(processes.agree(str(out)))
     if processes.rank:
-        train(vae, data, config, out=out, resume=True, minutes=minutes)
+        with watched():
+            train(vae, data, config, out=out, resume=True, minutes=minutes)
         return
+    if resume and started is None:
+        click.echo(f"Nothing to resume in {out}: a new run starts there.")
     for remark in dict.fromkeys((data.describe(), *remarks, *more, *choices)):
         click.echo(remark)
-    # All that can be refused has been: from here on the folder is written.
-    with locked(out):
+    # All that can be refused before a first step is, and only then is the folder written.
+    with locked(out, made=fresh), watched():
         if _started(out, resume) != started:
             raise RunFolderError(f"Expected {out} as it was just now; another process wrote there.")
-        if started != config:
-            write_text(out / CONFIG, to_yaml(config))
         history = train(vae, data, config, out=out, resume=True, minutes=minutes)
-        if history.stopped in _CUT:
-            # The test rows are for what training ends with.
-            epochs = f"{history.epochs} epoch{'s' * (history.epochs != 1)}"
-            click.echo(f"Stopped by {_CUT[history.stopped]} after {epochs}.")
-            click.echo(f"To go on: pyro-vaes train --resume --out {out}")
+        if history.stopped not in ("epochs", "patience"):
+            _say_stopped(history, out)
             return
         summary = finished(out, history)
         if summary is None:
             summary = summarise(vae, data, config, history, out, samples)
     click.echo(report_text(summary, out))
+
+
+def _say_stopped(history: History, out: Path) -> None:
+    """Says how to resume; a run that was stopped from outside ends the command there and then.
+
+    The test rows are for what training ends with.
+    """
+    after = f"after {history.epochs} epoch{'s' * (history.epochs != 1)}"
+    resume = f"pyro-vaes train --resume --out {out}"
+    if history.stopped == "time":
+        click.echo(f"Stopped by --minutes {after}.\nTo resume: {resume}")
+        return
+    name = "SIGINT" if history.stopped == "interrupted" else history.stopped
+    who = "the user" if name == "SIGINT" else name
+    raise SignalStop(name, f"stopped by {who} {after}; to resume: {resume}")
+
+
+def _new_folder() -> Path:
+    """Makes a folder in ``runs/``, named by the time and, if need be, a number."""
+    now = datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
+    for number in itertools.count(1):
+        out = Path("runs", now if number == 1 else f"{now}-{number}")
+        try:
+            out.mkdir(parents=True)
+            return out
+        except FileExistsError:
+            if not os.path.lexists(out):  # What is in the way is "runs" itself.
+                break
+        except OSError as error:
+            raise RunFolderError(f"Could not make {out}: {error.strerror or error}.") from error
+    raise RunFolderError("Expected runs to be a folder; got something else of that name.")
 
 
 def _read(path: Path) -> str:
@@ -134,7 +171,7 @@ def _read(path: Path) -> str:
 
 
 def _started(out: Path, resume: bool) -> RunConfig | None:
-    """The options of the run in a folder that is to be gone on with; None for a new run."""
+    """The options of the run in a folder that is to be resumed; None for a new run."""
     if out.exists() and not out.is_dir():
         raise ConfigError(f"Invalid value for '--out': expected a folder; got the file {out}.")
     if not contents(out):
@@ -142,7 +179,7 @@ def _started(out: Path, resume: bool) -> RunConfig | None:
     if not resume:
         raise ConfigError(
             f"Invalid value for '--out': expected a new or empty folder; got {out}, which holds "
-            "another run (--resume goes on with it)."
+            "files, perhaps of another run (--resume goes on with a run)."
         )
     return read_config(out)
 

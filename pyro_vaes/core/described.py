@@ -195,9 +195,10 @@ def rebuild(description: Any) -> Any:
         return _rebuild(description, [])
     except SpecError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+    except Exception as error:  # A constructor that is given anything fails in its own way.
+        said = " ".join(str(error).split())[:200] or type(error).__name__
         raise SpecError(
-            f"Expected a description of a model; got a damaged one ({error})."
+            f"Expected a description of a model; got a damaged one ({said})."
         ) from error
 
 

@@ -1,8 +1,10 @@
-"""Failures that a command ends with in one line."""
+"""What a command ends with in one line: kinds of failure, and a signal."""
 
 from __future__ import annotations
 
-__all__ = ["DataError", "InputError", "RunError"]
+import signal
+
+__all__ = ["DataError", "InputError", "RunError", "SignalStop"]
 
 
 class InputError(ValueError):
@@ -15,3 +17,17 @@ class DataError(InputError):
 
 class RunError(RuntimeError):
     """A run that cannot continue; the message is one line. Exit status 1."""
+
+
+class SignalStop(BaseException):
+    """A signal has come that ends the program; the message is one line.
+
+    Like ``KeyboardInterrupt`` no ``Exception``: what handles errors does not handle it.
+
+    Attributes:
+        status: the exit status of the program, 128 and the signal's number.
+    """
+
+    def __init__(self, name: str, message: str = "") -> None:
+        super().__init__(message or f"stopped by {name}")
+        self.status = 128 + int(signal.Signals[name])

@@ -1,7 +1,8 @@
-"""A YAML loader that executes nothing and refuses a key given twice."""
+"""A YAML loader that executes nothing, refuses a key given twice, and reads plain numbers only."""
 
 from __future__ import annotations
 
+import re
 import reprlib
 from typing import Any, cast
 
@@ -25,3 +26,16 @@ class UniqueKeyLoader(yaml.SafeLoader):
                 )
             seen.add(key.value)
         return cast("dict[Any, Any]", super().construct_mapping(node, deep))
+
+    def construct_plain(self, node: Any) -> Any:
+        """A number as it is written; 010 and 1:30, in YAML 1.1 8 and 90, stay text."""
+        text = str(self.construct_scalar(node))
+        if _PLAIN.fullmatch(text):
+            return int(text)
+        odd = ":" in text or "_" in text or re.match(r"[-+]?0[0-9xb]", text)
+        return text if odd else self.construct_yaml_float(node)
+
+
+_PLAIN = re.compile(r"[-+]?(0|[1-9][0-9]*)")
+for _kind in ("int", "float"):
+    UniqueKeyLoader.add_constructor(f"tag:yaml.org,2002:{_kind}", UniqueKeyLoader.construct_plain)

@@ -6,27 +6,27 @@ figures, findings, how it was made) and ``NAME_*.png``, once all runs of the stu
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import pyro
-import torch
 
-from pyro_vaes._version import __version__
 from pyro_vaes.data.dataset import DataSet, load_data
 from pyro_vaes.experiments.outcomes import Outcome
-from pyro_vaes.experiments.runs import Run
+from pyro_vaes.experiments.runs import Run, contents_of
 from pyro_vaes.experiments.schedule import run_all
 from pyro_vaes.experiments.study import Cell, Study, configuration
 from pyro_vaes.plotting import save_figure
+from pyro_vaes.runs.build import data_of
 from pyro_vaes.runs.options import ConfigError
-from pyro_vaes.runs.schema import RunConfig, digest
+from pyro_vaes.runs.schema import RunConfig
+from pyro_vaes.runs.summary import VERSIONS
 from pyro_vaes.storage.files import locked, write_text
 
 __all__ = ["Settings", "write_pages"]
@@ -89,9 +89,11 @@ def write_pages(studies: Mapping[str, Study], settings: Settings) -> list[Path]:
     for name, study in studies.items():
         _check(name, study, data)
     grids = {name: study.grid(data, settings.quick) for name, study in studies.items()}
+    contents = _contents()
     runs = {
         (name, cell.label, seed): Run(
-            _configuration(studies[name], cell, data, seed, settings),
+            config := _configuration(studies[name], cell, data, seed, settings),
+            contents(config),
             settings.runs,
             settings.samples,
             studies[name].measures,
@@ -113,6 +115,19 @@ def write_pages(studies: Mapping[str, Study], settings: Settings) -> list[Path]:
             _write(name, study, grids[name], runs, results, data, settings)
             for name, study in studies.items()
         ]
+
+
+def _contents() -> Callable[[RunConfig], str]:
+    """What the data of configurations are, each looked at once."""
+    known: dict[Any, str] = {}
+
+    def contents(config: RunConfig) -> str:
+        where = dataclasses.replace(config.data, augment=0.0, conditional=False)
+        if where not in known:
+            known[where] = contents_of(data_of(config))
+        return known[where]
+
+    return contents
 
 
 def _check(name: str, study: Study, data: DataSet) -> None:
@@ -149,7 +164,7 @@ def _write(
     for cell in cells:
         for seed in range(settings.seeds):
             run = runs[name, cell.label, seed]
-            result = results[digest(run.config)]
+            result = results[run.key]
             row = {"study": name, "label": cell.label, "seed": seed, **cell.factors}
             row |= {"data": settings.data, "run": run.folder.name}
             if "error" in result:
@@ -158,7 +173,9 @@ def _write(
                 continue
             figures = {k: v for k, v in result["figures"].items() if not k.endswith("_reason")}
             row |= {**figures, **result["training"], "evaluate_seconds": result["evaluate_seconds"]}
-            row["gap"] = -figures["elbo"] - figures["nll"]
+            row |= result["versions"]
+            bounds = figures["elbo"], figures["nll"]
+            row["gap"] = None if None in bounds else -bounds[0] - bounds[1]
             for measure in study.measures:
                 row |= result["measures"][measure]
             rows.append(row)
@@ -176,7 +193,7 @@ def _write(
         shown.append(f"![{caption}]({name}_{part}.png)")
     findings = _findings(study, outcome, failed, settings)
     text = [f"# {study.title}", study.question, _table(outcome, study), *shown, findings]
-    text.append(_made_by(name, settings, data))
+    text.append(_made_by(name, settings, data, outcome.table))
     path = settings.out / f"{name}.md"
     write_text(path, "\n\n".join(text) + "\n")
     return path
@@ -230,13 +247,15 @@ def _findings(study: Study, outcome: Outcome, failed: Sequence[str], settings: S
     return "## Findings\n\n" + "\n".join(f"- {line}" for line in lines)
 
 
-def _made_by(name: str, settings: Settings, data: DataSet) -> str:
+def _made_by(name: str, settings: Settings, data: DataSet, table: pd.DataFrame) -> str:
+    """How the page was made; the versions are those of the runs, not of this process."""
+    used = {column: sorted(set(table[column].dropna())) for column in VERSIONS if column in table}
+    said = ", ".join(f"{column} {' and '.join(values)}" for column, values in used.items())
     return (
         f"{data.name}: {len(data.test)} test rows, {settings.seeds} seeds, {settings.samples} "
         "importance samples; nats per datum; ± is the standard error over the seeds, of NLL "
         "against another row that of the comparison paired over test data and seeds. Seconds are "
         "those of runs that shared the machine. "
-        f"pyro_vaes {__version__}, torch {torch.__version__}, pyro {pyro.__version__}, Python "
-        f"{platform.python_version()}, {platform.machine()}. "
+        f"{said}, {platform.machine()}. "
         f"Made by `pyro-vaes study {name} {settings.command}`."
     )

@@ -1,14 +1,17 @@
 """The runs of a study: trained, measured and kept, each once, over as many processes as help.
 
-A run is known by its options: its folder is named by their digest, so that studies share runs, one
-that has finished is not run again, and one that was killed goes on from its checkpoint. Beside the
+A run is known by its options, the contents of its data and the version of this library: its folder
+is named by their digest, so that studies share runs, one that has finished is not run again, one
+that was killed goes on from its checkpoint, and no other data ever stand behind a figure. With the
 usual files a folder holds ``result.json``: the figures of :func:`pyro_vaes.evaluate` on the test
-split, the log-likelihood of each test datum (for paired comparisons), and what else was measured.
+split, the log-likelihood of each test datum (for paired comparisons), what else was measured, and
+the versions that trained and measured it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import statistics
@@ -19,6 +22,7 @@ from typing import Any, cast
 
 import torch
 
+from pyro_vaes._version import __version__
 from pyro_vaes.data.dataset import DataSet
 from pyro_vaes.evaluation.evaluator import evaluate
 from pyro_vaes.experiments.measures import MEASURES
@@ -26,7 +30,8 @@ from pyro_vaes.inference.elbo import ELBO
 from pyro_vaes.runs.build import build, build_objective, data_of
 from pyro_vaes.runs.run import record_of, train
 from pyro_vaes.runs.schema import RunConfig, digest, to_yaml
-from pyro_vaes.storage.files import write_text
+from pyro_vaes.runs.summary import versions
+from pyro_vaes.storage.files import CONFIG, RunFolderError, read_json, write_text
 from pyro_vaes.storage.weights import load, save
 from pyro_vaes.training.history import History, NonFiniteError
 from pyro_vaes.training.options import COMPILE_FROM_STEPS
@@ -34,7 +39,7 @@ from pyro_vaes.training.run_folder import METRICS
 from pyro_vaes.training.sweep import fit_many
 from pyro_vaes.vae import VAE
 
-__all__ = ["Run", "perform"]
+__all__ = ["Run", "contents_of", "perform"]
 
 
 RESULT = "result.json"
@@ -52,30 +57,76 @@ class Run:
 
     Attributes:
         config: its options.
+        data: what its data are, see :func:`contents_of`.
         root: where the folders of all runs lie.
         samples: importance samples for each test datum.
         measures: names in :data:`~pyro_vaes.experiments.measures.MEASURES` of what else to measure.
     """
 
     config: RunConfig
+    data: str
     root: Path
     samples: int
     measures: tuple[str, ...] = ()
 
     @property
+    def key(self) -> str:
+        """What the run is known by: a digest of its options, the contents of its data, the version.
+
+        Where the data lie does not matter, only what they are.
+        """
+        named = (digest(self.config, ("data", "data_root")), self.data, __version__)
+        return hashlib.sha256(" ".join(named).encode()).hexdigest()
+
+    @property
     def folder(self) -> Path:
-        """The run's folder, named by its options."""
-        return self.root / digest(self.config)[:16]
+        """The run's folder, named by its key."""
+        return self.root / self.key[:16]
 
     def finished(self) -> dict[str, Any] | None:
         """What was found, if all of it was: figures, measures and ``log_marginal``."""
-        try:
-            result = json.loads((self.folder / RESULT).read_text(encoding="utf-8"))
-            whole = result["figures"]["num_samples"] == self.samples
-            whole = whole and result["measures"].keys() >= set(self.measures)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        result = read_json(self.folder / RESULT)
+        if not _is_result(result) or result["figures"]["num_samples"] != self.samples:
             return None
-        return cast("dict[str, Any]", result) if whole else None
+        return result if result["measures"].keys() >= set(self.measures) else None
+
+
+def contents_of(data: DataSet) -> str:
+    """What data are, wherever they lie: a digest of their values, and what these stand for."""
+    stand_for = (data.kind, data.num_levels, data.num_labels, data.image_shape)
+    return hashlib.sha256(f"{data.digest} {stand_for}".encode()).hexdigest()
+
+
+def _is_result(result: Any) -> bool:
+    """Whether a result is one that :func:`perform` writes: a file may hold anything."""
+    try:
+        figures, log_marginal = result["figures"], result["log_marginal"]
+        return (
+            _is_training(result["training"])
+            and all(_is_number(figures[name], or_none=True) for name in ("nll", "elbo", "kl"))
+            and all(isinstance(found, dict) for found in result["measures"].values())
+            and all(isinstance(version, str) for version in result["versions"].values())
+            and _is_number(result["evaluate_seconds"])
+            and all(map(_is_number, log_marginal))
+            and _is_mean_of(figures["nll"], log_marginal)
+        )
+    except (KeyError, TypeError, AttributeError, IndexError, statistics.StatisticsError):
+        return False
+
+
+def _is_mean_of(nll: float | None, log_marginal: Sequence[float]) -> bool:
+    mean = -statistics.fmean(log_marginal)
+    return not math.isfinite(mean) if nll is None else math.isclose(mean, nll, rel_tol=1e-5)
+
+
+def _is_training(facts: Any) -> bool:
+    numbers = ("epochs", "seconds", "seconds_per_epoch", "parameters")
+    return isinstance(facts, dict) and all(_is_number(facts.get(name)) for name in numbers)
+
+
+def _is_number(value: Any, or_none: bool = False) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number or (or_none and value is None)
 
 
 # --- one task, in whatever process ----------------------------------------------------------------
@@ -85,10 +136,18 @@ def perform(task: Task) -> list[dict[str, Any]]:
     """Trains and measures the runs of a task, as far as that is not done.
 
     Returns:
-        A result for each run, with its ``digest``; one that met a loss that is not finite has an
+        A result for each run, with its ``key``; one that met a loss that is not finite has an
         ``error`` instead of figures.
+
+    Raises:
+        RunFolderError: if the data are no longer those that the study was begun with.
     """
     data = data_of(task[0].config)
+    if any(run.data != contents_of(data) for run in task):
+        raise RunFolderError(
+            f"Expected the data ({task[0].config.data.source}) that the study was begun with; got "
+            "others: they were changed meanwhile. The same command begins with those of now."
+        )
     todo = [run for run in task if run.finished() is None]
     trained = {run: _trained(run) for run in todo}
     untrained = [run for run in todo if trained[run] is None]
@@ -101,28 +160,27 @@ def perform(task: Task) -> list[dict[str, Any]]:
             try:
                 facts = trained[run] or _train(run, data)
             except NonFiniteError as error:
-                results.append({"digest": digest(run.config), "error": str(error)})
+                results.append({"key": run.key, "error": str(error)})
                 continue
             result = _measure(run, data, facts)
-        results.append({"digest": digest(run.config), **result})
+        results.append({"key": run.key, **result})
     return results
 
 
 def _trained(run: Run) -> dict[str, Any] | None:
     """The facts of a training that has ended, if they were written down."""
+    result = read_json(run.folder / RESULT)
+    facts = result.get("training") if isinstance(result, dict) else None
     try:
-        result = json.loads((run.folder / RESULT).read_text(encoding="utf-8"))
         load(run.folder)
-        return cast("dict[str, Any]", result["training"])
-    except (OSError, ValueError, KeyError):
+    except RunFolderError:
         return None
+    return facts if _is_training(facts) else None
 
 
 def _train(run: Run, data: DataSet) -> dict[str, Any]:
     torch.manual_seed(run.config.training.seed)
     vae, _ = build(run.config, data)
-    if not (run.folder / "config.yaml").exists():
-        write_text(run.folder / "config.yaml", to_yaml(run.config))
     history = train(vae, data, run.config, out=run.folder, resume=True, progress=False)
     if history.stopped == "interrupted":
         raise KeyboardInterrupt
@@ -158,7 +216,7 @@ def _train_together(runs: Sequence[Run], data: DataSet) -> dict[Run, dict[str, A
     )
     found = {}
     for run, vae, history in zip(runs, vaes, histories, strict=True):
-        write_text(run.folder / "config.yaml", to_yaml(run.config))
+        write_text(run.folder / CONFIG, to_yaml(run.config))
         write_text(run.folder / METRICS, "".join(f"{json.dumps(r)}\n" for r in history.records))
         # There is no checkpoint to go on from: with the weights, this says that all is done.
         found[run] = _facts(vae, history)
@@ -192,6 +250,7 @@ def _measure(run: Run, data: DataSet, facts: Mapping[str, Any]) -> dict[str, Any
         evaluation = evaluate(vae, data.test, num_samples=run.samples, train=data.train)
         result = {
             "training": facts,
+            "versions": versions(),
             "figures": evaluation.to_dict(),
             "evaluate_seconds": round(time.perf_counter() - started, 3),
             "measures": {},

@@ -35,11 +35,11 @@ def run_all(
         progress: show one bar over all runs, with the time left.
 
     Returns:
-        The result of each run by the digest of its configuration, see :func:`perform`.
+        The result of each run by its key, see :func:`perform`.
     """
     merged = _merged(runs)
-    results = {digest(run.config): run.finished() for run in merged}
-    todo = [run for run in merged if results[digest(run.config)] is None]
+    results = {run.key: run.finished() for run in merged}
+    todo = [run for run in merged if results[run.key] is None]
 
     def plan(workers: int) -> Sequence[Task]:
         return sorted(_tasks(todo, workers), key=_cost, reverse=True)
@@ -56,7 +56,7 @@ def run_all(
     with bar:
         for found in ENGINES[engine](plan, workers) if todo else ():
             for result in found:
-                results[result.pop("digest")] = result
+                results[result.pop("key")] = result
             bar.update(len(found))
     return cast("dict[str, dict[str, Any]]", results)
 

@@ -123,16 +123,22 @@ def _require(holds: bool) -> None:
 
 def _whole(value: Any) -> int:
     _require(isinstance(value, (int, str)) and not isinstance(value, bool))
-    number = int(value)
+    number = int(_plain(value))
     if number >= _TOO_LARGE:
         raise OverflowError
     return number
 
 
+def _plain(value: Any) -> Any:
+    """A number, or text of one as it is usually written: Python reads 1_0 and other digits, too."""
+    _require(not isinstance(value, str) or (value.isascii() and "_" not in value))
+    return value
+
+
 def _finite(value: Any) -> float:
     # Text in a YAML file too: YAML 1.1 takes 1e-3, which has no dot, for a word.
     _require(isinstance(value, (int, float, str)) and not isinstance(value, bool))
-    number = float(value)
+    number = float(_plain(value))
     _require(math.isfinite(number))
     return number
 

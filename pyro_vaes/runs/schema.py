@@ -38,7 +38,7 @@ from pyro_vaes.runs.registry import (
     POSTERIORS,
     PRIORS,
 )
-from pyro_vaes.storage.files import CONFIG, RunFolderError
+from pyro_vaes.storage.files import CONFIG, MAY_DIFFER, RunFolderError, unreadable
 
 __all__ = [
     "CONFIG",
@@ -107,6 +107,7 @@ class DataConfig(Section):
         1.6,
         "Moves of training images: 0 for none, 1 for about half a pixel and 8 degrees.",
         least=0,
+        below=20,
     )
     conditional_prior: bool = option(False, "Give each label a prior of its own, p(z given label).")
 
@@ -255,9 +256,6 @@ OPTIONS: dict[str, Option] = {
 
 # The KL warm-up, in one unit or the other.
 WARMUPS = ("warmup_epochs", "warmup_steps")
-# What a run may be gone on with under another value of: training may grow longer, downloads lie
-# elsewhere.
-MAY_DIFFER = ("data_root", "epochs")
 
 
 # --- the tree and its flat form -------------------------------------------------------------------
@@ -328,10 +326,14 @@ def read_config(folder: Path) -> RunConfig:
     path = folder / CONFIG
     try:
         source = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise RunFolderError(
             f"Expected a run folder with {CONFIG}; found none in {folder}."
         ) from error
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except UnicodeDecodeError as error:
+        raise RunFolderError(f"Expected a text file {path}; got something else.") from error
     return unflatten(load_yaml(source, str(path)), str(path))
 
 

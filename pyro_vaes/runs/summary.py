@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,14 +15,16 @@ from pyro_vaes._version import __version__
 from pyro_vaes.data.dataset import DataSet
 from pyro_vaes.evaluation.evaluator import evaluate
 from pyro_vaes.runs.schema import RunConfig
-from pyro_vaes.storage.files import write_text
+from pyro_vaes.storage.files import read_json, write_text
 from pyro_vaes.training.distributed import join
 from pyro_vaes.training.history import History
 from pyro_vaes.vae import VAE
 
-__all__ = ["finished", "report_text", "summarise"]
+__all__ = ["VERSIONS", "finished", "report_text", "summarise", "versions"]
 
 _SUMMARY = "summary.json"
+#: Names of the versions that are kept with each run.
+VERSIONS = ("pyro_vaes", "torch", "pyro", "python")
 # Figures of the test rows that the command prints, each with its sign.
 _FIGURES = (
     ("-log p(x), importance weighted", "nll", 1),
@@ -29,17 +33,34 @@ _FIGURES = (
     ("  KL(q(z|x) || p(z))", "kl", 1),
 )
 _RUN = ("epochs", "train_seconds", "stopped", "mode", "device", "best_epoch", "num_samples")
+_OPTIONAL = ("best_epoch", "processes", "precision_shift")
 _REPORTED = {*_RUN, *(f"{key}{end}" for _, key, _ in _FIGURES for end in ("", "_se"))}
 
 
 def finished(out: Path, history: History) -> dict[str, Any] | None:
     """The summary of a run that had already ended, and so must stay as it is."""
-    try:
-        summary = json.loads((out / _SUMMARY).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    whole = isinstance(summary, dict) and summary.keys() >= _REPORTED
-    return summary if whole and summary["epochs"] == history.epochs else None
+    summary = read_json(out / _SUMMARY)
+    return summary if _is_summary(summary) and summary["epochs"] == history.epochs else None
+
+
+def _is_summary(summary: Any) -> bool:
+    """Whether a summary is one that :func:`summarise` writes: a file may hold anything."""
+    if not isinstance(summary, dict) or not summary.keys() >= _REPORTED:
+        return False
+    words = {"stopped", "mode", "device"}
+    may_lack = {*_OPTIONAL, *(name for name in _REPORTED if name not in _RUN)}
+    return all(
+        isinstance(value, str)
+        if name in words
+        else (value is None and name in may_lack) or _is_number(value)
+        for name, value in summary.items()
+        if name in {*_REPORTED, *_OPTIONAL}
+    )
+
+
+def _is_number(value: Any) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and math.isfinite(value)
 
 
 def summarise(
@@ -77,20 +98,18 @@ def summarise(
         "processes": join().size,
         "train_seconds": round(history.seconds, 3),
         "parameters": sum(p.numel() for p in vae.parameters()),
-        "versions": _versions(),
+        "versions": versions(),
     }
     write_text(out / _SUMMARY, json.dumps(summary, indent=2) + "\n")
     return summary
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """The versions that this process computes with, by their names in :data:`VERSIONS`."""
     import pyro
 
-    return {
-        "pyro_vaes": __version__,
-        "torch": torch.__version__,
-        "pyro": pyro.__version__,
-    }
+    found = __version__, torch.__version__, pyro.__version__, platform.python_version()
+    return dict(zip(VERSIONS, map(str, found), strict=True))
 
 
 def report_text(summary: Mapping[str, Any], out: Path) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -14,12 +16,15 @@ from pyro_vaes.core.errors import InputError
 
 __all__ = [
     "CONFIG",
+    "MAY_DIFFER",
     "FolderInUseError",
     "RunFolderError",
     "append_text",
     "contents",
     "locked",
+    "read_json",
     "replacing",
+    "unreadable",
     "write_bytes",
     "write_text",
 ]
@@ -27,6 +32,9 @@ __all__ = [
 
 #: Where a run folder keeps its options.
 CONFIG = "config.yaml"
+#: Options that a run may be resumed with under another value: training may grow longer, downloads
+#: lie elsewhere.
+MAY_DIFFER = ("data_root", "epochs")
 _LOCK = ".lock"
 _PARTIAL = ".partial-"
 
@@ -93,16 +101,24 @@ def append_text(path: Path, text: str) -> None:
         raise _unwritable(path, error) from error
 
 
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; None if it cannot be read or is none, however it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
 def contents(folder: Path) -> set[str]:
     """Names of what a folder holds, but for the lock and what a killed process left half-written.
 
     Raises:
         RunFolderError: if it is no folder, or one that cannot be read.
     """
-    if not folder.exists():
-        return set()
     try:
         names = {path.name for path in folder.iterdir()}
+    except FileNotFoundError:
+        return set()
     except OSError as error:
         raise RunFolderError(
             f"Expected a folder that can be read; got {folder} ({error.strerror or error})."
@@ -111,20 +127,22 @@ def contents(folder: Path) -> set[str]:
 
 
 @contextmanager
-def locked(folder: Path, name: str = "") -> Iterator[None]:
+def locked(folder: Path, name: str = "", made: bool = False) -> Iterator[None]:
     """Makes a run folder if need be and keeps other processes from writing into it.
 
     The system takes the lock back when a process ends, however it ends. A thread that has it may
-    ask for it again.
+    ask for it again. A folder that is made here and stays empty is taken away.
 
     Args:
         folder: to be made and locked.
         name: lock, and clear of what is half-written, only files whose names begin so.
+        made: the folder was just made for this; it is taken away if it stays empty.
 
     Raises:
         RunFolderError: if the folder cannot be made.
         FolderInUseError: if another process is writing into it.
     """
+    made = made or not os.path.lexists(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         place = folder.resolve() / (f"{_LOCK}-{name}" if name else _LOCK)
@@ -156,11 +174,18 @@ def locked(folder: Path, name: str = "") -> Iterator[None]:
             # While it is ours: whoever opened this file meanwhile sees that it is gone.
             with suppress(OSError):
                 place.unlink()
+                if made:  # Whatever was refused leaves nothing.
+                    folder.rmdir()
         lock.release()
 
 
 def _unwritable(path: Path, error: OSError) -> RunFolderError:
     return RunFolderError(f"Could not write {path}: {error.strerror or error}.")
+
+
+def unreadable(path: Path, error: OSError) -> RunFolderError:
+    """The error for a file or folder that is there and cannot be read."""
+    return RunFolderError(f"Could not read {path}: {error.strerror or error}.")
 
 
 class BackgroundWriter:

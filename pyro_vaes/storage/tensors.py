@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from pyro_vaes.storage.files import RunFolderError, write_bytes
+from pyro_vaes.storage.files import RunFolderError, unreadable, write_bytes
 
 Groups = dict[str, dict[str, Tensor]]
 _ENTRY = "pyro_vaes"
@@ -47,8 +47,17 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: object = "the
                 f"Expected {name!r} of shape {tuple(tensor.shape)} in {source}; "
                 f"got {tuple(tensors[name].shape)}."
             )
+        if _kind(tensor) != _kind(tensors[name]):
+            raise RunFolderError(
+                f"Expected {name!r} of a type like {tensor.dtype} in {source}; "
+                f"got {tensors[name].dtype}."
+            )
     for name, tensor in own.items():
         tensor.copy_(tensors[name])
+
+
+def _kind(tensor: Tensor) -> tuple[bool, bool]:
+    return tensor.is_floating_point(), tensor.is_complex()
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
@@ -66,8 +75,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         RunFolderError: if the file is missing, not one of ours, truncated or altered.
     """
-    if not path.is_file():
-        raise RunFolderError(f"Expected a run folder with {path.name}; found none at {path}.")
+    _check_readable(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -93,6 +101,19 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"Expected format {_FORMAT} in {path}; got {version!r} (another version?)."
         )
     return tensors, record
+
+
+def _check_readable(path: Path) -> None:
+    """Says what keeps a file from being read, which is not what may be wrong with its contents."""
+    try:
+        with path.open("rb"):
+            pass
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise RunFolderError(
+            f"Expected a run folder with {path.name}; found none at {path}."
+        ) from error
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 def write_groups(

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import yaml
+from torch import Tensor
 
+from pyro_vaes.core.bounded import Bounded
 from pyro_vaes.core.described import SpecError, describe, rebuild
 from pyro_vaes.core.yaml import UniqueKeyLoader
-from pyro_vaes.storage.files import CONFIG, RunFolderError
+from pyro_vaes.storage.files import CONFIG, MAY_DIFFER, RunFolderError
 from pyro_vaes.storage.tensors import fill, named_tensors, read_tensors, write_tensors
 from pyro_vaes.vae import VAE
 
@@ -24,6 +26,10 @@ __all__ = ["load", "load_record", "save"]
 
 
 WEIGHTS = "weights.safetensors"
+
+# Building takes some copies of the weights, masks and the like, and some operations for each.
+_BYTES, _TIMES = 2**26, 16
+_OPERATIONS, _SPARE = 200, 20
 
 
 def save(vae: VAE, folder: str | Path, record: Mapping[str, Any] | None = None) -> Path:
@@ -56,7 +62,8 @@ def load(folder: str | Path, into: VAE | None = None) -> VAE:
         into: a VAE to fill, needed if it has modules of the user's own.
 
     Returns:
-        ``into``, or a new VAE in evaluation mode on the CPU.
+        ``into``, or a new VAE in evaluation mode on the CPU; of weights in half precision, which no
+        density can be computed in, one in float32 with the same values.
 
     Raises:
         RunFolderError: if the folder or file is missing, damaged, or does not fit ``into``; if a
@@ -71,17 +78,32 @@ def load(folder: str | Path, into: VAE | None = None) -> VAE:
             raise RunFolderError(
                 f"Expected into=vae to load {path}: it holds modules that are not pyro_vaes' own."
             )
-        try:
-            with torch.random.fork_rng():  # Building draws weights only to overwrite them.
-                vae = cast(VAE, rebuild(record["architecture"]))
-        except SpecError as error:
-            raise RunFolderError(f"{path}: {error}") from error
-        if not isinstance(vae, VAE):
-            raise RunFolderError(f"Expected a VAE in {path}; got {type(vae).__name__}.")
-        floating = [t.dtype for t in tensors.values() if t.is_floating_point()]
-        vae.to(floating[0] if floating else torch.get_default_dtype()).eval()
+        vae = _rebuilt(record["architecture"], tensors, path)
+        vae.to(_dtype(tensors)).eval()
     fill(vae, tensors, path)
     return vae
+
+
+def _rebuilt(architecture: Any, tensors: Mapping[str, Tensor], path: Path) -> VAE:
+    """The VAE that a file describes, which may ask for little more than its tensors hold."""
+    held = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    bounds = Bounded(_BYTES + _TIMES * held, _OPERATIONS * (len(tensors) + _SPARE))
+    try:
+        with torch.random.fork_rng(), bounds:  # Building draws weights only to overwrite them.
+            vae = rebuild(architecture)
+    except SpecError as error:
+        raise RunFolderError(f"{path}: {error}") from error
+    if not isinstance(vae, VAE):
+        raise RunFolderError(f"Expected a VAE in {path}; got {type(vae).__name__}.")
+    return vae
+
+
+def _dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
+    """The type that holds all weights exactly, and densities: float32 at least."""
+    floating = [tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()]
+    if not floating:
+        return torch.get_default_dtype()
+    return torch.float64 if torch.float64 in floating else torch.float32
 
 
 def load_record(folder: str | Path) -> dict[str, Any]:
@@ -94,28 +116,44 @@ def load_record(folder: str | Path) -> dict[str, Any]:
 def _check_belongs(folder: Path, record: Mapping[str, Any]) -> None:
     """Refuses weights that a training run wrote under another configuration than the folder's."""
     path = folder / CONFIG
-    if "digest" not in record or not path.exists():
+    if "digest" not in record:
         return
     try:
         text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return
     except (OSError, UnicodeDecodeError) as error:
         raise RunFolderError(f"Expected a readable file {path}; got {error}.") from error
     trained = str(record.get("config"))
-    if text != trained and _options(text) != _options(trained, None):
+    if text != trained and not _goes_on(_options(trained), _options(text)):
         raise RunFolderError(
             f"Expected {folder / WEIGHTS} and {CONFIG} of one run; got weights that were trained "
             "under other options. (Was a file altered or moved? Resuming the run puts it right.)"
         )
 
 
-def _options(text: str, unread: Any = ()) -> Any:
-    """The options in a text as plain flat data; ``unread`` if the text holds none."""
+def _goes_on(trained: dict[Any, Any] | None, options: dict[Any, Any] | None) -> bool:
+    """Whether a run of these options goes on with one that was trained under those.
+
+    A kill may come between the options of a longer run and its weights.
+    """
+    if trained is None or options is None:
+        return False
+    names = (trained.keys() | options.keys()) - {*MAY_DIFFER}
+    if any(trained.get(name) != options.get(name) for name in names):
+        return False
+    before, now = trained.get("epochs"), options.get("epochs")
+    return isinstance(before, int) and isinstance(now, int) and before <= now
+
+
+def _options(text: str) -> dict[Any, Any] | None:
+    """The options in a text as plain flat data; None if the text holds none."""
     try:
         values = yaml.load(text, Loader=UniqueKeyLoader)
     except (yaml.YAMLError, RecursionError, ValueError):
-        return unread
+        return None
     if not isinstance(values, dict):
-        return unread
+        return None
     flat = [v for value in values.values() for v in (value if isinstance(value, list) else [value])]
     # Nested values are no options, and through aliases could take for ever to compare.
-    return unread if any(isinstance(v, (dict, list, set, tuple)) for v in flat) else values
+    return None if any(isinstance(v, (dict, list, set, tuple)) for v in flat) else values

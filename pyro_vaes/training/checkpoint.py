@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from pyro_vaes.core.described import SpecError, describe
-from pyro_vaes.data.splits import Split
+from pyro_vaes.data.splits import Split, batches
 from pyro_vaes.storage.files import RunFolderError
 from pyro_vaes.storage.tensors import (
     Groups,
@@ -45,6 +46,25 @@ Saved = tuple[Groups, dict[str, Any]]
 
 
 @dataclasses.dataclass
+class Within:
+    """How far an epoch has come: what a checkpoint within it holds besides.
+
+    Attributes:
+        order: state of the generator of the data's order as the epoch began.
+        good: the weights as it began, which a loss that is not finite gives back.
+        total: the sum of the losses of its steps so far.
+        steps: how many these are.
+        seconds: what they took.
+    """
+
+    order: Tensor
+    good: dict[str, Tensor]
+    total: Tensor
+    steps: int = 0
+    seconds: float = 0.0
+
+
+@dataclasses.dataclass
 class RunState:
     """All that an epoch of training changes.
 
@@ -56,6 +76,7 @@ class RunState:
         best: the weights that validated best, if any have.
         average: the weights' moving average, if one is kept.
         optimizer: of the weights, once there is one.
+        within: how far the epoch under way has come; None between two.
     """
 
     vae: VAE
@@ -65,6 +86,7 @@ class RunState:
     best: dict[str, Tensor] | None = None
     average: dict[str, Tensor] | None = None
     optimizer: Optimizer | None = None
+    within: Within | None = None
     _pairs: tuple[list[Tensor], list[Tensor]] | None = None
 
     def follow(self, decay: float) -> None:
@@ -100,6 +122,26 @@ class RunState:
         if self.best is not None or self.average is not None:
             fill(self.vae, cast("dict[str, Tensor]", self.best or self.average))
 
+    def epoch(self) -> Within:
+        """The epoch under way, which begins now unless a checkpoint stood within it."""
+        if self.within is None:
+            now = named_tensors(self.vae)
+            total = torch.zeros((), device=self.vae.device)
+            self.within = Within(self.order.get_state(), copied(now), total)
+        return self.within
+
+    def batches(self, split: Split, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """The batches of the epoch under way that are still to come."""
+        within = self.epoch()
+        found = batches(split, size, self.order)
+        if within.steps:
+            # Those of before are drawn again, for their order and transforms; the noise is not.
+            with torch.random.fork_rng():
+                self.order.set_state(within.order)
+                for _ in itertools.islice(found, within.steps):
+                    pass
+        return found
+
     def groups(self) -> Groups:
         """A copy of the state, as groups of tensors."""
         assert self.optimizer is not None
@@ -114,6 +156,10 @@ class RunState:
             "optimizer": copied(optimizer_tensors(self.optimizer)),
             "generator": generators,
         }
+        if self.within is not None:
+            generators["order"] = self.within.order
+            groups["within"] = {"total": self.within.total.clone()}
+            groups["good"] = self.within.good
         divergence = getattr(self.objective, "divergence", None)
         if divergence is not None:
             groups["divergence"] = copied(named_tensors(divergence))
@@ -127,7 +173,12 @@ class RunState:
             "options": dataclasses.asdict(options),
             "identity": identity,
             "history": dataclasses.asdict(self.history),
+            **({} if self.within is None else {"within": self._counted()}),
         }
+
+    def _counted(self) -> dict[str, Any]:
+        assert self.within is not None
+        return {"steps": self.within.steps, "seconds": self.within.seconds}
 
     def take_up(self, saved: Saved, path: Path) -> None:
         """Goes back to a saved state.
@@ -167,6 +218,11 @@ class RunState:
         if device.type == "cuda":
             torch.cuda.set_rng_state(groups["generator"]["cuda"], device)
         self.history = History(**record["history"])
+        self.within = None
+        if "within" in record:
+            good = {name: tensor.to(device) for name, tensor in groups["good"].items()}
+            total = groups["within"]["total"].to(device)
+            self.within = Within(groups["generator"]["order"], good, total, **record["within"])
 
 
 def write_checkpoint(out: Path, groups: Groups, record: Mapping[str, Any]) -> None:

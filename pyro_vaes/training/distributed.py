@@ -22,8 +22,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pyro_vaes.core.errors import RunError
+from pyro_vaes.core.errors import InputError, RunError
 from pyro_vaes.inference.noise import Rows, drawing_rows
+from pyro_vaes.training.signals import asked
 
 __all__ = ["ALONE", "PeerError", "Processes", "SharingError", "join"]
 
@@ -106,7 +107,7 @@ class Processes:
         flat = torch.cat([flat, loss.detach().reshape(1).to(flat), flat.new_zeros(1)])
         if self._idle:
             flat.zero_()
-        if self._stop:
+        if self._stop or asked():
             flat[-1] = 1
         self._add_up(flat)
         self._steps += 1
@@ -320,11 +321,34 @@ def join() -> Processes:
     if not dist.is_available():
         return ALONE
     if not dist.is_initialized():
-        if not dist.is_torchelastic_launched() or int(os.environ["WORLD_SIZE"]) == 1:
+        if not dist.is_torchelastic_launched():
+            _refuse_ranks("WORLD_SIZE", "RANK")
+            return ALONE
+        if int(os.environ["WORLD_SIZE"]) == 1:
             return ALONE
         _connect(int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]))
     rank, size = dist.get_rank(), dist.get_world_size()
     return Processes(rank, size, int(os.environ.get("LOCAL_RANK", rank)))
+
+
+def refuse_tasks() -> None:
+    """Refuses to run as one of several tasks of a cluster, each of which would do the same.
+
+    Raises:
+        InputError: naming the variable that says so.
+    """
+    if not (dist.is_available() and (dist.is_initialized() or dist.is_torchelastic_launched())):
+        _refuse_ranks("SLURM_STEP_NUM_TASKS", "SLURM_PROCID")
+        _refuse_ranks("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK")
+
+
+def _refuse_ranks(size: str, rank: str) -> None:
+    tasks = os.environ.get(size, "1")
+    if rank in os.environ and tasks != "1":
+        raise InputError(
+            f"Expected several processes to be started by torchrun; got {size}={tasks} without "
+            f"it. For runs that have nothing to do with each other, unset {size}."
+        )
 
 
 def _connect(local_rank: int, here: int) -> None:

@@ -24,6 +24,7 @@ __all__ = [
     "computed_in",
     "device_of",
     "json_ready",
+    "set_rate",
     "training_state",
 ]
 
@@ -63,6 +64,16 @@ class FitOptions:
     def of(cls, arguments: Mapping[str, Any]) -> FitOptions:
         """The options among the arguments of a function that takes them all."""
         return cls(**{field.name: arguments[field.name] for field in dataclasses.fields(cls)})
+
+    def warmup(self, steps_per_epoch: int) -> int:
+        """The steps over which the KL weight rises; refused if training ends before."""
+        steps = self.warmup_steps or round(self.warmup_epochs * steps_per_epoch)
+        if steps >= self.epochs * steps_per_epoch:
+            raise ValueError(
+                f"Expected a warm-up shorter than the training; got {steps} steps of "
+                f"{self.epochs * steps_per_epoch}."
+            )
+        return steps
 
     def check(self, has_val: bool) -> None:
         """Refuses options that make no sense."""
@@ -138,6 +149,15 @@ def device_of(name: str | torch.device) -> torch.device:
     if int(index or 0) >= counts[kind]:
         raise ValueError(f"Expected a device that this machine has; got {str(name)!r}.")
     return torch.device(name)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Sets the learning rate of the next step."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], torch.Tensor):  # A CUDA graph reads it where it is.
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vaes.storage.files import (
+    CONFIG,
     BackgroundWriter,
     RunFolderError,
     append_text,
@@ -41,6 +42,8 @@ METRICS = "metrics.jsonl"
 
 # At least so long between two checkpoints: what a kill may cost.
 _CHECKPOINT_SECONDS = 2.0
+# At most so long between two, however long an epoch is.
+_WITHIN_SECONDS = 60.0
 
 
 class RunFolder:
@@ -70,6 +73,8 @@ class RunFolder:
         self._board: Any = None
         self._better = False  # Whether the best weights are newer than their file.
         self._next_write = -math.inf
+        self._next_within = math.inf
+        self._place: tuple[int, int] | None = None
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -89,7 +94,7 @@ class RunFolder:
             check_same(saved[1], self.options, self.identity, self.path)
             return saved
         # A caller may have put its configuration there for this very run.
-        if not resume and contents(self.path) - {"config.yaml"}:
+        if not resume and contents(self.path) - {CONFIG}:
             raise RunFolderError(
                 f"Expected an empty or new folder for out; got {self.path}, which holds files "
                 "(resume to go on with the run in it)."
@@ -100,6 +105,8 @@ class RunFolder:
         """Brings the files to where the run is: a kill may have come between two of them."""
         if self.path is None:
             return
+        self._configure(self.path)
+        self._place = _place(self.path)
         records = state.history.records
         if records or (self.path / METRICS).exists():
             write_text(self.path / METRICS, "".join(map(metrics_line, records)))
@@ -110,6 +117,7 @@ class RunFolder:
     @contextmanager
     def open(self) -> Iterator[None]:
         """Inside, the run trains; leaving waits for the last write."""
+        self._next_within = time.monotonic() + _WITHIN_SECONDS
         self._board = tensorboard(self.path)
         try:
             with self._writer:
@@ -121,6 +129,7 @@ class RunFolder:
     def log(self, record: Mapping[str, Any]) -> None:
         """Appends what an epoch came to."""
         if self.path is not None:
+            self._check_place(self.path)
             append_text(self.path / METRICS, metrics_line(record))
         if self._board is not None:
             for name, value in record.items():
@@ -135,7 +144,9 @@ class RunFolder:
         self._better = self._better or improved
         if self.path is None or not (ended or time.monotonic() >= self._next_write):
             return
+        self._check_place(self.path)
         self._next_write = time.monotonic() + _CHECKPOINT_SECONDS
+        self._next_within = time.monotonic() + _WITHIN_SECONDS
         improved, self._better = self._better, False
         groups, record = state.groups(), state.record(self.options, self.identity)
         path, best, facts = self.path, state.best, self._facts()
@@ -147,14 +158,44 @@ class RunFolder:
 
         self._writer.submit(write)
 
+    @property
+    def due(self) -> bool:
+        """Whether the last checkpoint is so long ago that one is due within an epoch."""
+        return self.path is not None and time.monotonic() >= self._next_within
+
+    def _check_place(self, path: Path) -> None:
+        """Notices that the folder was moved or deleted, where a new one would be half a run."""
+        if self._place is not None and _place(path) != self._place:
+            raise RunFolderError(
+                f"Expected {path} to stay where it is while its run trains; it was moved or "
+                "deleted. The run can be resumed where its folder now is, from its last checkpoint."
+            )
+
     def keep(self, vae: VAE) -> None:
         """Writes the weights that a VAE has now."""
         if self.path is not None:
+            self._check_place(self.path)
+            self._configure(self.path)
             save(vae, self.path, self.record)
+
+    def _configure(self, path: Path) -> None:
+        """Writes the options of a run that has them, once nothing is left that could refuse it."""
+        options = (self.record or {}).get("config")
+        if isinstance(options, str):
+            write_text(path / CONFIG, options)
 
     def _facts(self) -> dict[str, Any]:
         """What is kept beside the weights."""
         return {**(self.record or {}), "architecture": self.identity["architecture"]}
+
+
+def _place(path: Path) -> tuple[int, int] | None:
+    """What identifies a folder, whatever it is called; None without one."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def tensorboard(out: Path | None) -> Any:

@@ -201,9 +201,7 @@ class _Sweep:
         self.histories = [History(device=self.device.type, mode=options.mode) for _ in vaes]
         self.members = list(range(len(vaes)))  # Which model each row of the stacks belongs to.
         self.steps_per_epoch = math.ceil(len(train) / options.batch_size)
-        self.warmup_steps = round(options.warmup_epochs * self.steps_per_epoch)
-        if self.warmup_steps >= options.epochs * self.steps_per_epoch:
-            raise ValueError("Expected a warm-up shorter than the training.")
+        self.warmup_steps = options.warmup(self.steps_per_epoch)
         self.stopping = EarlyStopping(options.patience, self.warmup_steps, self.steps_per_epoch)
         self._programs: dict[Any, Program] = {}
 

@@ -29,7 +29,7 @@ from pyro_vaes.inference.elbo import ELBO
 from pyro_vaes.inference.svi import FastSVI
 from pyro_vaes.storage.files import locked
 from pyro_vaes.storage.tensors import copied, fill, named_tensors
-from pyro_vaes.training.checkpoint import CHECKPOINT, RunState, Saved, identity_of
+from pyro_vaes.training.checkpoint import CHECKPOINT, RunState, Saved, Within, identity_of
 from pyro_vaes.training.distributed import Processes, join
 from pyro_vaes.training.history import History, NonFiniteError
 from pyro_vaes.training.options import (
@@ -39,9 +39,11 @@ from pyro_vaes.training.options import (
     computed_in,
     device_of,
     json_ready,
+    set_rate,
     training_state,
 )
 from pyro_vaes.training.run_folder import RunFolder
+from pyro_vaes.training.signals import EndedWithin, asked, signals_noted
 from pyro_vaes.training.stopping import EarlyStopping
 from pyro_vaes.training.validation import (
     advice,
@@ -186,18 +188,11 @@ class _Trainer:
         self.processes = processes
         self.device = device_of(options.device)
         self.steps_per_epoch = math.ceil(len(train) / options.batch_size)
-        self.warmup_steps = options.warmup_steps or round(
-            options.warmup_epochs * self.steps_per_epoch
-        )
+        self.warmup_steps = options.warmup(self.steps_per_epoch)
         if self.warmup_steps and not isinstance(objective, ELBO):
             raise ValueError(
                 "Expected an objective of pyro_vaes for a KL warm-up, for a many-sample bound has "
                 f"no KL to weigh; got {type(objective).__name__}."
-            )
-        if self.warmup_steps >= options.epochs * self.steps_per_epoch:
-            raise ValueError(
-                f"Expected a warm-up shorter than the training; got {self.warmup_steps} steps of "
-                f"{options.epochs * self.steps_per_epoch}."
             )
         self.stopping = EarlyStopping(options.patience, self.warmup_steps, self.steps_per_epoch)
         divergence = getattr(objective, "divergence", None)
@@ -330,7 +325,7 @@ class _Trainer:
             dynamic_ncols=True,
         )
         try:
-            with bar, self.folder.open():
+            with bar, self.folder.open(), signals_noted():
                 ended = False
                 while not ended:
                     record = self._epoch(history.epochs)
@@ -343,14 +338,16 @@ class _Trainer:
                         history.stopped, ended = "patience", True
                     elif not ended and self._out_of_time(end):
                         history.stopped, ended = "time", True
+                    elif not ended and self._asked():
+                        history.stopped, ended = asked(), True
                     self.folder.log(record)
                     self.folder.write(self.state, improved, ended)
                     bar.update()
                     shown = {"loss": record["train_loss"], "val": record.get("val_loss")}
                     bar.set_postfix({k: f"{v:.2f}" for k, v in shown.items() if v is not None})
-        except KeyboardInterrupt:
-            # What came after the last checkpoint is repeated when the run is resumed.
-            history.stopped = "interrupted"
+        except (EndedWithin, KeyboardInterrupt):
+            # After the latter, what came after the last checkpoint is repeated by a resumed run.
+            history.stopped = asked() or "interrupted"
         except NonFiniteError:
             if history.epochs:
                 self.folder.keep(self.vae)
@@ -379,14 +376,12 @@ class _Trainer:
         self.state.history.precision_shift = here["val_elbo"] - there["val_elbo"]
 
     def _epoch(self, epoch: int) -> dict[str, Any]:
-        started = time.perf_counter()
-        options = self.options
+        options, within = self.options, self.state.epoch()
         # Kept until the epoch has ended well: what a NaN must not take with it.
-        good = copied(named_tensors(self.vae))
-        total = torch.zeros((), device=self.device)
-        step = epoch * self.steps_per_epoch
-        for x, y in batches(self.train, options.batch_size, self.state.order):
-            rate = self._schedule(step)
+        good, total = within.good, within.total
+        started = time.perf_counter() - within.seconds
+        for x, y in self.state.batches(self.train, options.batch_size):
+            rate = self._schedule(epoch * self.steps_per_epoch + within.steps)
             with computed_in(options.precision, self.device):
                 batch = self.processes.part(arguments(self.vae, x, y))
                 loss = self.svi.update(*batch)
@@ -395,7 +390,9 @@ class _Trainer:
             if self.device.type == "cpu" and not math.isfinite(loss):
                 self._fail(epoch, good, first_not_finite(self.vae, arguments(self.vae, x, y)))
             self.state.follow(options.ema_decay)
-            step += 1
+            within.steps += 1
+            self._save_within(within, started)
+        self.state.within = None
         if not math.isfinite(total):
             self._fail(epoch, good, first_not_finite(self.vae, arguments(self.vae, x, y)))
         # The last step may have spoilt what its loss does not show.
@@ -417,6 +414,21 @@ class _Trainer:
             record["kl_weight"] = float(self.objective.kl_weight * self.objective.warmup)
         return record | {"learning_rate": rate, "seconds": round(time.perf_counter() - started, 4)}
 
+    def _save_within(self, within: Within, started: float) -> None:
+        """Writes a checkpoint within an epoch, if one is due or the training is to end."""
+        if within.steps == self.steps_per_epoch:
+            return  # The epoch's own follows.
+        ends = self._asked()
+        if ends or self.folder.due:
+            within.seconds = time.perf_counter() - started
+            self.folder.write(self.state, False, True)
+        if ends:
+            raise EndedWithin
+
+    def _asked(self) -> bool:
+        """Whether a signal asks to end; several processes agree on that in their own way."""
+        return self.processes.size == 1 and bool(asked())
+
     def _validate(self, val: Split) -> dict[str, float]:
         return validate(self.vae, self.objective, val, self.options.seed, self.processes)
 
@@ -425,11 +437,7 @@ class _Trainer:
         options = self.options
         fraction = step / (options.epochs * self.steps_per_epoch)
         rate = options.learning_rate * SCHEDULES[options.schedule](fraction)
-        for group in cast(Optimizer, self.state.optimizer).param_groups:
-            if isinstance(group["lr"], Tensor):  # A CUDA graph reads it where it is.
-                group["lr"].fill_(rate)
-            else:
-                group["lr"] = rate
+        set_rate(cast(Optimizer, self.state.optimizer), rate)
         if isinstance(self.objective, ELBO):
             self.objective.warmup.fill_(
                 min(1.0, step / self.warmup_steps) if self.warmup_steps else 1.0

@@ -294,7 +294,7 @@ def test_damaged_run_folders(capsys, tmp_path, finished, name, damage, command):
 def test_a_run_out_of_time_says_how_to_go_on(capsys, tmp_path):
     assert run("train", *QUICK, "--minutes", 1e-9, "--out", tmp_path / "run") == 0
     out = capsys.readouterr().out
-    assert "Stopped by --minutes after 1 epoch.\nTo go on: pyro-vaes train --resume --out" in out
+    assert "Stopped by --minutes after 1 epoch.\nTo resume: pyro-vaes train --resume --out" in out
     assert not (tmp_path / "run" / "summary.json").exists()
     assert run("train", "--resume", "--out", tmp_path / "run") == 0
     assert "(all epochs done; " in capsys.readouterr().out

@@ -4,6 +4,8 @@ import base64
 import json
 import re
 import shutil
+import time
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -11,11 +13,17 @@ from matplotlib.figure import Figure
 
 from pyro_vaes.cli.app import main
 from pyro_vaes.course.report import documents, report, typesetting
+from pyro_vaes.course.report.allowed import check_formula
 from pyro_vaes.course.report.defects import DefectsPage
 from pyro_vaes.course.report.documents import DocumentError, from_markdown, from_notebook, walked
 from pyro_vaes.course.report.report import ReportError, write_report
 from pyro_vaes.course.report.typesetting import to_html
 
+ROOT = Path(__file__).resolve().parents[2]
+# One grey point.
+PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg=="
+)
 HAS_TEX = any(map(shutil.which, typesetting.ENGINES))
 
 PAGE = """# {title}
@@ -60,7 +68,7 @@ def results(tmp_path):
 
 def cells(*more):
     v4 = nbformat.v4
-    picture = base64.b64encode(b"\x89PNG\r\n\x1a\n").decode()
+    picture = base64.b64encode(PNG).decode()
     return [
         v4.new_markdown_cell("# 1 A title\n\nSee [there](02_flow_posteriors.ipynb) and [x](a.py)."),
         v4.new_markdown_cell("## Question 1\n\n$$\\log p(x) \\ge 0 \\tag{1}$$"),
@@ -177,9 +185,110 @@ def test_a_page_runs_nothing_of_its_sources(tmp_path):
     assert re.search(r"a<br\s*/?>\s*b", page)
 
 
+@pytest.mark.parametrize("how", ["absolute", "upwards", "by a link", "of another scheme"])
+def test_pictures_come_from_the_folder_of_their_source(how, tmp_path):
+    folder, secret = tmp_path / "results", tmp_path / "secret.png"
+    folder.mkdir()
+    secret.write_bytes(PNG)
+    (folder / "link.png").symlink_to(secret)
+    target = {
+        "absolute": secret,
+        "upwards": "../secret.png",
+        "by a link": "link.png",
+        "of another scheme": f"file://{secret}",
+    }[how]
+    with pytest.raises(DocumentError, match=r"Expected the picture .* within"):
+        from_markdown(f"![p]({target})", folder, "p")
+    (folder / "own.png").write_bytes(PNG)
+    (folder / "inside.png").symlink_to("own.png")
+    for name in ("own.png", "./own.png", "inside.png"):
+        page = to_html(from_markdown(f"![p]({name})", folder, "p"), "T")[0].decode()
+        assert base64.b64encode(PNG).decode() in page
+
+
+@pytest.mark.parametrize(
+    "content", [b"root:x:0:0:secret", PNG[:40], b"", b"\xff\xd8\xff secret", b"<!ENTITY a><svg>"]
+)
+@pytest.mark.parametrize("suffix", ["png", "jpg", "svg"])
+def test_one_bad_picture_costs_one_picture(content, suffix, results, tmp_path, monkeypatch):
+    without_tex(monkeypatch)
+    (results / f"bad.{suffix}").write_bytes(content)
+    page = results / "beta.md"
+    page.write_text(page.read_text().replace("beta_curve.png", f"bad.{suffix}"))
+    made = write_report(results, tmp_path / "out")
+    (line,) = [line for line in made.remarks if line.startswith("Left out")]
+    assert f"bad.{suffix}" in line
+    html = made.html.read_text()
+    assert html.count("data:image/png;base64,") == 3 and "secret" not in html
+
+
+@pytest.mark.parametrize(
+    "formula",
+    [
+        r"\newread\f\openin\f=/etc/passwd \read\f to\l \text{\l}",
+        r"\def\x{\x}\x",
+        r"\input{/etc/passwd}",
+        r"\write18{true}",
+        r"^^5cinput{/etc/passwd}",
+        r"\catcode`@=11 x",
+        r"\csname input\endcsname x",
+        r"\begin{filecontents}{x}\end{filecontents}",
+        r"\begin {verbatim} x",
+        r"\begin\relax",
+        r"x\) \input{y}",
+        r"\@@input x",
+        r"\directlua{x}",
+        r"\includegraphics{x}",
+    ],
+)
+def test_formulas_set_and_do_nothing_else(formula, tmp_path):
+    blocks = from_markdown(f"One ${formula}$ two.", tmp_path, "p")
+    (line,) = documents.remarks_on(blocks)
+    assert "not set" in line
+    kinds = [node["t"] for node in blocks[0]["c"]]
+    assert "Math" not in kinds and "Code" in kinds
+
+
+def test_the_formulas_of_notebooks_and_pages_are_all_set():
+    texts = [path.read_text("utf-8") for path in (ROOT / "docs").rglob("*.md")]
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        cells = json.loads(path.read_text("utf-8"))["cells"]
+        texts += ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+    formulas = [
+        f for text in texts for f in re.findall(r"\$\$.+?\$\$|\$[^$\n]+\$", text, re.DOTALL)
+    ]
+    assert len(formulas) > 100
+    assert {check_formula(formula.strip("$")) for formula in formulas} == {""}
+
+
+def test_what_hangs_is_ended_in_its_time(tmp_path, monkeypatch):
+    slow = tmp_path / "pandoc"
+    slow.write_text("#!/bin/sh\nsleep 60 & wait\n")
+    slow.chmod(0o755)
+    monkeypatch.setattr(documents.pypandoc, "get_pandoc_path", lambda: str(slow))
+    monkeypatch.setattr(documents, "_SECONDS", 0.2)
+    started = time.monotonic()
+    with pytest.raises(DocumentError, match="timed out"):
+        documents.pandoc("a", "json", "markdown")
+    assert time.monotonic() - started < 10
+
+
+def test_warnings_of_older_pandocs_are_told(tmp_path):
+    log = tmp_path / "log.json"
+    entry = {"type": "CouldNotConvertTeXMath", "verbosity": "WARNING", "contents": "x^"}
+    log.write_text(json.dumps([entry, {**entry, "pretty": "Could not convert x^"}]))
+    first, second = typesetting._warnings(log)
+    assert "CouldNotConvertTeXMath" in first and "x^" in first
+    assert second == "Could not convert x^"
+
+
 def test_a_formula_that_cannot_be_set_is_told():
     page, faults = to_html(
-        from_markdown("$\\nonsense{y}$ and $\\log p(x)$", report.Path(), "p"), "T"
+        [
+            {"t": "Para", "c": [{"t": "Math", "c": [{"t": "InlineMath"}, formula]}]}
+            for formula in (r"\nonsense{y}", r"\log p(x)")
+        ],
+        "T",
     )
     assert len(faults) == 1 and "nonsense" in faults[0]
     # Else "log" and "p" would touch.

@@ -28,7 +28,7 @@ from pyro_vaes.runs import run
 from pyro_vaes.runs.build import build
 from pyro_vaes.runs.options import ConfigError
 from pyro_vaes.runs.schema import digest, flatten
-from pyro_vaes.storage.files import FolderInUseError
+from pyro_vaes.storage.files import FolderInUseError, RunFolderError
 from pyro_vaes.training.history import NonFiniteError
 
 
@@ -381,6 +381,90 @@ def test_results_survive_a_damaged_file(small):
     write_pages({"tiny": STUDIES["tiny"]}, small)
     again = json.loads(run.read_text())
     assert again["figures"] == whole["figures"]
+
+
+NONSENSE = [
+    "[" * 100_000,
+    "[]",
+    "{}",
+    {"figures": {}},
+    {"figures": {"num_samples": 20}},
+    {"figures": {"num_samples": 20, "nll": "<b>", "elbo": 1.0, "kl": 1.0}},
+    {"log_marginal": "text"},
+    {"log_marginal": []},
+    {"log_marginal": [1.0]},
+    {"log_marginal": None},
+    {"training": None},
+    {"training": {"epochs": "x"}},
+    {"measures": {"training_rows": 3}},
+    {"measures": []},
+    {"versions": None},
+    {"evaluate_seconds": "x"},
+]
+
+
+@pytest.mark.parametrize("nonsense", NONSENSE, ids=lambda value: str(value)[:40])
+def test_results_that_are_nonsense_are_measured_anew(nonsense, small):
+    one = small._replace(seeds=1)
+    write_pages({"tiny": STUDIES["tiny"]}, one)
+    expected = (one.out / "tiny.csv").read_text()
+    path = next(Path(one.runs).rglob("result.json"))
+    whole = json.loads(path.read_text())
+    path.write_text(nonsense if isinstance(nonsense, str) else json.dumps({**whole, **nonsense}))
+    write_pages({"tiny": STUDIES["tiny"]}, one)
+    found = json.loads(path.read_text())
+    assert found["figures"] == whole["figures"]
+    assert found["log_marginal"] == whole["log_marginal"]
+    assert len((one.out / "tiny.csv").read_text()) == pytest.approx(len(expected), abs=60)
+
+
+def test_a_study_of_other_data_runs_anew(small, monkeypatch):
+    """Whatever their name: the same file with other contents is other data."""
+    count = trained(monkeypatch)
+    write_pages({"tiny": STUDIES["tiny"]}, small)
+    before = pd.read_csv(small.out / "tiny.csv")
+    x, y = (np.load(small.data)[name] for name in "xy")
+    np.savez(small.data, x=3 - x, y=y)
+    write_pages({"tiny": STUDIES["tiny"]}, small)
+    assert len(count) == 8
+    after = pd.read_csv(small.out / "tiny.csv")
+    afresh = small._replace(runs=small.runs / "2", out=small.out / "2")
+    write_pages({"tiny": STUDIES["tiny"]}, afresh)
+    assert list(after["nll"]) == list(pd.read_csv(afresh.out / "tiny.csv")["nll"])
+    assert list(after["nll"]) != list(before["nll"])
+    # And the same contents elsewhere are the same data.
+    moved = Path(small.data).with_name("moved.npz")
+    np.savez(moved, x=x, y=y)
+    del count[:]
+    write_pages({"tiny": STUDIES["tiny"]}, small._replace(data=str(moved)))
+    assert not count
+    assert list(pd.read_csv(small.out / "tiny.csv")["nll"]) == list(before["nll"])
+
+
+def test_a_study_of_another_version_runs_anew_and_says_which(small, monkeypatch):
+    count = trained(monkeypatch)
+    write_pages({"tiny": STUDIES["tiny"]}, small)
+    monkeypatch.setattr(study_runs, "__version__", "99.0")
+    write_pages({"tiny": STUDIES["tiny"]}, small)
+    assert len(count) == 8
+
+
+def test_the_page_names_the_versions_of_its_runs(small):
+    write_pages({"tiny": STUDIES["tiny"]}, small)
+    first, second = sorted(Path(small.runs).rglob("result.json"))[:2]
+    for path, version in ((first, "1.0"), (second, "2.0")):
+        result = json.loads(path.read_text())
+        result["versions"]["torch"] = version
+        path.write_text(json.dumps(result))
+    (page,) = write_pages({"tiny": STUDIES["tiny"]}, small)
+    assert f"torch 1.0 and 2.0 and {torch.__version__}" in page.read_text()
+    assert {"1.0", "2.0"} < set(pd.read_csv(small.out / "tiny.csv", dtype=str)["torch"])
+
+
+def test_data_that_change_under_a_study_are_noticed(small, monkeypatch):
+    monkeypatch.setattr(study_runs, "data_of", lambda config: pv.load_data("digits"))
+    with pytest.raises(RunFolderError, match="changed meanwhile"):
+        write_pages({"tiny": STUDIES["tiny"]}, small)
 
 
 def test_freed_memory_is_kept_where_there_is_a_glibc():

@@ -286,7 +286,7 @@ def test_a_recipe_may_stand_in_the_file() -> None:
         ("[epochs]: 3", "unhashable"),
         ("epochs: 2001-99-99", "run.yaml"),
         ("a\x00b", "run.yaml"),
-        ("epochs: 0x" + "f" * 5000, "a huge number"),
+        ("epochs: 0x" + "f" * 5000, "a whole number"),
         ("epochs: " + "9" * 5000, "run.yaml"),
         ("[" * 3000, "run.yaml"),
         ("epochs: &a [*a]", "'epochs'"),

@@ -2,19 +2,27 @@
 
 The work is pandoc's. What is read becomes a list of blocks of its document tree; pieces are joined
 by joining lists, so that headings, links and pictures of one piece cannot disturb another. Raw HTML
-and raw TeX are left out: a page holds what its sources say and runs nothing of theirs.
+and raw TeX are left out, and so are pictures and formulas that are not
+:mod:`~pyro_vaes.course.report.allowed`: a page holds what its sources say and runs nothing of
+theirs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
+import signal
+import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pypandoc
+
+from pyro_vaes.course.report.allowed import PictureError, check_formula, check_picture
 
 __all__ = [
     "MARKDOWN",
@@ -23,9 +31,11 @@ __all__ = [
     "from_markdown",
     "from_notebook",
     "heading",
+    "left_out",
     "link",
     "pandoc",
     "plain_text",
+    "remarks_on",
     "walked",
     "words",
 ]
@@ -39,6 +49,8 @@ MARKDOWN = "gfm+tex_math_dollars+implicit_figures"
 _ALGORITHM = re.compile(r"pyro\.sample\(|\bSVI\(|\.backward\(|\bfit\(|\.step\(")
 _LINES = 60  # of the longest code cell shown
 _SHORT = 24  # characters of a cell that is not broken
+_LEFT_OUT = "left-out"  # the class of what stands in the place of something
+_SECONDS = 300.0  # that pandoc, and a TeX engine under it, may take for one document
 
 
 class DocumentError(ValueError):
@@ -61,7 +73,7 @@ def from_markdown(text: str, folder: Path, prefix: str, shift: int = 0) -> list[
         DocumentError: for a picture that is not there.
     """
     blocks = json.loads(pandoc(text, "json", MARKDOWN))["blocks"]
-    return _adopted(blocks, folder, prefix, shift)
+    return _adopted(blocks, folder, (folder,), prefix, shift)
 
 
 def from_notebook(path: Path, media: Path, prefix: str) -> list[Node]:
@@ -99,7 +111,7 @@ def from_notebook(path: Path, media: Path, prefix: str) -> list[Node]:
     blocks: list[Node] = []
     for block in json.loads(text)["blocks"]:
         blocks += block["c"][1] if block["t"] == "Div" and "cell" in block["c"][0][1] else [block]
-    return _adopted(blocks, path.parent, prefix, 0)
+    return _adopted(blocks, path.parent, (path.parent, media), prefix, 0)
 
 
 def _algorithm(source: str) -> str:
@@ -125,7 +137,9 @@ def _readable(output: Any) -> Any:
     return None
 
 
-def _adopted(blocks: list[Node], folder: Path, prefix: str, shift: int) -> list[Node]:
+def _adopted(
+    blocks: list[Node], folder: Path, within: Sequence[Path], prefix: str, shift: int
+) -> list[Node]:
     """Blocks whose headings, links and pictures mean the same wherever they are put."""
 
     def adopt(node: Node) -> list[Node]:
@@ -142,7 +156,15 @@ def _adopted(blocks: list[Node], folder: Path, prefix: str, shift: int) -> list[
         elif kind == "Table":
             _set_table(content)
         elif kind == "Image":
-            content[2][0] = str(_picture(content[2][0], folder))
+            path = _picture(content[2][0], folder, within)
+            try:
+                check_picture(path)
+            except PictureError as error:
+                return [left_out(f"the picture {path.name} is {error}")]
+            content[2][0] = str(path)
+        elif kind == "Math" and (command := check_formula(content[1])):
+            code = {"t": "Code", "c": [["", [], []], content[1]]}
+            return [code, left_out(f"the formula is not set: {command} is none of those allowed")]
         elif kind == "Link":
             target = content[2][0]
             if target.startswith("#"):
@@ -156,11 +178,31 @@ def _adopted(blocks: list[Node], folder: Path, prefix: str, shift: int) -> list[
     return walked(blocks, adopt)
 
 
-def _picture(target: str, folder: Path) -> Path:
+def _picture(target: str, folder: Path, within: Sequence[Path]) -> Path:
+    """Where a picture really lies, which must be where its source may bring it from."""
     path = (folder / target).resolve()
-    if re.match(r"[a-z]+:", target) or not path.is_file():
-        raise DocumentError(f"Expected the picture {target} in {folder}; found none.")
+    inside = any(path.is_relative_to(place.resolve()) for place in within)
+    if re.match(r"[a-z]+:", target) or not inside or not path.is_file():
+        raise DocumentError(f"Expected the picture {target} within {folder}; found none.")
     return path
+
+
+def left_out(reason: str) -> Node:
+    """What stands in the place of something that is left out; see :func:`remarks_on`."""
+    return {"t": "Span", "c": [["", [_LEFT_OUT], []], words(f"[{reason}]")]}
+
+
+def remarks_on(blocks: list[Node]) -> list[str]:
+    """A line for each thing in a document that was left out."""
+    lines: list[str] = []
+
+    def collect(node: Node) -> list[Node]:
+        if node["t"] == "Span" and _LEFT_OUT in node["c"][0][1]:
+            lines.append(f"Left out: {plain_text(node['c'][1]).strip('[]')}.")
+        return [node]
+
+    walked(blocks, collect)
+    return lines
 
 
 def _set_table(content: list[Any]) -> None:
@@ -245,15 +287,30 @@ def pandoc(text: str, to: str, source: str, *options: str) -> str:
     Raises:
         DocumentError: if it fails, with what it or TeX said.
     """
-    output = [option.removeprefix("--output=") for option in options if "--output=" in option]
-    others = [option for option in options if "--output=" not in option]
+    command = [pypandoc.get_pandoc_path(), f"--from={source}", f"--to={to}", "--quiet", *options]
     try:
-        return str(
-            pypandoc.convert_text(
-                text, to, source, [*others, "--quiet"], outputfile=output[0] if output else None
-            )
-        )
-    except (RuntimeError, OSError) as error:
-        lines = [line for line in str(error).splitlines() if line.startswith(("!", "l."))]
-        said = " ".join(lines or str(error).split())
-        raise DocumentError(f"pandoc could not write {to}: {said[:300]}") from error
+        written, said, status = _ended(command, text)
+    except (subprocess.TimeoutExpired, OSError) as error:
+        raise DocumentError(f"pandoc could not write {to}: {error}"[:300]) from error
+    if status:
+        lines = [line for line in said.splitlines() if line.startswith(("!", "l."))]
+        shown = " ".join(" ".join(lines or [said]).split())
+        raise DocumentError(f"pandoc could not write {to}: {shown[:300]}")
+    return written
+
+
+def _ended(command: Sequence[str], text: str) -> tuple[str, str, int]:
+    """What a program wrote and said, and its status; beyond its time it and its children end."""
+    environment = {**os.environ, "shell_escape": "f", "openout_any": "p"}  # TeX's own settings
+    pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(
+        command, **pipes, encoding="utf-8", env=environment, start_new_session=True
+    ) as process:
+        try:
+            written, said = process.communicate(text, timeout=_SECONDS)
+        except BaseException:
+            with contextlib.suppress(OSError, AttributeError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
+            raise
+    return written, said, process.returncode

@@ -24,6 +24,7 @@ from pyro_vaes.course.report.documents import (
     heading,
     link,
     plain_text,
+    remarks_on,
     words,
 )
 from pyro_vaes.course.report.typesetting import to_html, to_pdf
@@ -136,6 +137,7 @@ def write_report(results: Path, out: Path, notebooks: Path | None = None) -> Rep
                 *_defects(media),
                 *_reproduction(studies),
             ]
+            remarks += remarks_on(blocks)
             page, faults = to_html(blocks, TITLE)
             pdf, more = to_pdf(blocks, TITLE)
         except DocumentError as error:

@@ -15,11 +15,13 @@ import tempfile
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from pyro_vaes.course.report.documents import (
     MARKDOWN,
     DocumentError,
     Node,
+    left_out,
     pandoc,
     plain_text,
     walked,
@@ -118,12 +120,20 @@ def _written(
 def _warnings(log: Path) -> list[str]:
     """What pandoc warned of, a line for each kind of thing."""
     entries = json.loads(log.read_text(encoding="utf-8"))
-    lines = [" ".join(e["pretty"].split()) for e in entries if e["verbosity"] == "WARNING"]
+    lines = [" ".join(_said(e).split()) for e in entries if e["verbosity"] == "WARNING"]
     return list(dict.fromkeys(lines))
+
+
+def _said(entry: dict[str, Any]) -> str:
+    """A warning in words; some versions of pandoc give only its type and what it is about."""
+    about = (f"{v}" for k, v in entry.items() if k not in ("type", "verbosity", "pretty"))
+    return str(entry.get("pretty") or f"{entry.get('type', 'warning')}: {' '.join(about)}")
 
 
 def _typeset(node: Node) -> list[Node]:
     """What LaTeX needs to be told: sizes of tables, and where equations are aligned."""
+    if node["t"] == "Image" and node["c"][2][0].lower().endswith(".svg"):
+        return [left_out(f"the picture {Path(node['c'][2][0]).name} is an SVG: see the page")]
     if node["t"] == "Math":
         formula = node["c"][1].strip()
         if re.match(r"\\begin\{(align|gather|equation|multline)\*?\}", formula):

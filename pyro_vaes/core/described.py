@@ -50,7 +50,13 @@ _MODULES: Mapping[str, tuple[str, ...]] = {
         "NormalLikelihood",
         "OrdinalLikelihood",
     ),
-    "parts.posteriors": ("FlowPosterior", "FullNormalPosterior", "NormalPosterior", "Posterior"),
+    "parts.posteriors": (
+        "FlowPosterior",
+        "FullNormalPosterior",
+        "NormalPosterior",
+        "Posterior",
+        "_Scaled",
+    ),
     "parts.priors": ("FlowPrior", "MixturePrior", "NormalPrior", "VampPrior"),
     "vae": ("VAE",),
 }

@@ -48,9 +48,10 @@ from pyro_vaes.training.stopping import EarlyStopping
 from pyro_vaes.training.validation import (
     advice,
     arguments,
-    check_batch_norm,
     check_batches,
+    check_trainable,
     check_units,
+    divergence_of,
     first_not_finite,
     on_device,
     validate,
@@ -195,19 +196,13 @@ class _Trainer:
                 f"no KL to weigh; got {type(objective).__name__}."
             )
         self.stopping = EarlyStopping(options.patience, self.warmup_steps, self.steps_per_epoch)
-        divergence = getattr(objective, "divergence", None)
-        named = "none" if divergence is None else type(divergence).__name__
-        processes.check(options.mode, options.batch_size, self.device.type, named)
+        divergence = divergence_of(objective)
+        processes.check(options.mode, options.batch_size, self.device.type, divergence)
         processes.check_modules(vae)
         check_batches(objective, train, options.batch_size)
-        check_batch_norm(vae, train, options.batch_size)
         if val is not None:
             check_batches(objective, val)
-        if any(tensor.is_inference() for tensor in named_tensors(vae).values()):
-            raise ValueError(
-                "Expected a VAE that can be trained; got one made under torch.inference_mode(). "
-                "Make it outside."
-            )
+        check_trainable(vae, train, options.batch_size)
         vae.to(self.device)
         if not vae.training:  # Loaded or looked at; a part alone in that mode is so on purpose.
             vae.train()

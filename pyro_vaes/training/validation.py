@@ -21,9 +21,10 @@ from pyro_vaes.vae import VAE, untouched
 __all__ = [
     "advice",
     "arguments",
-    "check_batch_norm",
     "check_batches",
+    "check_trainable",
     "check_units",
+    "divergence_of",
     "first_not_finite",
     "on_device",
     "validate",
@@ -112,12 +113,23 @@ def check_batches(objective: Any, split: Split, batch_size: int | None = None) -
         )
 
 
-def check_batch_norm(vae: VAE, split: Split, batch_size: int) -> None:
-    """Refuses data that would leave one row in a batch that a batch norm is to average over.
+def divergence_of(objective: Any) -> str:
+    """The class name of an objective's divergence, ``none`` without one."""
+    divergence = getattr(objective, "divergence", None)
+    return "none" if divergence is None else type(divergence).__name__
+
+
+def check_trainable(vae: VAE, split: Split, batch_size: int) -> None:
+    """Refuses a VAE whose tensors take no gradient, or whose batch norms would see a lone row.
 
     Raises:
-        ValueError: naming the batch.
+        ValueError: saying which.
     """
+    if any(tensor.is_inference() for tensor in vae.state_dict().values()):
+        raise ValueError(
+            "Expected a VAE that can be trained; got one made under torch.inference_mode(). "
+            "Make it outside."
+        )
     norms = [m for m in vae.modules() if isinstance(m, nn.BatchNorm1d) and m.training]
     if (norms and len(split) % batch_size == 1) or (norms and batch_size == 1):
         raise ValueError(

@@ -496,6 +496,6 @@ def test_a_mixture_prior_is_made_once_however_small_the_chunks(monkeypatch):
     counts = []
     for chunk_size in (1, 1000):
         made.clear()
-        pv.evaluate(vae, x, num_samples=5, chunk_size=chunk_size)
+        pv.evaluate(vae, x, num_samples=5, chunk_size=chunk_size, proposal="encoder")
         counts.append(len(made))
     assert counts[0] == counts[1] <= 4

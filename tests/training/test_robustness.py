@@ -66,7 +66,19 @@ def train(data: Path) -> Callable[..., list[Any]]:
     """Arguments of a training that takes a moment."""
 
     def arguments(out: Path, *more: Any, epochs: int = 2) -> list[Any]:
-        return ["train", *SMALL, "--data", data, "--epochs", epochs, "--out", out, *more]
+        return [
+            "train",
+            *SMALL,
+            "--data",
+            data,
+            "--epochs",
+            epochs,
+            "--samples",
+            20,
+            "--out",
+            out,
+            *more,
+        ]
 
     return arguments
 

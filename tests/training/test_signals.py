@@ -188,7 +188,7 @@ def test_a_signal_outside_of_training_and_a_second_one_end_at_once():
             os.kill(os.getpid(), signal.SIGTERM)
 
     def twice() -> None:
-        with signals.watched(), signals.looking():
+        with signals.watched(), signals.signals_noted():
             os.kill(os.getpid(), signal.SIGTERM)
             assert signals.asked() == "SIGTERM"
             os.kill(os.getpid(), signal.SIGTERM)

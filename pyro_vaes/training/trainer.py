@@ -51,6 +51,7 @@ from pyro_vaes.training.validation import (
     check_batches,
     check_trainable,
     check_units,
+    check_warmup,
     divergence_of,
     first_not_finite,
     on_device,
@@ -190,11 +191,7 @@ class _Trainer:
         self.device = device_of(options.device)
         self.steps_per_epoch = math.ceil(len(train) / options.batch_size)
         self.warmup_steps = options.warmup(self.steps_per_epoch)
-        if self.warmup_steps and not isinstance(objective, ELBO):
-            raise ValueError(
-                "Expected an objective of pyro_vaes for a KL warm-up, for a many-sample bound has "
-                f"no KL to weigh; got {type(objective).__name__}."
-            )
+        check_warmup(objective, self.warmup_steps)
         self.stopping = EarlyStopping(options.patience, self.warmup_steps, self.steps_per_epoch)
         divergence = divergence_of(objective)
         processes.check(options.mode, options.batch_size, self.device.type, divergence)

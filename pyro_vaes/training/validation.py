@@ -24,6 +24,7 @@ __all__ = [
     "check_batches",
     "check_trainable",
     "check_units",
+    "check_warmup",
     "divergence_of",
     "first_not_finite",
     "on_device",
@@ -110,6 +111,15 @@ def check_batches(objective: Any, split: Split, batch_size: int | None = None) -
         raise ValueError(
             f"Expected at least {least} data in a batch for {type(objective.divergence).__name__}; "
             f"got {last} in the last one of {len(split)} {of}."
+        )
+
+
+def check_warmup(objective: Any, steps: int) -> None:
+    """Refuses a warm-up of the KL weight with an objective that has none."""
+    if steps and not isinstance(objective, ELBO):
+        raise ValueError(
+            "Expected an objective of pyro_vaes for a KL warm-up, for a many-sample bound has "
+            f"no KL to weigh; got {type(objective).__name__}."
         )
 
 

@@ -25,7 +25,7 @@ import torch
 
 import pyro_vaes as pv
 from pyro_vaes.runs.build import build
-from pyro_vaes.runs.resolve import check, resolve
+from pyro_vaes.runs.resolve import check_combination, resolve
 from pyro_vaes.runs.run import train
 
 RESULTS = Path(__file__).parent / "results"
@@ -81,7 +81,7 @@ TABLES = {
 def run(recipe: str, flags: dict[str, Any], seed: int, samples: int) -> dict[str, Any]:
     """Trains and evaluates one model; returns its figures and log p(x) of each test image."""
     config, explicit = resolve(recipe, None, {**flags, "seed": seed})
-    config, _ = check(config, explicit)
+    config, _ = check_combination(config, explicit)
     data = pv.load_data("digits")
     torch.manual_seed(seed)
     vae, _ = build(config, data)

@@ -39,7 +39,7 @@ from pyro_vaes.core.errors import DataError
 from pyro_vaes.data.dataset import DataSet
 from pyro_vaes.runs.build import build
 from pyro_vaes.runs.options import ConfigError
-from pyro_vaes.runs.resolve import check, check_resume, resolve
+from pyro_vaes.runs.resolve import check_combination, check_resume, resolve
 from pyro_vaes.runs.run import train
 from pyro_vaes.runs.schema import RunConfig, read_config, to_yaml
 from pyro_vaes.storage.files import CONFIG, RunFolderError, write_text
@@ -295,7 +295,7 @@ def lineage(name: str) -> list[str]:
 def configurations(row: Row, seed: int, root: Path) -> list[RunConfig]:
     """The options of one run: one set, and one more for each restart."""
     flags = {**row.flags, "seed": seed, "data_root": str(root)}
-    whole = check(*resolve(row.recipe, None, flags))[0]
+    whole = check_combination(*resolve(row.recipe, None, flags))[0]
     stages = [epochs for epochs in row.restarts if epochs < whole.training.epochs]
     return [
         dataclasses.replace(whole, training=dataclasses.replace(whole.training, epochs=epochs))

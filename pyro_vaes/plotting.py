@@ -25,7 +25,7 @@ from torchvision.utils import make_grid
 
 from pyro_vaes.data.splits import Split
 from pyro_vaes.storage.files import replacing
-from pyro_vaes.vae import VAE, untouched
+from pyro_vaes.vae import VAE, evaluating
 
 __all__ = [
     "apart",
@@ -114,7 +114,7 @@ def image_grid(
 
 def reconstructions(vae: VAE, split: Split, image_shape: Sequence[int], *, num: int = 12) -> Figure:
     """Data in the upper row of each pair, their reconstructions (means) in the lower."""
-    with untouched(vae):
+    with evaluating(vae):
         x = split.x[:num].to(vae.device, vae.dtype)
         y = None if split.y is None or not vae.conditional else split.y[:num].to(vae.device)
         rebuilt = vae.reconstruct(x, y)
@@ -179,7 +179,7 @@ def latent_space(vae: VAE, split: Split, *, num: int = 1000) -> Figure:
     components, and the prior's density in it is that of its own draws, projected. In one dimension
     the height is the prior's density, and the means of each label have a line of their own.
     """
-    with untouched(vae):
+    with evaluating(vae):
         torch.manual_seed(0)
         x = split.x[:num].to(vae.device, vae.dtype)
         y = None if split.y is None else split.y[:num].to(vae.device)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pyro_vaes.core.described import Described
 from pyro_vaes.core.labels import as_labels, takes_labels, with_labels
 
-__all__ = ["VAE", "check_data", "check_labels", "drawn", "untouched"]
+__all__ = ["VAE", "check_data", "check_labels", "drawn", "evaluating"]
 
 
 # Pyro keeps parameters in one global store under names, and a second module under the same name
@@ -168,7 +168,7 @@ class VAE(Described):
         if n < 0:
             raise ValueError(f"Expected n of 0 or more; got {n}.")
         labels = self._check_labels(y, n)
-        with looking(self):
+        with in_evaluation_mode(self):
             prior = self.p_z(labels)
             z = prior.sample(() if prior.batch_shape else (n,))
             likelihood = self.p_x(z, labels)
@@ -192,7 +192,7 @@ class VAE(Described):
         # A posterior that takes no labels encodes without.
         needed = y is not None or takes_labels(self.posterior)
         labels = self._check_labels(y, len(x)) if needed else None
-        with looking(self):
+        with in_evaluation_mode(self):
             posterior = self.q_z(x, labels)
             if num_samples is None:
                 return mean_of(posterior)
@@ -212,7 +212,7 @@ class VAE(Described):
         if y is not None:
             lone = z.dim() > 1 and not as_labels(y).dim()
             y = self._check_labels(y, z.shape[-2] if lone else None)
-        with looking(self):
+        with in_evaluation_mode(self):
             return mean_of(self.p_x(z, y))
 
     def reconstruct(self, x: Any, y: Any = None) -> Tensor:
@@ -282,7 +282,7 @@ def _announce(name: str, parameter: Tensor) -> None:
 
 
 @contextmanager
-def looking(module: nn.Module) -> Iterator[None]:
+def in_evaluation_mode(module: nn.Module) -> Iterator[None]:
     """Evaluation mode and no gradients; afterwards each module is in the mode that it was in."""
     modes = [(part, part.training) for part in module.modules()]
     with torch.no_grad():
@@ -311,9 +311,9 @@ def mean_of(distribution: Any) -> Tensor:
 
 
 @contextmanager
-def untouched(vae: VAE) -> Iterator[None]:
+def evaluating(vae: VAE) -> Iterator[None]:
     """Evaluation mode, no gradients, no validation; afterwards all is as it was, generators too."""
-    with torch.random.fork_rng(), pyro.validation_enabled(False), looking(vae):
+    with torch.random.fork_rng(), pyro.validation_enabled(False), in_evaluation_mode(vae):
         yield
 
 
@@ -336,7 +336,7 @@ def check_data(vae: VAE, x: Tensor, y: Tensor | None = None) -> None:
             values that are no levels of a likelihood over levels.
     """
     check_labels(vae, x, y)
-    with untouched(vae):
+    with evaluating(vae):
         label = None if y is None else y[:1]
         check_support(vae.p_x(drawn(vae.q_z(x[:1], label)), label), x)
 

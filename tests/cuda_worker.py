@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 import pyro_vaes as pv
-from pyro_vaes.training.distributed import Processes, join
+from pyro_vaes.training.distributed import Processes, join_processes
 from pyro_vaes.training.validation import arguments
 
 
@@ -61,7 +61,7 @@ def main(out: Path, backend: str) -> None:
     if backend == "nccl":  # Left alone, one process connects to nobody.
         torch.cuda.set_device(0)
         dist.init_process_group("cpu:gloo,cuda:nccl")
-    processes = join()
+    processes = join_processes()
     found = {"backend": dist.get_backend_config(), **told(processes)}
     if dist.get_rank() == 0:
         out.write_text(json.dumps(found))

@@ -17,7 +17,7 @@ from pyro.infer import RenyiELBO
 
 import pyro_vaes as pv
 from pyro_vaes.storage.tensors import copied, named_tensors, write_tensors
-from pyro_vaes.training.distributed import _disconnect, join
+from pyro_vaes.training.distributed import _disconnect, join_processes
 from pyro_vaes.training.validation import arguments
 
 # 51 rows: batches of 16 leave 3 for the last, of 50 a single one for two processes.
@@ -84,7 +84,7 @@ def fit(
     posterior: str = "normal", labels: bool = False, epochs: int = 3, **options: Any
 ) -> tuple[pv.VAE, pv.History]:
     # Weights are the first process's, whatever the others begin with.
-    vae = build(posterior, labels, seed=join().rank)
+    vae = build(posterior, labels, seed=join_processes().rank)
     objective = options.pop("objective", None)
     if objective is not None:
         options["objective"] = objective()
@@ -95,7 +95,7 @@ def fit(
 
 def gradients(mode: Any, size: int) -> dict[str, torch.Tensor]:
     """What two steps of plain gradient descent change: the gradients, their scale included."""
-    processes = join()
+    processes = join_processes()
     vae, rows = build(), split(size, 3)
     model, guide = processes.sharing(vae.model, vae.guide)
     svi = pv.FastSVI(
@@ -113,7 +113,7 @@ def gradients(mode: Any, size: int) -> dict[str, torch.Tensor]:
 
 def refusals() -> dict[str, str]:
     """The line that each of these gets."""
-    processes = join()
+    processes = join_processes()
     train = split(51, 1)
 
     def dropout() -> None:
@@ -148,7 +148,7 @@ def refusals() -> dict[str, str]:
 
 def compute(folder: Path, fits: dict[str, dict[str, Any]]) -> None:
     """Runs the cases; the first process writes their outcomes to the folder."""
-    rank = join().rank
+    rank = join_processes().rank
     for name, options in fits.items():
         vae, history = fit(**options)
         if rank == 0:
@@ -172,7 +172,7 @@ def main(folder: Path) -> None:
     fit(epochs=4, out=folder / "one", resume=True)
     fit(epochs=2, out=folder / "many", resume=True)
     told = refusals()
-    rank = join().rank
+    rank = join_processes().rank
     _disconnect()
     if rank == 0:
         (folder / "refusals.json").write_text(json.dumps(told))

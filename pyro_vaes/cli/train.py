@@ -15,7 +15,7 @@ from pyro_vaes.cli.flags import PLACE, ConfigCommand, check_drawing, given, opti
 from pyro_vaes.core.errors import SignalStop
 from pyro_vaes.runs.options import ConfigError
 from pyro_vaes.runs.recipes import DEFAULT_RECIPE, RECIPES
-from pyro_vaes.runs.resolve import check, check_resume, from_yaml, resolve
+from pyro_vaes.runs.resolve import check_combination, check_resume, from_yaml, resolve
 from pyro_vaes.runs.schema import RunConfig, read_config
 from pyro_vaes.storage.files import RunFolderError, contents, locked
 
@@ -78,11 +78,11 @@ def _train(
     from pyro_vaes.runs.run import train
     from pyro_vaes.runs.summary import finished, report_text, summarise
     from pyro_vaes.training.checkpoint import read_checkpoint
-    from pyro_vaes.training.distributed import join, refuse_tasks
+    from pyro_vaes.training.distributed import join_processes, refuse_tasks
     from pyro_vaes.training.signals import watched
 
     refuse_tasks()
-    processes = join()
+    processes = join_processes()
     if minutes is not None and math.isnan(minutes):
         raise ConfigError("Invalid value for '--minutes': expected a number above 0; got nan.")
     if resume and out is None:
@@ -92,7 +92,7 @@ def _train(
         file_values = None if file is None else from_yaml(_read(file), str(file))
         flags = given(click.get_current_context())
         config, explicit = resolve(recipe, file_values, flags, started)
-        config, remarks = check(config, explicit)
+        config, remarks = check_combination(config, explicit)
         if started is not None and out is not None:
             check_resume(config, started)
             read_checkpoint(out)  # Refused here or not at all.
@@ -100,7 +100,7 @@ def _train(
     with processes.together():
         data = processes.in_turn(lambda: data_of(config, "Invalid value for '--data'"))
         steps = math.ceil(len(data.train) / config.training.batch_size)
-        config, more = check(config, explicit, steps)
+        config, more = check_combination(config, explicit, steps)
         torch.manual_seed(config.training.seed)
         vae, choices = build(config, data)
     fresh = out is None

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["as_labels", "join", "takes_labels", "with_labels"]
+__all__ = ["append_labels", "as_labels", "takes_labels", "with_labels"]
 
 
-def join(rows: Tensor, labels: Tensor | None, num_labels: int) -> Tensor:
+def append_labels(rows: Tensor, labels: Tensor | None, num_labels: int) -> Tensor:
     """Puts the one-hot label beside each row; without labels, the rows as they are.
 
     Args:

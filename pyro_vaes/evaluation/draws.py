@@ -128,7 +128,7 @@ def draws(
 ) -> Iterator[Draws]:
     """Draws S samples of z for each datum of a block and scores them.
 
-    Call inside :func:`~pyro_vaes.vae.untouched`.
+    Call inside :func:`~pyro_vaes.vae.evaluating`.
 
     Args:
         vae: the model.

@@ -31,7 +31,7 @@ from pyro_vaes.evaluation.proposals.annealed import TOLERANCE
 from pyro_vaes.evaluation.proposals.fitted import check_proposal
 from pyro_vaes.evaluation.reliability import reliability
 from pyro_vaes.evaluation.results import Evaluation, Unavailable
-from pyro_vaes.vae import VAE, check_labels, untouched
+from pyro_vaes.vae import VAE, check_labels, evaluating
 
 __all__ = ["evaluate", "log_marginal"]
 
@@ -93,7 +93,7 @@ def evaluate(
     chunk_size = _checked(vae, num_samples, chunk_size, proposal, start)
     x, y = _on_device(vae, data)
     y = check_labels(vae, x, y)
-    with untouched(vae):
+    with evaluating(vae):
         labels = y if vae.conditional else None
         way = Pass(vae, num_samples, seed, chunk_size, proposal, True, diagnostics, start)
         found = way.run(x, y)
@@ -157,7 +157,7 @@ def log_marginal(
     chunk_size = _checked(vae, num_samples, chunk_size, proposal, start)
     x, labels = _on_device(vae, x)
     labels = check_labels(vae, x, labels if y is None else y)
-    with untouched(vae):
+    with evaluating(vae):
         way = Pass(vae, num_samples, seed, chunk_size, proposal, False, False, start)
         found = way.run(x, labels)
     for warning in found.warnings:

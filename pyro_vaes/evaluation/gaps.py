@@ -90,7 +90,7 @@ def _normal(q: Any, units: Tensor) -> tuple[list[Tensor], Build] | None:
 def best_elbo(joint: Joint, parameters: list[Tensor], build: Build) -> Tensor:
     """The ELBO of q*, ``(n,)``, from draws that were not climbed by.
 
-    Uses torch's global generator: seed it. Call inside ``untouched`` and ``frozen``.
+    Uses torch's global generator: seed it. Call inside ``evaluating`` and ``frozen``.
 
     Args:
         joint: log p(x, z) of the data.

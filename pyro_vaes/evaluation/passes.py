@@ -89,7 +89,7 @@ class Pass:
     """How to go through the data.
 
     Attributes:
-        vae: the model, inside ``untouched``.
+        vae: the model, inside ``evaluating``.
         num_samples: S.
         seed: of all draws.
         chunk_size: decoder evaluations at once.

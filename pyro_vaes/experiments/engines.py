@@ -21,7 +21,7 @@ from pyro_vaes.runs.memory import keep_freed_memory
 from pyro_vaes.runs.options import ConfigError
 from pyro_vaes.storage.files import FolderInUseError, RunFolderError
 
-__all__ = ["ENGINES", "Engine", "spread"]
+__all__ = ["ENGINES", "Engine", "on_ray"]
 
 
 T = TypeVar("T")
@@ -35,7 +35,7 @@ _PATIENCE = 120.0
 _ANSWER = 10.0
 
 
-def spread(
+def on_ray(
     do: Callable[[T], R], plan: Callable[[int], Sequence[T]], workers: int = 0
 ) -> Iterator[R]:
     """Does tasks on a Ray cluster, one on each core.
@@ -190,7 +190,7 @@ def _local(plan: Plan, workers: int) -> Iterator[list[dict[str, Any]]]:
         pool.shutdown(cancel_futures=True)
 
 
-ENGINES: dict[str, Engine] = {"local": _local, "ray": functools.partial(spread, perform)}
+ENGINES: dict[str, Engine] = {"local": _local, "ray": functools.partial(on_ray, perform)}
 
 
 def _cores() -> int:

@@ -13,7 +13,7 @@ from pyro_vaes.data.dataset import DataSet
 from pyro_vaes.distributions.mixtures import Mixture
 from pyro_vaes.evaluation.diagnostics import class_accuracy, classifier, generate
 from pyro_vaes.evaluation.evaluator import log_marginal
-from pyro_vaes.vae import VAE, untouched
+from pyro_vaes.vae import VAE, evaluating
 
 __all__ = ["MEASURES", "reliability"]
 
@@ -35,7 +35,7 @@ def components_used(vae: VAE, data: DataSet, samples: int) -> dict[str, float]:
 
     The share of component k is E_q(z)[p(k | z)]; 1 if one does all the work, K if all do as much.
     """
-    with untouched(vae):
+    with evaluating(vae):
         torch.manual_seed(0)
         prior = vae.p_z()
         if not isinstance(prior, Mixture):
@@ -52,7 +52,7 @@ def generated_classes(vae: VAE, data: DataSet, samples: int) -> dict[str, Any]:
         return {}
     judge = classifier(data.train.x, data.train.y)
     labels = torch.arange(data.num_labels).repeat_interleave(_PER_CLASS)
-    with untouched(vae):
+    with evaluating(vae):
         made = generate(vae, labels, seed=0)
     right = torch.as_tensor(judge.predict(made.flatten(1).numpy())) == labels[: len(made)]
     share, error = class_accuracy(judge, made, labels[: len(made)])
@@ -67,7 +67,7 @@ def calibration(vae: VAE, data: DataSet, samples: int) -> dict[str, Any]:
     that under p(x | z) at a posterior draw of z. ``calibration_error`` is the mean distance of the
     two over ten bins of probability, weighed by their counts (Guo et al. 2017, equation 3).
     """
-    with untouched(vae):
+    with evaluating(vae):
         torch.manual_seed(0)
         x = data.test.frozen().x
         y = data.test.y if vae.conditional else None
@@ -107,7 +107,7 @@ def reliability(probability: Tensor, happened: Tensor) -> dict[str, Any]:
 def drawing_time(vae: VAE, data: DataSet, samples: int) -> dict[str, float]:
     """Milliseconds to draw a thousand latents from the prior, the best of three."""
     seconds = []
-    with untouched(vae):
+    with evaluating(vae):
         for _ in range(3):
             started = time.perf_counter()
             vae.p_z().sample((1000,))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_vaes.experiments.outcomes import Outcome
 from pyro_vaes.plotting import apart, image_grid, style
-from pyro_vaes.vae import VAE, untouched
+from pyro_vaes.vae import VAE, evaluating
 
 __all__ = [
     "COLORS",
@@ -117,7 +117,7 @@ def sheet(
     rows = []
     for label in labels:
         vae = o.vae(label)
-        with untouched(vae):
+        with evaluating(vae):
             torch.manual_seed(0)
             rows.append(make(vae)[:per_row].flatten(1))
     high = float((o.data.num_levels or 2) - 1)

@@ -9,7 +9,7 @@ from typing import Any
 from pyro_vaes.data.dataset import DataSet
 from pyro_vaes.experiments.outcomes import Outcome
 from pyro_vaes.experiments.panels import Figures
-from pyro_vaes.runs.resolve import check, resolve
+from pyro_vaes.runs.resolve import check_combination, resolve
 from pyro_vaes.runs.schema import RunConfig
 
 __all__ = ["Cell", "Study", "configuration"]
@@ -71,4 +71,4 @@ def configuration(
     values = {**study.base, "data": data, "data_root": root, "seed": seed}
     values |= {**likelihood, **cell.options, **(_REHEARSAL if quick else {})}
     config, _ = resolve(study.recipe, None, values)
-    return check(config)[0]
+    return check_combination(config)[0]

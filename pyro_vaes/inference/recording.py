@@ -1,6 +1,6 @@
 """Recording tensor operations once, to replay them without the Python that made them.
 
-:class:`Program` records any function of tensors; :class:`Recorded` and :class:`Captured` are a
+:class:`Program` records any function of tensors; :class:`TracedStep` and :class:`GraphStep` are a
 whole step of training.
 """
 
@@ -29,9 +29,9 @@ from pyro_vaes.inference.watching import PLAIN, Watch
 
 __all__ = [
     "Arguments",
-    "Captured",
+    "GraphStep",
     "Program",
-    "Recorded",
+    "TracedStep",
     "UnknownParameterError",
     "arguments_of",
     "cleared",
@@ -149,7 +149,7 @@ class UnknownParameterError(RuntimeError):
     """A step meets a parameter that it was not to be differentiated by."""
 
 
-class Recorded:
+class TracedStep:
     """One step, recorded for one set of shapes: loss, gradients and the optimiser's step.
 
     Args:
@@ -280,7 +280,7 @@ def is_clear(grad: Tensor | None) -> bool:
     return grad is None or getattr(grad, "_cleared_at", -1) == grad._version
 
 
-class Captured(Recorded):
+class GraphStep(TracedStep):
     """The same as one CUDA graph: a single launch for the whole step, and no wait for it.
 
     The noise of a replay follows the device's generator, which counts on from where it is.

@@ -29,8 +29,8 @@ from pyro_vaes.inference.joint_optimizer import capturable, joint_optimizer
 from pyro_vaes.inference.many_samples import ManySamples
 from pyro_vaes.inference.recording import (
     Arguments,
-    Captured,
-    Recorded,
+    GraphStep,
+    TracedStep,
     UnknownParameterError,
     arguments_of,
     cleared,
@@ -126,7 +126,7 @@ class FastSVI(SVI):
         self._joint = joint_optimizer(optim)
         self._joint.captured |= mode == "cuda_graph"
         self._objective = as_objective(self.loss_object)
-        self._programs: dict[Any, Recorded] = {}
+        self._programs: dict[Any, TracedStep] = {}
         self._params: dict[str, Tensor] = {}  # As they were last met.
         self._stepped: set[int] = set()  # Parameters that took an eager step before a graph.
         self._validated = False
@@ -313,7 +313,7 @@ class FastSVI(SVI):
 
     # --- recorded ----------------------------------------------------------------------------
 
-    def _recorded(self, arguments: Arguments, args: Any, kwargs: Any) -> Recorded | None:
+    def _recorded(self, arguments: Arguments, args: Any, kwargs: Any) -> TracedStep | None:
         """The recording of a step with such arguments; None if it is to run as it is."""
         self._follow_settings()
         refusal = self._refusal(arguments, args, kwargs)
@@ -391,11 +391,11 @@ class FastSVI(SVI):
     def _watch_now(self) -> Watch:
         return Watch(model=self.model, guide=self.guide, loss=vars(self._objective))
 
-    def _program(self, key: Any, arguments: Arguments) -> Recorded | None:
+    def _program(self, key: Any, arguments: Arguments) -> TracedStep | None:
         if self.mode == "cuda_graph" and not capturable(self.optimizer):
             name = type(self.optimizer).__name__
             self._fall_back(ValueError(f"{name} is not capturable"), "traced")
-        kind = Captured if self.mode == "cuda_graph" else Recorded
+        kind = GraphStep if self.mode == "cuda_graph" else TracedStep
         met: dict[str, Tensor] = {}
 
         def loss(*inputs: Tensor) -> Tensor:
@@ -420,8 +420,8 @@ class FastSVI(SVI):
             return None
         except Exception as error:
             # What a graph cannot hold may still be recorded.
-            self._fall_back(error, "traced" if kind is Captured else "eager")
-            return self._program(key, arguments) if kind is Captured else None
+            self._fall_back(error, "traced" if kind is GraphStep else "eager")
+            return self._program(key, arguments) if kind is GraphStep else None
         self._sightings.discard(key)
         self._programs[key] = recorded
         return recorded

@@ -2,8 +2,8 @@
 
 A network maps ``(..., in_features)`` to ``(..., out_features)`` and says both sizes. It knows
 nothing of distributions: the part that owns it adds the heads. A conditional part hands it the
-one-hot label with its input (:func:`~pyro_vaes.core.labels.join`), so ``in_features`` counts the
-labels too.
+one-hot label with its input (:func:`~pyro_vaes.core.labels.append_labels`), so ``in_features``
+counts the labels too.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pyro_vaes.core.bounds import held_bounds, hold_bounds
 from pyro_vaes.core.checks import positive
 from pyro_vaes.core.described import Described
-from pyro_vaes.core.labels import flat, join
+from pyro_vaes.core.labels import append_labels, flat
 from pyro_vaes.distributions.mixtures import Mixture
 from pyro_vaes.networks.mlp import Network, check_network, shape_of
 from pyro_vaes.parts.priors import _labels
@@ -53,7 +53,7 @@ class Grid(Described):
         """The network's features ``(K, out_features)``, or ``(num_labels, K, out_features)``."""
         points = cast(Tensor, self.points)
         labels = torch.arange(self.num_labels, device=points.device).unsqueeze(-1)
-        return cast(Tensor, self.network(join(points, labels, self.num_labels)))
+        return cast(Tensor, self.network(append_labels(points, labels, self.num_labels)))
 
 
 class GTMPseudoInputs(Grid):

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from pyro_vaes.core.checks import positive
 from pyro_vaes.core.described import Described
-from pyro_vaes.core.labels import join
+from pyro_vaes.core.labels import append_labels
 from pyro_vaes.data.units import units_of
 from pyro_vaes.distributions.autoregressive import AutoregressiveLevels
 from pyro_vaes.distributions.levels import (
@@ -133,7 +133,7 @@ class Likelihood(Described):
         raise NotImplementedError
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> Any:
-        outputs = self.head(self.network(join(z, y, self.num_labels)))
+        outputs = self.head(self.network(append_labels(z, y, self.num_labels)))
         shape = (*outputs.shape[:-1], *self.event_shape, self.parameters_per_element)
         return self.elements(outputs.reshape(shape)).to_event(len(self.event_shape))
 
@@ -320,7 +320,7 @@ class AutoregressiveLikelihood(LevelLikelihood):
         )
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> Any:
-        features = self.network(join(z, y, self.num_labels))
+        features = self.network(append_labels(z, y, self.num_labels))
         logits = self.head(features).unflatten(-1, (-1, self.num_levels))
         return AutoregressiveLevels(logits, features, self.masked, self.event_shape)
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from pyro_vaes.core.checks import positive
 from pyro_vaes.core.described import Described
-from pyro_vaes.core.labels import flat, join, takes_labels, with_labels
+from pyro_vaes.core.labels import append_labels, flat, takes_labels, with_labels
 from pyro_vaes.distributions.transformed import FlowDistribution
 from pyro_vaes.flows.recipes import FlowRecipe
 from pyro_vaes.networks.mlp import Network, check_network, shape_of
@@ -166,7 +166,7 @@ class Posterior(_Scaled):
 
     def features(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """The network's features ``(*batch, out_features)`` of data ``(*batch, *event_shape)``."""
-        return cast(Tensor, self.network(join(self._seen(x), y, self.num_labels)))
+        return cast(Tensor, self.network(append_labels(self._seen(x), y, self.num_labels)))
 
     def from_features(self, features: Tensor) -> Any:
         """The distribution, given the network's features."""

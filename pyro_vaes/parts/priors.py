@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pyro_vaes.core.bounds import held_bounds, hold_bounds
 from pyro_vaes.core.checks import positive
 from pyro_vaes.core.described import Described
-from pyro_vaes.core.labels import as_labels, join, takes_labels, with_labels
+from pyro_vaes.core.labels import append_labels, as_labels, takes_labels, with_labels
 from pyro_vaes.distributions.mixtures import Mixture, VampDistribution
 from pyro_vaes.distributions.transformed import FlowDistribution
 from pyro_vaes.flows.recipes import FlowRecipe
@@ -304,7 +304,7 @@ class FlowPrior(Described):
         context, zero = None, cast(Tensor, self.zero)
         if self.num_labels:
             y = _labels(y, self.num_labels)
-            context, batch = join(zero.new_empty(*y.shape, 0), y, self.num_labels), y.shape
+            context, batch = append_labels(zero.new_empty(*y.shape, 0), y, self.num_labels), y.shape
         base = (
             dist.Normal(zero, cast(Tensor, self.one)).expand([*batch, self.latent_dim]).to_event(1)
         )

@@ -37,7 +37,7 @@ from pyro_vaes.parts.priors import FlowPrior, MixturePrior, NormalPrior, VampPri
 from pyro_vaes.runs.data_source import load_for
 from pyro_vaes.runs.options import ConfigError
 from pyro_vaes.runs.schema import RunConfig
-from pyro_vaes.training.distributed import SharingError, join
+from pyro_vaes.training.distributed import SharingError, join_processes
 from pyro_vaes.training.options import device_of
 from pyro_vaes.training.validation import check_batches
 from pyro_vaes.vae import VAE
@@ -92,7 +92,7 @@ def build(config: RunConfig, data: DataSet) -> tuple[VAE, list[str]]:
         )
     training, divergence = config.training, config.objective.divergence
     try:
-        join().check(training.mode, training.batch_size, device.type, divergence)
+        join_processes().check(training.mode, training.batch_size, device.type, divergence)
     except SharingError as error:
         flag = error.option.replace("_", "-")
         raise ConfigError(f"Invalid value for '--{flag}': {error}") from error

@@ -13,12 +13,12 @@ from pyro_vaes.runs.schema import (
     WARMUPS,
     RunConfig,
     flatten,
-    known,
-    over,
+    merged,
     unflatten,
+    validated,
 )
 
-__all__ = ["check", "check_resume", "differences", "from_yaml", "resolve"]
+__all__ = ["check_combination", "check_resume", "differences", "from_yaml", "resolve"]
 
 
 def from_yaml(source: str, where: str = "the configuration") -> dict[str, Any]:
@@ -33,7 +33,7 @@ def from_yaml(source: str, where: str = "the configuration") -> dict[str, Any]:
     recipe = {"recipe": values.pop("recipe")} if "recipe" in values else {}
     for name in recipe.values():
         recipe_values(name, f"'recipe' in {where}")
-    return recipe | known(values, where)
+    return recipe | validated(values, where)
 
 
 def resolve(
@@ -67,10 +67,10 @@ def resolve(
     defaults = {} if name is None else recipe_values(name)
     if started is not None:  # The recipe's may have been shortened when the run was started.
         defaults |= {unit: base[unit] for unit in WARMUPS}
-    return unflatten(over(over(base, defaults), asked)), frozenset(asked)
+    return unflatten(merged(merged(base, defaults), asked)), frozenset(asked)
 
 
-def check(
+def check_combination(
     config: RunConfig, explicit: Iterable[str] = (), steps_per_epoch: int | None = None
 ) -> tuple[RunConfig, list[str]]:
     """Checks options against each other.

@@ -49,11 +49,11 @@ __all__ = [
     "digest",
     "flatten",
     "from_values",
-    "known",
-    "over",
+    "merged",
     "read_config",
     "to_yaml",
     "unflatten",
+    "validated",
 ]
 
 
@@ -273,7 +273,7 @@ def unflatten(values: Mapping[str, Any], where: str = "the configuration") -> Ru
     Raises:
         ConfigError: for an unknown, missing or wrong option.
     """
-    checked = known(values, where)
+    checked = validated(values, where)
     for name in OPTIONS:
         if name not in checked:
             raise ConfigError(f"Expected every option in {where}; got none called {name!r}.")
@@ -290,7 +290,7 @@ def from_values(values: Mapping[str, Any]) -> RunConfig:
         ConfigError: for an unknown name or a value that makes no sense.
     """
     some = {name: value for name, value in values.items() if name != "recipe"}
-    return unflatten(over(flatten(RunConfig()), some))
+    return unflatten(merged(flatten(RunConfig()), some))
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -302,7 +302,7 @@ def to_yaml(config: RunConfig) -> str:
     return written
 
 
-def known(values: Mapping[Any, Any], where: str) -> dict[str, Any]:
+def validated(values: Mapping[Any, Any], where: str) -> dict[str, Any]:
     """The values, each read by its option."""
     for name in values:
         if name not in OPTIONS:
@@ -337,7 +337,7 @@ def read_config(folder: Path) -> RunConfig:
     return unflatten(load_yaml(source, str(path)), str(path))
 
 
-def over(values: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+def merged(values: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
     """Some values over others; a warm-up in one unit takes the place of one in the other."""
     none = dict.fromkeys(WARMUPS, 0) if others.keys() & set(WARMUPS) else {}
     return {**values, **none, **others}

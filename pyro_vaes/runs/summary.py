@@ -16,7 +16,7 @@ from pyro_vaes.data.dataset import DataSet
 from pyro_vaes.evaluation.evaluator import evaluate
 from pyro_vaes.runs.schema import RunConfig
 from pyro_vaes.storage.files import read_json, write_text
-from pyro_vaes.training.distributed import join
+from pyro_vaes.training.distributed import join_processes
 from pyro_vaes.training.history import History
 from pyro_vaes.vae import VAE
 
@@ -95,7 +95,7 @@ def summarise(
         "mode": history.mode,
         "precision_shift": history.precision_shift,
         "device": history.device,
-        "processes": join().size,
+        "processes": join_processes().size,
         "train_seconds": round(history.seconds, 3),
         "parameters": sum(p.numel() for p in vae.parameters()),
         "versions": versions(),

@@ -26,7 +26,7 @@ from pyro_vaes.core.errors import InputError, RunError
 from pyro_vaes.inference.noise import Rows, drawing_rows
 from pyro_vaes.training.signals import asked
 
-__all__ = ["ALONE", "PeerError", "Processes", "SharingError", "join"]
+__all__ = ["ALONE", "PeerError", "Processes", "SharingError", "join_processes"]
 
 
 T = TypeVar("T")
@@ -205,7 +205,7 @@ class Processes:
                         f"{number}."
                     )
 
-    def spread(self, tensors: Mapping[str, Tensor]) -> None:
+    def broadcast(self, tensors: Mapping[str, Tensor]) -> None:
         """Gives all processes the first one's tensors, in place."""
         if self.size > 1:
             with self._linked(), torch.no_grad():
@@ -312,7 +312,7 @@ class Processes:
 ALONE = Processes()
 
 
-def join() -> Processes:
+def join_processes() -> Processes:
     """The processes that share this run: those that ``torchrun`` started, else this one alone.
 
     At the first call they are connected, over NCCL if each has a GPU of its own and gloo otherwise,

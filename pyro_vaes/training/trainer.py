@@ -30,7 +30,7 @@ from pyro_vaes.inference.svi import FastSVI
 from pyro_vaes.storage.files import locked
 from pyro_vaes.storage.tensors import copied, fill, named_tensors
 from pyro_vaes.training.checkpoint import CHECKPOINT, RunState, Saved, Within, identity_of
-from pyro_vaes.training.distributed import Processes, join
+from pyro_vaes.training.distributed import Processes, join_processes
 from pyro_vaes.training.history import History, NonFiniteError
 from pyro_vaes.training.options import (
     FitOptions,
@@ -147,7 +147,7 @@ def fit(
     if minutes is not None and not minutes > 0:
         raise ValueError(f"Expected minutes above 0; got {minutes}.")
     end = None if minutes is None else time.monotonic() + 60 * minutes
-    processes = join()
+    processes = join_processes()
     with torch.inference_mode(False):
         objective = ELBO() if objective is None else objective
     check_objective(objective)
@@ -283,7 +283,7 @@ class _Trainer:
             "run folder (on a disk that all see)": epochs,
         }
         self.processes.check_same(facts)
-        self.processes.spread(tensors)
+        self.processes.broadcast(tensors)
 
     def _mode(self, saved: Saved | None) -> str:
         """How steps are run: as asked, as before a resumption, or by device and number."""

@@ -16,7 +16,7 @@ from pyro_vaes.data.splits import Split, batches
 from pyro_vaes.data.units import units_of
 from pyro_vaes.inference.elbo import ELBO, bound_terms
 from pyro_vaes.training.distributed import ALONE, Processes
-from pyro_vaes.vae import VAE, untouched
+from pyro_vaes.vae import VAE, evaluating
 
 __all__ = [
     "advice",
@@ -61,7 +61,7 @@ def validate(
     estimator = objective if ours else ELBO()
     model, guide = processes.sharing(vae.model, vae.guide)
     log_likelihood = kl = loss = 0.0
-    with untouched(vae):
+    with evaluating(vae):
         torch.manual_seed(seed)
         for x, y in batches(val, _rows(objective, len(val))):
             batch = processes.part(arguments(vae, x, y))

@@ -12,7 +12,7 @@ from torch import nn
 import pyro_vaes as pv
 from pyro_vaes.evaluation.draws import draws, row_blocks
 from pyro_vaes.evaluation.pareto import pareto_k, tail_size
-from pyro_vaes.vae import untouched
+from pyro_vaes.vae import evaluating
 
 
 class LinearLikelihood(nn.Module):
@@ -181,7 +181,7 @@ def test_the_curve_averages_the_bound_over_disjoint_groups(num_samples):
     vae, split = make_vae(), digits_like(70)
     report = pv.evaluate(vae, split, num_samples=num_samples, proposal="encoder")
     blocks = []
-    with untouched(vae):
+    with evaluating(vae):
         for rows in row_blocks(vae, split.x, None):
             parts = draws(vae, rows, num_samples, 0, 64)
             blocks.append(torch.cat([part.log_weight for part in parts]))

@@ -35,7 +35,7 @@ from pyro_vaes.storage.files import FolderInUseError, RunFolderError
 def test_without_ray_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"'--engine': .* \(pip install 'pyro_vaes\[ray\]'\)"):
-        list(engines.spread(str, range, 2))
+        list(engines.on_ray(str, range, 2))
 
 
 def test_a_run_waits_until_a_lost_worker_has_left_its_folder(tmp_path, monkeypatch):
@@ -194,7 +194,7 @@ def test_a_cluster_that_loses_a_worker_and_a_node_finds_what_one_process_finds(
 ):
     write_pages({"tiny": STUDIES["tiny"]}, small)
     log, far = tmp_path / "log", tmp_path / "far"
-    engine = functools.partial(engines.spread, noted(log))
+    engine = functools.partial(engines.on_ray, noted(log))
     collected = []
 
     def counted(plan: Any, workers: int) -> Iterator[Any]:
@@ -310,4 +310,4 @@ def test_a_cluster_that_does_not_answer_is_one_line(monkeypatch):
     pytest.importorskip("ray")
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(ConfigError, match=r"a Ray cluster to connect to; got 127\.0\.0\.1:1"):
-        list(engines.spread(str, range, 1))
+        list(engines.on_ray(str, range, 1))

@@ -18,7 +18,7 @@ from pyro.optim import AdagradRMSProp, Adam, ClippedAdam, ExponentialLR, LambdaL
 from torch import nn
 
 import pyro_vaes as pv
-from pyro_vaes.inference.recording import Recorded
+from pyro_vaes.inference.recording import TracedStep
 
 
 def small_vae(seed=0, dtype=torch.float64, prior="standard"):
@@ -230,7 +230,7 @@ def test_an_optimiser_may_group_the_parameters_its_own_way(mode):
 @pytest.fixture
 def graphs(monkeypatch):
     """Steps that would be captured are recorded: all but the capture itself."""
-    monkeypatch.setattr("pyro_vaes.inference.svi.Captured", Recorded)
+    monkeypatch.setattr("pyro_vaes.inference.svi.GraphStep", TracedStep)
 
     def make(vae, optimiser):
         with monkeypatch.context() as here:
@@ -281,11 +281,11 @@ def test_an_optimiser_that_no_graph_can_hold(graphs, optimiser):
 
 
 def test_whoever_leaves_the_graphs_has_the_optimiser_of_the_other_mode(graphs, monkeypatch):
-    class Refused(Recorded):
+    class Refused(TracedStep):
         def _prepare(self, tensors):
             raise RuntimeError("about to wait")
 
-    monkeypatch.setattr("pyro_vaes.inference.svi.Captured", Refused)
+    monkeypatch.setattr("pyro_vaes.inference.svi.GraphStep", Refused)
     vae = small_vae()
     svi = graphs(vae, Adam({"lr": 0.01}))
     svi.step(data())

@@ -15,7 +15,7 @@ from pyro_vaes.evaluation.proposals.joint import Cost, Joint, frozen
 from pyro_vaes.evaluation.proposals.refined import Full, LowRank, Student, axes
 from pyro_vaes.exact.linear_gaussian import LinearGaussian, LinearPosterior, diagonal_posterior
 from pyro_vaes.exact.quadrature import Quadrature
-from pyro_vaes.vae import untouched
+from pyro_vaes.vae import evaluating
 
 
 @pytest.fixture(autouse=True)
@@ -409,7 +409,7 @@ def test_forward_and_reverse_bracket_the_truth():
     model = linear(3, 6)
     z, prior = torch.randn(200, 3), PriorSource(model.vae.p_z(), 200)
     x = model.vae.p_x(z).sample()
-    with untouched(model.vae), frozen(model.vae):
+    with evaluating(model.vae), frozen(model.vae):
         chains = Chains(Joint(model.vae, x, None, 4096, Cost()), prior, axes(torch.ones(200, 3)), 0)
         wide, close = chains.bracket(8, z), chains.bracket(64, z)
     truth = model.log_prob(x).detach()

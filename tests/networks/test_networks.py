@@ -5,7 +5,7 @@ import torch
 
 import pyro_vaes as pv
 from pyro_vaes.core.described import describe, rebuild
-from pyro_vaes.core.labels import flat, join
+from pyro_vaes.core.labels import append_labels, flat
 from pyro_vaes.networks.convolutions import ConvDecoder, ConvEncoder
 from pyro_vaes.networks.mlp import ACTIVATIONS, MLP, GatedMLP
 
@@ -55,7 +55,7 @@ def test_decoder_enlarges_and_then_convolves(shape):
 def test_labels_reach_the_features():
     encoder = ConvEncoder((1, 8, 8), (4,), 10, num_labels=3)
     rows = torch.randn(1, 64).expand(2, 64)
-    features = encoder(join(rows, torch.tensor([0, 2]), 3))
+    features = encoder(append_labels(rows, torch.tensor([0, 2]), 3))
     assert not torch.allclose(features[0], features[1])
 
 
@@ -108,7 +108,7 @@ def test_flat_and_join():
     assert flat(torch.zeros(2, 3, 4, 5), (4, 5)).shape == (2, 3, 20)
     with pytest.raises(ValueError, match=r"\(\.\.\., 4, 5\)"):
         flat(torch.zeros(2, 5, 4), (4, 5))
-    joined = join(torch.zeros(3, 2), torch.tensor([0, 1, 1]), 2)
+    joined = append_labels(torch.zeros(3, 2), torch.tensor([0, 1, 1]), 2)
     assert joined.tolist() == [[0, 0, 1, 0], [0, 0, 0, 1], [0, 0, 0, 1]]
     with pytest.raises(ValueError, match="Expected labels"):
-        join(torch.zeros(3, 2), None, 2)
+        append_labels(torch.zeros(3, 2), None, 2)

@@ -317,7 +317,7 @@ def test_aliases_that_grow_without_end_are_refused_at_once() -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_resolves_without_remark(name: str) -> None:
     config, explicit = resolve(name)
-    assert resolution.check(config, explicit) == (config, [])
+    assert resolution.check_combination(config, explicit) == (config, [])
     assert one_line(RECIPES[name].description)
 
 
@@ -339,13 +339,13 @@ def warm(monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_a_recipes_warmup_is_shortened_and_said_so(warm: str) -> None:
     config, explicit = resolve(warm, None, {"epochs": 20})
-    config, remarks = resolution.check(config, explicit)
+    config, remarks = resolution.check_combination(config, explicit)
     assert config.objective.warmup_epochs == 10
     assert len(remarks) == 1
     assert "30" in remarks[0]
     assert "10" in remarks[0]
-    assert resolution.check(config, explicit) == (config, [])
-    config, _ = resolution.check(*resolve(warm, None, {"epochs": 1}))
+    assert resolution.check_combination(config, explicit) == (config, [])
+    config, _ = resolution.check_combination(*resolve(warm, None, {"epochs": 1}))
     assert config.objective.warmup_epochs == 0
 
 
@@ -353,35 +353,47 @@ def test_a_recipes_warmup_is_shortened_and_said_so(warm: str) -> None:
 def test_a_warmup_asked_for_must_be_shorter_than_training(warm: str, source: str) -> None:
     arguments: dict[str, Any] = {source: {"warmup_epochs": 20, "epochs": 20}}
     with pytest.raises(ConfigError, match="'--warmup-epochs': expected fewer than the 20 epochs"):
-        resolution.check(*resolve(warm, **arguments))
+        resolution.check_combination(*resolve(warm, **arguments))
     steps: dict[str, Any] = {source: {"warmup_steps": 320, "epochs": 20}}
     config, explicit = resolve(warm, **steps)
     assert config.objective.warmup_epochs == 0
-    assert resolution.check(config, explicit) == (config, [])
-    assert resolution.check(config, explicit, steps_per_epoch=17) == (config, [])
+    assert resolution.check_combination(config, explicit) == (config, [])
+    assert resolution.check_combination(config, explicit, steps_per_epoch=17) == (config, [])
     with pytest.raises(ConfigError, match="'--warmup-steps': expected fewer than the 320 steps"):
-        resolution.check(config, explicit, steps_per_epoch=16)
+        resolution.check_combination(config, explicit, steps_per_epoch=16)
     with pytest.raises(ConfigError, match="'--warmup-steps': expected 0 beside --warmup-epochs 2"):
         resolve(None, None, {"warmup_steps": 3, "warmup_epochs": 2})
 
 
 def test_an_option_without_effect_is_said() -> None:
-    remarks = resolution.check(*resolve(None, None, {"prior_flows": 8, "prior": "vamp"}))[1]
+    remarks = resolution.check_combination(
+        *resolve(None, None, {"prior_flows": 8, "prior": "vamp"})
+    )[1]
     assert remarks == ["--prior-flows has no effect with --prior vamp."]
-    assert resolution.check(*resolve(None, None, {"prior_flows": 8, "prior": "maf"}))[1] == []
-    assert resolution.check(*resolve(None, None, {"prior_flows": 4}))[1] == []
+    assert (
+        resolution.check_combination(*resolve(None, None, {"prior_flows": 8, "prior": "maf"}))[1]
+        == []
+    )
+    assert resolution.check_combination(*resolve(None, None, {"prior_flows": 4}))[1] == []
     # A run's own file, which holds every option, is no reason for remarks.
-    assert resolution.check(*resolve(None, resolution.from_yaml(cfg.to_yaml(RunConfig()))))[1] == []
+    assert (
+        resolution.check_combination(
+            *resolve(None, resolution.from_yaml(cfg.to_yaml(RunConfig())))
+        )[1]
+        == []
+    )
 
 
 def test_a_conditional_prior_needs_a_conditional_model() -> None:
     with pytest.raises(ConfigError, match="'--conditional-prior'"):
-        resolution.check(*resolve(None, None, {"conditional_prior": True}))
-    resolution.check(*resolve(None, None, {"conditional_prior": True, "conditional": True}))
+        resolution.check_combination(*resolve(None, None, {"conditional_prior": True}))
+    resolution.check_combination(
+        *resolve(None, None, {"conditional_prior": True, "conditional": True})
+    )
 
 
 def test_resuming_needs_nothing_said_twice(warm: str) -> None:
-    started, _ = resolution.check(*resolve(warm, None, {"epochs": 20, "latent_dim": 3}))
+    started, _ = resolution.check_combination(*resolve(warm, None, {"epochs": 20, "latent_dim": 3}))
     assert resolve(started=started) == (started, frozenset())
     for given_flags in (
         {},
@@ -391,7 +403,7 @@ def test_resuming_needs_nothing_said_twice(warm: str) -> None:
     ):
         for recipe in (None, warm):
             config, explicit = resolve(recipe, None, given_flags, started)
-            config, _ = resolution.check(config, explicit)
+            config, _ = resolution.check_combination(config, explicit)
             resolution.check_resume(config, started)
             assert config.network.latent_dim == 3
     with pytest.raises(ConfigError, match=r"'--epochs': expected at least 20, .*; got 19"):
@@ -437,9 +449,9 @@ def test_help_shows_every_flag_with_its_default_by_section() -> None:
 
 def test_a_recipes_warmup_is_left_out_of_a_many_sample_bound(warm: str) -> None:
     config, explicit = resolve(warm, None, {"train_samples": 5})
-    config, remarks = resolution.check(config, explicit)
+    config, remarks = resolution.check_combination(config, explicit)
     assert config.objective.warmup_epochs == 0
     assert any("left out" in remark for remark in remarks)
     config, explicit = resolve(warm, None, {"train_samples": 5, "warmup_epochs": 3})
     with pytest.raises(ConfigError, match="'--warmup-epochs': expected 0"):
-        resolution.check(config, explicit)
+        resolution.check_combination(config, explicit)

@@ -14,7 +14,7 @@ import torch
 
 from pyro_vaes.storage.tensors import named_tensors, read_tensors
 from pyro_vaes.training.checkpoint import CHECKPOINT
-from pyro_vaes.training.distributed import ALONE, PeerError, Processes, SharingError, join
+from pyro_vaes.training.distributed import ALONE, PeerError, Processes, SharingError, join_processes
 
 ROOT = Path(__file__).resolve().parents[2]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -131,7 +131,7 @@ def test_parts_of_a_batch_are_the_batch(size, total):
 
 
 def test_one_process_does_nothing_special():
-    processes = join()
+    processes = join_processes()
     assert processes is ALONE and processes.size == 1
     batch = (torch.ones(3),)
     assert processes.part(batch) is batch

@@ -13,7 +13,7 @@ from pyro_vaes.experiments.outcomes import Difference, Outcome, with_error
 from pyro_vaes.experiments.panels import COLORS, Figures, axes_of, drawn
 from pyro_vaes.experiments.study import Cell
 from pyro_vaes.plotting import image_grid, style
-from pyro_vaes.vae import untouched
+from pyro_vaes.vae import evaluating
 
 __all__ = ["STUDY"]
 
@@ -32,7 +32,7 @@ def figures(o: Outcome) -> Figures:
     grid = style_fixed = None
     if o.data.image_shape is not None:
         vae = o.vae(label)
-        with untouched(vae):
+        with evaluating(vae):
             torch.manual_seed(0)
             labels = torch.arange(count)
             draws = vae.sample(10 * count, labels.repeat(10))

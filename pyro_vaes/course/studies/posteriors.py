@@ -25,7 +25,7 @@ from pyro_vaes.parts.posteriors import FlowPosterior, FullNormalPosterior, Norma
 from pyro_vaes.parts.priors import NormalPrior
 from pyro_vaes.plotting import style
 from pyro_vaes.training.trainer import fit
-from pyro_vaes.vae import VAE, untouched
+from pyro_vaes.vae import VAE, evaluating
 
 __all__ = ["STUDY"]
 
@@ -95,7 +95,7 @@ def fitted_banana(family: str, steps: int = 2000, seed: int = 0) -> Banana:
         elbo = evaluate(vae, x[:1], num_samples=20_000, proposal="encoder", diagnostics=False).elbo
         line = torch.linspace(-2.5, 2.5, 120, dtype=torch.float64)
         z = torch.cartesian_prod(line, line)
-        with untouched(vae):
+        with evaluating(vae):
             torch.manual_seed(seed)
             draws = vae.q_z(x[:1]).sample((1500,)).squeeze(1)
             density = exact.log_joint(z, x[:1]).exp().squeeze(-1) / math.exp(evidence)

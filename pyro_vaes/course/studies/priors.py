@@ -17,7 +17,7 @@ from pyro_vaes.experiments.outcomes import Outcome, joined, mean_text
 from pyro_vaes.experiments.panels import COLORS, NLL, WIDTH, Figures, dots, drawn, examples
 from pyro_vaes.experiments.study import Cell
 from pyro_vaes.plotting import style
-from pyro_vaes.vae import untouched
+from pyro_vaes.vae import evaluating
 
 __all__ = ["STUDY"]
 
@@ -99,7 +99,7 @@ def _planes(o: Outcome, labels: Sequence[str]) -> Figure:
             ax.set_axis_off()
         for ax, label in zip(panels, labels, strict=False):
             vae = o.vae(label)
-            with untouched(vae):
+            with evaluating(vae):
                 torch.manual_seed(0)
                 points = vae.q_z(o.data.test.frozen().x).sample()
                 ground = vae.p_z().sample((4000,))

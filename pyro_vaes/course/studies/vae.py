@@ -12,7 +12,7 @@ from pyro_vaes.experiments.outcomes import Outcome, mean_text
 from pyro_vaes.experiments.panels import COLORS, Figures, axes_of, drawn
 from pyro_vaes.experiments.study import Cell
 from pyro_vaes.plotting import image_grid, reconstructions, style
-from pyro_vaes.vae import untouched
+from pyro_vaes.vae import evaluating
 
 __all__ = ["STUDY"]
 
@@ -63,7 +63,7 @@ def _plain_samples(o: Outcome, label: str) -> Figure | None:
     if o.data.image_shape is None:
         return None
     vae = o.vae(label)
-    with untouched(vae):
+    with evaluating(vae):
         rows = [o.data.test.frozen().x[:10]]
         for mean in (False, True):
             torch.manual_seed(0)

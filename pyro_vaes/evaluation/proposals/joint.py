@@ -38,7 +38,7 @@ def frozen(vae: VAE) -> Iterator[None]:
 class Joint:
     """Log p(x, z) of n data, in pieces of at most ``chunk_size`` decoder evaluations.
 
-    Call inside ``untouched`` and :func:`frozen`.
+    Call inside ``evaluating`` and :func:`frozen`.
 
     Args:
         vae: the model.

@@ -81,6 +81,12 @@ class VAE(Described):
         for part in (posterior, prior):
             if hasattr(likelihood, "hand_on") and hasattr(part, "set_units"):
                 cast(Any, likelihood).hand_on(part)
+        # Pseudo-inputs of levels are learned in units of their range.
+        x_range = getattr(posterior, "x_range", None) if x_range is None else x_range
+        per_element = hasattr(likelihood, "hand_on")
+        if x_range is not None and not per_element and hasattr(prior, "set_units"):
+            low, high = map(torch.as_tensor, x_range)
+            cast(Any, prior).set_units((low + high) / 2, (high - low) / 2)
 
     @property
     def name(self) -> str:

@@ -72,7 +72,7 @@ def _options(out: str) -> Callable[[Any], Any]:
         click.option(
             "--samples",
             type=click.IntRange(min=1),
-            help="Importance samples for each test datum.  [default: 1000, quick: 50]",
+            help="Importance samples for each test datum.  [default: 500, quick: 50]",
         ),
         click.option("--quick", is_flag=True, help="A rehearsal: few epochs, small grids."),
         click.option(
@@ -119,7 +119,7 @@ def _settings(seeds: int | None, samples: int | None, quick: bool, **given: Any)
 
     return Settings(
         seeds=seeds or (1 if quick else 3),
-        samples=samples or (50 if quick else 1000),
+        samples=samples or (50 if quick else 500),
         quick=quick,
         **given,
     )

@@ -12,7 +12,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ from pyro_vaes.evaluation.proposals.fitted import (
     unrefinable,
 )
 from pyro_vaes.evaluation.proposals.joint import GRADIENT_COST, Joint, frozen
-from pyro_vaes.evaluation.proposals.refined import FIT_COST, MAX_FULL, RANK, axes
+from pyro_vaes.evaluation.proposals.refined import FIT_COST, MAX_FULL, RANK, Student, axes
 from pyro_vaes.evaluation.tally import Tally
 from pyro_vaes.vae import VAE, check_data, drawn
 
@@ -203,7 +203,8 @@ class Pass:
             frame = axes(scale.expand(len(joint), -1))
             return Chains(joint, PriorSource(prior, len(joint)), frame, self.seed, *place)
         source = self._fit(joint, group, *place).proposal
-        return Chains(joint, source, source.parts[0].shape, self.seed, *place)
+        first = cast(Student, source.parts[0])
+        return Chains(joint, source, first.shape, self.seed, *place)
 
     def _settle(self, x: Tensor, y: Tensor | None, found: Found, cost: Cost) -> int:
         """The number of temperatures, settled on data simulated from the model."""

@@ -9,9 +9,13 @@ import torch
 from torch import Tensor
 
 from pyro_vaes.evaluation.pareto import MIN_SAMPLES, reliable_k
+from pyro_vaes.evaluation.proposals.annealed import TOLERANCE
 
-__all__ = ["reliability"]
+__all__ = ["UNRELIABLE", "is_trusted", "k_hat_lines", "reliability"]
 
+
+#: The share of the data that may be unreliable in a figure to be trusted.
+UNRELIABLE = 0.05
 
 _FIGURES = ("pareto_k_median", "pareto_k_max", "pareto_k_limit", "num_unreliable")
 
@@ -71,3 +75,44 @@ def _warnings(over: Tensor, unexplored: Tensor, proposal: str, limit: float) -> 
             f"from different starts keep finding new ones: {distrust} Take "
             'proposal="annealed" with start="prior".'
         )
+
+
+def is_trusted(figures: Mapping[str, Any]) -> bool | None:
+    """Whether a mean of log p(x) is unreliable for at most :data:`UNRELIABLE` of the data.
+
+    Args:
+        figures: those of an evaluation, by name.
+
+    Returns:
+        None if nobody knows, for want of a k-hat.
+    """
+    if figures["proposal"] == "annealed":  # Judged by forward and reverse runs, for all data.
+        return bool(figures["annealing_gap"] < TOLERANCE)
+    share = figures["share_unreliable"]
+    return None if share is None else bool(share <= UNRELIABLE)
+
+
+def k_hat_lines(figures: Mapping[str, Any], reason: str) -> Iterator[str]:
+    """Pareto k-hat in words, of the proposal and of the encoder's draws alone.
+
+    Args:
+        figures: those of an evaluation, by name.
+        reason: why there is none, if there is none.
+    """
+    limit = figures["pareto_k_limit"]
+    if figures["num_unreliable"] is None:
+        unknown = "" if is_trusted(figures) else "; whether -log p(x) can be trusted is unknown"
+        yield f"Pareto k-hat: n/a ({reason}){unknown}"
+        return
+    yield f"Pareto k-hat, at most {limit:.2f} where log p(x) is to be trusted"
+    for title, who in (("proposal", ""), ("encoder's draws alone", "encoder_")):
+        count = figures[f"{who}num_unreliable"]
+        if count is not None:
+            share = count / figures["num_data"]
+            yield (
+                f"  {title}: median {figures[f'{who}pareto_k_median']:.2f}, largest "
+                f"{figures[f'{who}pareto_k_max']:.2f}; unreliable for {count} of "
+                f"{figures['num_data']} data ({share:.1%})"
+            )
+    if not is_trusted(figures):
+        yield f"  -log p(x) is NOT TO BE TRUSTED: unreliable for more than {UNRELIABLE:.0%}"

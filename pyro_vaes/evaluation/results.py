@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from pyro_vaes.evaluation.reliability import is_trusted, k_hat_lines
+
 __all__ = ["Evaluation", "Unavailable"]
 
 
@@ -177,6 +179,11 @@ class Evaluation:
     unreliable: Tensor | None = dataclasses.field(default=None, repr=False, compare=False)
 
     @property
+    def trusted(self) -> bool | None:
+        """Whether nll is reliable for all but at most 5 % of the data; None if nobody knows."""
+        return is_trusted(vars(self))
+
+    @property
     def diagnosed(self) -> bool:
         """Whether there is more than the bounds."""
         return self.verdict is not None
@@ -225,12 +232,14 @@ class Evaluation:
     def _lines(self) -> Iterator[str]:
         given = "; all given the label: p(x|y), q(z|y), ..." if self.given_label else ""
         yield f"{self.num_data} data, {self.num_samples} samples each; nats per datum{given}"
-        yield self._row("-log p(x), importance weighted", "nll") + self._bits("nll")
+        mark = "  NOT TO BE TRUSTED" if self.trusted is False else ""
+        yield self._row("-log p(x), importance weighted", "nll") + self._bits("nll") + mark
         if self.encoder_nll is not None:
             yield self._row("  from the encoder's draws alone", "encoder_nll")
         yield self._row("-ELBO", "elbo", -1) + self._bits("elbo", -1)
         yield self._row("  reconstruction, -E[log p(x|z)]", "reconstruction", -1)
         yield self._row("  KL(q(z|x) || p(z))", "kl")
+        yield from k_hat_lines(vars(self), self.reasons.get("num_unreliable", _NOT_ASKED))
         if self.diagnosed:
             yield from self._diagnostics()
         yield from (f"Warning: {warning}" for warning in self.warnings)
@@ -260,25 +269,9 @@ class Evaluation:
             points = (f"{s}: {-b:.2f}" for s, b in zip(self.bound_samples, self.bound, strict=True))
             yield f"  {', '.join(points)}"
         yield f"effective sample size: median {self.ess_median:.1f}, least {self.ess_min:.1f}"
-        if self.num_unreliable is None:
-            yield f"Pareto k-hat: n/a ({self.reasons.get('num_unreliable', _NOT_ASKED)})"
-        else:
-            yield "Pareto k-hat: " + self._k_hat("")
-        if self.encoder_num_unreliable is not None:
-            yield "  of the encoder's draws alone: " + self._k_hat("encoder_")
         yield f"proposal: {self.proposal}, {self.cost:.1f} S decoder evaluations per datum"
         yield from (f"  {note}" for note in self.proposal_notes)
         yield str(self.verdict)
-
-    def _k_hat(self, who: str) -> str:
-        median, largest = (
-            getattr(self, f"{who}pareto_k_median"),
-            getattr(self, f"{who}pareto_k_max"),
-        )
-        return (
-            f"median {median:.2f}, largest {largest:.2f}; over {self.pareto_k_limit:.2f} for "
-            f"{getattr(self, f'{who}num_unreliable')} of {self.num_data} data"
-        )
 
     def _row(self, title: str, name: str, sign: int = 1, digits: int = 2) -> str:
         value, error = getattr(self, name), getattr(self, f"{name}_se", None)

@@ -1,8 +1,7 @@
 """What a study found: one row a run, paired comparisons on the same data, and words for them.
 
-A difference is claimed only where it exceeds two of its standard errors. The error is that of a
-paired comparison: over the test data (of the differences of each datum, averaged over the seeds)
-and over the seeds, added in quadrature.
+These words describe. What may be claimed of a comparison is said in
+:mod:`pyro_vaes.experiments.claims`.
 """
 
 from __future__ import annotations
@@ -16,31 +15,49 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.special import stdtr
 
 from pyro_vaes.data.dataset import DataSet
+from pyro_vaes.evaluation.reliability import UNRELIABLE
 from pyro_vaes.storage.weights import load
 from pyro_vaes.vae import VAE
 
-__all__ = ["Difference", "Outcome", "joined"]
+__all__ = ["DAGGER", "Difference", "Outcome", "joined"]
 
 
-# So many standard errors make a difference worth a claim.
-_CLAIM = 2.0
+#: The mark of a figure that is not to be trusted.
+DAGGER = "†"
 
 
 class Difference(NamedTuple):
-    """Mean of a difference and its standard error."""
+    """Mean of a difference, a number a seed, and its standard errors.
+
+    Attributes:
+        mean: over the seeds.
+        error: standard error of the mean over the seeds; NaN for one seed.
+        seeds: how many.
+        rows: standard error over the test rows of these seeds' models, where there is one a row.
+    """
 
     mean: float
     error: float
+    seeds: int
+    rows: float = math.nan
+
+    @classmethod
+    def of(cls, values: np.ndarray, rows: float = math.nan) -> Difference:
+        """From one value a seed."""
+        return cls(float(values.mean()), _error(values), len(values), rows)
 
     @property
-    def clear(self) -> bool:
-        """Whether it exceeds two standard errors."""
-        return abs(self.mean) > _CLAIM * self.error
+    def p(self) -> float:
+        """Of a two-sided t test of no difference; 1 for one seed."""
+        if not self.error > 0:  # One seed, or seeds that agree to the last bit.
+            return float(self.error != 0 or self.mean == 0)
+        return 2 * float(stdtr(self.seeds - 1, -abs(self.mean) / self.error))
 
     def __str__(self) -> str:
-        return f"{abs(self.mean):.2f} ± {self.error:.2f}"
+        return with_error(abs(self.mean), self.error)
 
 
 @dataclasses.dataclass
@@ -89,53 +106,62 @@ class Outcome:
         values = self.values(label, key)
         if not len(values):
             return math.nan, math.nan
-        error = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-        return float(values.mean()), float(error)
+        return float(values.mean()), _error(values)
+
+    def untrusted(self, label: str) -> bool:
+        """Whether the estimate of log p(x) is unreliable for too many data, or nobody knows."""
+        if "share_unreliable" not in self.table:
+            return True
+        rows = self.table.loc[self.table["label"] == label, "share_unreliable"].astype(float)
+        return not float(rows.mean(skipna=False)) <= UNRELIABLE
+
+    def marked(self, label: str) -> str:
+        """A label, with a dagger if its likelihood is not to be trusted."""
+        return f"{label} {DAGGER}" if self.untrusted(label) else label
 
     def paired(self, a: str, b: str) -> Difference:
         """NLL of a minus NLL of b, paired on the same test data and seeds, in nats."""
         seeds = [seed for name, seed in self.log_marginal if name == a]
         seeds = [seed for seed in seeds if (b, seed) in self.log_marginal]
         gaps = np.stack([self.log_marginal[b, s] - self.log_marginal[a, s] for s in seeds])
-        over_data = gaps.mean(0).std(ddof=1) / math.sqrt(gaps.shape[1])
-        means = gaps.mean(1)
-        over_seeds = means.std(ddof=1) / math.sqrt(len(means)) if len(means) > 1 else 0.0
-        return Difference(float(means.mean()), math.hypot(over_data, over_seeds))
+        return Difference.of(gaps.mean(1), _error(gaps.mean(0)))
 
     def differs(self, a: str, b: str, key: str) -> Difference:
-        """A figure of a minus that of b, paired over the seeds alone."""
-        gaps = self.values(a, key) - self.values(b, key)
-        error = gaps.std(ddof=1) / math.sqrt(len(gaps)) if len(gaps) > 1 else math.inf
-        return Difference(float(gaps.mean()), float(error))
+        """A figure of a minus that of b, paired over the seeds."""
+        both = self.table[self.table["label"].isin([a, b])]
+        pairs = both.pivot(index="seed", columns="label", values=key).astype(float).dropna()
+        return Difference.of((pairs[a] - pairs[b]).to_numpy())
 
     def compared(self, a: str, b: str) -> str:
-        """In words: which of two cells has the lower NLL, if that can be told."""
+        """In words: by how much the NLL of one cell is below that of another."""
         gap = self.paired(a, b)
-        if not gap.clear:
-            return f"{a} and {b} cannot be told apart by NLL ({gap} nats)"
-        better, worse = (a, b) if gap.mean < 0 else (b, a)
-        return f"{better} has a lower NLL than {worse}, by {gap} nats"
+        way = "lower" if gap.mean < 0 else "higher"
+        return f"NLL is {gap} nats {way} with {self.marked(a)} than with {self.marked(b)}"
 
     def ranked(self, reference: str, others: Sequence[str]) -> list[str]:
-        """A sentence on which cells beat the reference, lose to it, and cannot be told from it."""
+        """Sentences on which cells have a lower NLL than the reference, and which a higher one."""
         gaps = {label: self.paired(label, reference) for label in others if label != reference}
         sentences = []
-        for words, chosen in (
-            ("lower", [k for k, g in gaps.items() if g.clear and g.mean < 0]),
-            ("higher", [k for k, g in gaps.items() if g.clear and g.mean > 0]),
+        for way, chosen in (
+            ("lower", [k for k, g in gaps.items() if g.mean < 0]),
+            ("higher", [k for k, g in gaps.items() if g.mean >= 0]),
         ):
             if chosen:
-                shown = joined([f"{k} (by {gaps[k]})" for k in chosen])
-                sentences.append(f"NLL is {words} than with {reference} for {shown} nats.")
-        unclear = [k for k, g in gaps.items() if not g.clear]
-        if unclear:
-            shown = joined(unclear)
-            sentences.append(f"By NLL, {shown} cannot be told from {reference}.")
+                shown = joined([f"{self.marked(k)} (by {gaps[k]})" for k in chosen])
+                sentences.append(f"NLL is {way} than with {self.marked(reference)} for {shown}.")
         return sentences
 
-    def best(self, key: str = "nll", among: Sequence[str] | None = None) -> str:
-        """The cell with the lowest mean of a figure."""
-        return min(among or self.labels, key=lambda label: self.mean(label, key)[0])
+    def chosen(self, among: Sequence[str]) -> str | None:
+        """Of cells that there are, that with the best ELBO on the validation rows; or None."""
+        there = [label for label in among if label in self.labels]
+        if len(there) < 2:
+            return there[0] if there else None
+        return max(there, key=lambda label: self.mean(label, "val_elbo")[0])
+
+
+def _error(values: np.ndarray) -> float:
+    """The standard error of a mean; NaN of one value."""
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
 
 
 def joined(items: Sequence[str]) -> str:

@@ -1,7 +1,7 @@
 """From studies to files: runs them, and writes a table, figures and findings for each.
 
 For a study NAME the folder gets ``NAME.csv`` (one row a run), ``NAME.md`` (question, table,
-figures, findings, how it was made) and ``NAME_*.png``, once all runs of the study are done.
+figures, findings, claims, how it was made) and ``NAME_*.png``, once all runs of the study are done.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +18,9 @@ import numpy as np
 import pandas as pd
 
 from pyro_vaes.data.dataset import DataSet, load_data
-from pyro_vaes.experiments.outcomes import Outcome
+from pyro_vaes.evaluation.reliability import UNRELIABLE
+from pyro_vaes.experiments.claims import claims
+from pyro_vaes.experiments.outcomes import DAGGER, Difference, Outcome
 from pyro_vaes.experiments.runs import Run, contents_of
 from pyro_vaes.experiments.schedule import run_all
 from pyro_vaes.experiments.study import Cell, Study, configuration
@@ -32,8 +34,15 @@ from pyro_vaes.storage.files import locked, write_text
 __all__ = ["Settings", "write_pages"]
 
 
-_COMMON = {"nll": "NLL", "elbo": "-ELBO", "kl": "KL"}
-_SECONDS = ("seconds", "seconds_per_epoch", "draw_ms", "evaluate_seconds")
+_COMMON = {
+    "nll": "NLL",
+    "pareto_k_median": "k-hat",
+    "share_unreliable": "unreliable",
+    "elbo": "-ELBO",
+    "kl": "KL",
+}
+# What an unreliable estimate of log p(x) goes into.
+_OF_LOG_P = ("nll", "nll_train", "gap")
 
 
 class Settings(NamedTuple):
@@ -55,7 +64,7 @@ class Settings(NamedTuple):
     data: str = "digits"
     data_root: str = "data"
     seeds: int = 3
-    samples: int = 1000
+    samples: int = 500
     quick: bool = False
     out: Path = Path("figures")
     runs: Path = Path("runs/studies")
@@ -191,8 +200,8 @@ def _write(
     for part, (figure, caption) in study.draw(outcome).items():
         save_figure(figure, settings.out / f"{name}_{part}.png")
         shown.append(f"![{caption}]({name}_{part}.png)")
-    findings = _findings(study, outcome, failed, settings)
-    text = [f"# {study.title}", study.question, _table(outcome, study), *shown, findings]
+    text = [f"# {study.title}", study.question, _table(outcome, study), *_foot(outcome), *shown]
+    text += [_findings(study, outcome, failed, settings), *_claims(study, outcome, settings)]
     text.append(_made_by(name, settings, data, outcome.table))
     path = settings.out / f"{name}.md"
     write_text(path, "\n\n".join(text) + "\n")
@@ -216,9 +225,25 @@ def _table(o: Outcome, study: Study) -> str:
         cells = [label, *(_cell(o, label, key) for key in columns)]
         if against:
             gap = None if label == first else o.paired(label, first)
-            cells.insert(2, "" if gap is None else f"{gap.mean:+.2f} ± {gap.error:.2f}")
+            cells.insert(2, "" if gap is None else _against(o, gap, label, first))
         lines.append(_row(cells))
     return "\n".join(lines)
+
+
+def _against(o: Outcome, gap: Difference, *labels: str) -> str:
+    mark = f" {DAGGER}" if any(map(o.untrusted, labels)) else ""
+    error = "" if np.isnan(gap.error) else f" ± {gap.error:.2f}"
+    return f"{gap.mean:+.2f}{error} ({gap.rows:.2f}){mark}"
+
+
+def _foot(o: Outcome) -> list[str]:
+    if not any(map(o.untrusted, o.labels)):
+        return []
+    return [
+        f"{DAGGER} Not to be trusted: the estimate of log p(x) is unreliable for more than "
+        f"{UNRELIABLE:.0%} of the test rows (Pareto k-hat over its limit, modes that may have been "
+        "missed, or too few draws to know), after a proposal was fitted to each."
+    ]
 
 
 def _row(cells: Sequence[str]) -> str:
@@ -236,15 +261,37 @@ def _cell(o: Outcome, label: str, key: str) -> str:
     digits = 1 if size >= 100 else 2 if size >= 1 or key in _COMMON else 3 if size >= 0.01 else 4
     if key in ("epochs", "active_units"):
         digits = 1
-    alone = np.isnan(error) or key in _SECONDS
-    return f"{mean:.{digits}f}" if alone else f"{mean:.{digits}f} ± {error:.{digits}f}"
+    if key == "share_unreliable":
+        return f"{100 * mean:.1f}%"
+    if key == "pareto_k_median":
+        return f"{mean:.2f}"
+    mark = f" {DAGGER}" if key in _OF_LOG_P and o.untrusted(label) else ""
+    spread = "" if np.isnan(error) else f" ± {error:.{digits}f}"
+    return f"{mean:.{digits}f}{spread}{mark}"
 
 
 def _findings(study: Study, outcome: Outcome, failed: Sequence[str], settings: Settings) -> str:
     rehearsal = ["A rehearsal: too short for findings."]
     lines = rehearsal if settings.quick else study.findings(outcome)
     lines += [f"No figures: {reason}" for reason in failed]
-    return "## Findings\n\n" + "\n".join(f"- {line}" for line in lines)
+    return "## Findings\n\n" + _bullets(lines)
+
+
+def _claims(study: Study, outcome: Outcome, settings: Settings) -> list[str]:
+    """What was tested, under a heading of its own."""
+    found = [] if settings.quick else claims(outcome, study.comparisons)
+    if not found:
+        return []
+    return [
+        "## Claims",
+        "The findings describe these runs. Of the study's comparisons these were named before the "
+        "runs, and are tested: by a two-sided t test over the seeds, with Holm's correction.",
+        _bullets(map(str, found)),
+    ]
+
+
+def _bullets(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def _made_by(name: str, settings: Settings, data: DataSet, table: pd.DataFrame) -> str:
@@ -253,9 +300,9 @@ def _made_by(name: str, settings: Settings, data: DataSet, table: pd.DataFrame) 
     said = ", ".join(f"{column} {' and '.join(values)}" for column, values in used.items())
     return (
         f"{data.name}: {len(data.test)} test rows, {settings.seeds} seeds, {settings.samples} "
-        "importance samples; nats per datum; ± is the standard error over the seeds, of NLL "
-        "against another row that of the comparison paired over test data and seeds. Seconds are "
-        "those of runs that shared the machine. "
+        "importance samples, nats per datum. ± is the standard error over the seeds; in brackets, "
+        "of NLL against another row, that over the test rows of these models. K-hat is the median "
+        "of Pareto's over the test rows, unreliable their share without a trusted estimate. "
         f"{said}, {platform.machine()}. "
         f"Made by `pyro-vaes study {name} {settings.command}`."
     )

@@ -88,6 +88,9 @@ class Run:
         result = read_json(self.folder / RESULT)
         if not _is_result(result) or result["figures"]["num_samples"] != self.samples:
             return None
+        # One from before k-hat was looked at says nothing of its own worth.
+        if "share_unreliable" not in result["figures"]:
+            return None
         return result if result["measures"].keys() >= set(self.measures) else None
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pyro_vaes.data.dataset import DataSet
+from pyro_vaes.experiments.claims import MOST, Comparison
 from pyro_vaes.experiments.outcomes import Outcome
 from pyro_vaes.experiments.panels import Figures
 from pyro_vaes.runs.resolve import check_combination, resolve
@@ -41,13 +42,17 @@ class Study:
         question: what it must show, a sentence or two.
         grid: the cells, given the data; the second argument asks for a small one.
         draw: the figures.
-        findings: sentences, each claim of which exceeds its error.
+        findings: sentences that describe, and claim nothing.
         columns: of the table in Markdown, beside NLL, ELBO and KL: key to heading.
         measures: names in :data:`~pyro_vaes.experiments.measures.MEASURES`.
         reference: the cell that others are compared with; the first if empty.
         needs: what the data must have: ``labels``, ``levels`` or ``images``.
         recipe: the defaults of its runs, by name; the command line's own if None.
         base: options over the recipe that all cells share.
+        comparisons: what is tested, three at most, named before anything is run.
+
+    Raises:
+        ValueError: for more comparisons.
     """
 
     title: str
@@ -61,6 +66,14 @@ class Study:
     reference: str = ""
     recipe: str | None = None
     base: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    comparisons: tuple[Comparison, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.comparisons) > MOST:
+            raise ValueError(
+                f"Expected at most {MOST} comparisons in a study; got {len(self.comparisons)}. "
+                "Name those that its question is about."
+            )
 
 
 def configuration(

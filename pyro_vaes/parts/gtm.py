@@ -17,6 +17,7 @@ from pyro_vaes.core.labels import append_labels, flat
 from pyro_vaes.distributions.mixtures import Mixture
 from pyro_vaes.networks.mlp import Network, check_network, shape_of
 from pyro_vaes.parts.priors import _labels
+from pyro_vaes.parts.units import InUnits
 
 __all__ = ["GTMPrior", "GTMPseudoInputs", "Grid"]
 
@@ -56,7 +57,7 @@ class Grid(Described):
         return cast(Tensor, self.network(append_labels(points, labels, self.num_labels)))
 
 
-class GTMPseudoInputs(Grid):
+class GTMPseudoInputs(Grid, InUnits):
     """Pseudo-inputs for a ``VampPrior``: a grid pushed through a network into the data space.
 
     The GTM-VampPrior of Tomczak, "Deep generative modeling" (2022), chapter 4: neighbours on the
@@ -75,9 +76,6 @@ class GTMPseudoInputs(Grid):
             of inputs.
     """
 
-    center: Tensor | None
-    spread: Tensor | None
-
     def __init__(
         self,
         network: Network,
@@ -90,24 +88,36 @@ class GTMPseudoInputs(Grid):
         self.event_shape = shape_of(event_shape)
         hold_bounds(self, bounds)
         self.head = nn.Linear(self.out_features, math.prod(self.event_shape))
-        self.register_buffer("center", None)
-        self.register_buffer("spread", None)
+        self._start_units()
+        self._laid = False
 
     @property
     def bounds(self) -> tuple[Any, Any] | None:
         """The bounds, numbers or one for each element; None if unbounded."""
         return held_bounds(self)
 
-    def set_units(self, center: Tensor, spread: Tensor) -> None:
-        """Makes the network speak in each element's own centre and spread, where no bounds do.
+    @torch.no_grad()
+    def set_units(self, center: Any, spread: Any) -> None:
+        """Makes the network work in these units, where no bounds do.
+
+        A grid that :meth:`initialize` has laid stays where it is.
 
         Args:
-            center: of each element, of the shape of a datum.
+            center: a number, or one for each element: a tensor of the shape of a datum.
             spread: the same.
         """
-        if self.bounds is None:
-            like = cast(Tensor, self.points)
-            self.center, self.spread = (t.detach().clone().to(like) for t in (center, spread))
+        if self.bounds is not None:
+            return
+        old_center, old_spread = self._units
+        if self._hold_units(center, spread, self.head.bias) and self._laid:
+            center, spread = self._units
+            flat_of = self.head.bias.new_zeros(self.event_shape)
+            ratio, shift = (
+                (flat_of + value).flatten()
+                for value in (old_spread / spread, (old_center - center) / spread)
+            )
+            self.head.weight.mul_(ratio.unsqueeze(-1))
+            self.head.bias.mul_(ratio).add_(shift)
 
     @property
     def labels(self) -> Tensor | None:
@@ -120,18 +130,14 @@ class GTMPseudoInputs(Grid):
     def forward(self) -> Tensor:
         u = self.head(self.features()).reshape(-1, *self.event_shape)
         if self.bounds is None:
-            if self.center is None or self.spread is None:
-                return cast(Tensor, u)
-            return self.center + self.spread * cast(Tensor, u)
+            return self._to_data(cast(Tensor, u))
         low, high = self.bounds
         return low + (high - low) * u.sigmoid()
 
     def _frame(self, x: Tensor) -> tuple[Any, Any]:
         """Origin and width of what the network speaks in, flat, in the units of the data."""
         if self.bounds is None:
-            if self.center is None or self.spread is None:
-                return 0.0, 1.0
-            return self.center.flatten(), self.spread.flatten()
+            return tuple(v.flatten() if isinstance(v, Tensor) else v for v in self._units)  # type: ignore[return-value]
         low, high = (torch.as_tensor(bound).flatten() for bound in self.bounds)
         width = high - low
         return low.to(x.device), torch.where(width > 0, width, 1.0).to(x.device)
@@ -168,6 +174,7 @@ class GTMPseudoInputs(Grid):
         )
         self.head.weight.copy_(solution[:-1].mT)
         self.head.bias.copy_(solution[-1])
+        self._laid = True
 
 
 class GTMPrior(Grid):

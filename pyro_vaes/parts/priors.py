@@ -20,6 +20,7 @@ from pyro_vaes.core.labels import append_labels, as_labels, takes_labels, with_l
 from pyro_vaes.distributions.mixtures import Mixture, VampDistribution
 from pyro_vaes.distributions.transformed import FlowDistribution
 from pyro_vaes.flows.recipes import FlowRecipe
+from pyro_vaes.parts.units import InUnits
 
 __all__ = ["FlowPrior", "MixturePrior", "NormalPrior", "VampPrior"]
 
@@ -102,7 +103,7 @@ class MixturePrior(Described):
         )
 
 
-class VampPrior(Described):
+class VampPrior(InUnits):
     """The mixture of variational posteriors at K pseudo-inputs, p(z) = sum_k w_k q(z | u_k).
 
     Tomczak and Welling, "VAE with a VampPrior" (2018), equation 9; the assignment's question 3.3.
@@ -113,6 +114,9 @@ class VampPrior(Described):
     where data often are; the gradient is the true one and never vanishes, as a clamp's does outside
     and a sigmoid's at the bounds; and one that is pushed outwards stays at the bound, since the
     gradient turns round with the direction of travel.
+
+    Pseudo-inputs are learned in units of the data, see :class:`.InUnits`, so that they move at the
+    step size of weights; :meth:`moved` says how far they did.
 
     Args:
         posterior: a posterior that scores any z.
@@ -132,8 +136,9 @@ class VampPrior(Described):
             lies outside the bounds, or a label is missing.
     """
 
-    center: Tensor | None
-    spread: Tensor | None
+    start: Tensor | None
+
+    optional_buffers = (*InUnits.optional_buffers, "start")
 
     def __init__(
         self,
@@ -192,8 +197,9 @@ class VampPrior(Described):
             self.logits = nn.Parameter(logits)
         else:
             self.register_buffer("logits", logits)
-        self.register_buffer("center", None)
-        self.register_buffer("spread", None)
+        self._start_units()
+        # Where they began, to see how far they move; a module of them may be laid out later.
+        self.register_buffer("start", None if made else cast(Tensor, self.inputs).detach().clone())
         self._set_labels(getattr(pseudo_inputs, "labels", None) if labels is None else labels)
 
     @property
@@ -202,30 +208,43 @@ class VampPrior(Described):
         return held_bounds(self)
 
     @torch.no_grad()
-    def set_units(self, center: Tensor, spread: Tensor) -> None:
-        """Learns the pseudo-inputs in each element's own centre and spread, from where they are.
+    def set_units(self, center: Any, spread: Any) -> None:
+        """Learns the pseudo-inputs in these units, from where they are.
 
-        A step of an optimiser then moves an element in microns as far as one in metres. ``VAE``
-        calls this with what its likelihood knows of the data.
+        A step of an optimiser then moves an element in microns as far as one in metres, and a level
+        as far as a weight. ``VAE`` calls this with what its likelihood knows of the data.
 
         Args:
-            center: of each element, of the shape of a datum.
+            center: a number, or one for each element: a tensor of the shape of a datum.
             spread: the same.
         """
         if isinstance(self.inputs, nn.Module):
             if hasattr(self.inputs, "set_units"):
                 cast(Any, self.inputs).set_units(center, spread)
             return
-        values = self._in_units_of_data()
-        center, spread = (t.detach().clone().to(values) for t in (center, spread))
-        self.center, self.spread = center, spread
-        self.inputs.copy_((values - center) / spread)
+        values = self._to_data(cast(Tensor, self.inputs))
+        if self._hold_units(center, spread, values):
+            self.inputs.copy_(self._from_data(values))
 
-    def _in_units_of_data(self) -> Tensor:
-        inputs = cast(Tensor, self.inputs)
-        if self.center is None or self.spread is None:
-            return inputs
-        return self.center + self.spread * inputs
+    @torch.no_grad()
+    def moved(self, x: Any) -> Tensor | None:
+        """How far each pseudo-input is from where it began, ``(K,)``.
+
+        The median over its elements of the distance, each in units of the element's standard
+        deviation over the data. (A mean would be that of the few elements that hardly vary.)
+
+        Args:
+            x: data to take the standard deviations from, ``(n, *event_shape)``.
+
+        Returns:
+            None where the beginning is unknown: for a module of pseudo-inputs, or from a file
+            without it.
+        """
+        if self.start is None:
+            return None
+        deviation = torch.as_tensor(x).to(self.start).std(0, correction=0)
+        shift = (self.pseudo_inputs - self.start).abs()[:, deviation > 0]
+        return (shift / deviation[deviation > 0]).median(-1).values
 
     def _set_labels(self, labels: Tensor | None) -> None:
         if self.num_labels == 0:
@@ -244,7 +263,7 @@ class VampPrior(Described):
         """The pseudo-inputs ``(K, *event_shape)`` in the units of the data, within the bounds."""
         if isinstance(self.inputs, nn.Module):
             return cast(Tensor, self.inputs())
-        values, bounds = self._in_units_of_data(), self.bounds
+        values, bounds = self._to_data(cast(Tensor, self.inputs)), self.bounds
         return values if bounds is None else _reflected(values, *bounds)
 
     def forward(self, y: Tensor | None = None) -> Any:

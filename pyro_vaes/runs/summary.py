@@ -14,6 +14,8 @@ import torch
 from pyro_vaes._version import __version__
 from pyro_vaes.data.dataset import DataSet
 from pyro_vaes.evaluation.evaluator import evaluate
+from pyro_vaes.evaluation.reliability import is_trusted, k_hat_lines
+from pyro_vaes.parts.priors import VampPrior
 from pyro_vaes.runs.schema import RunConfig
 from pyro_vaes.storage.files import read_json, write_text
 from pyro_vaes.training.distributed import join_processes
@@ -89,6 +91,7 @@ def summarise(
     summary = {
         **result.to_dict(),
         "split": "test",
+        "pseudo_inputs_moved": _moved(vae, data),
         "epochs": history.epochs,
         "best_epoch": history.best_epoch,
         "stopped": history.stopped,
@@ -102,6 +105,12 @@ def summarise(
     }
     write_text(out / _SUMMARY, json.dumps(summary, indent=2) + "\n")
     return summary
+
+
+def _moved(vae: VAE, data: DataSet) -> float | None:
+    """How far the median pseudo-input moved, None without pseudo-inputs or their beginning."""
+    moved = vae.prior.moved(data.train.x) if isinstance(vae.prior, VampPrior) else None
+    return None if moved is None else moved.median().item()
 
 
 def versions() -> dict[str, str]:
@@ -128,9 +137,24 @@ def report_text(summary: Mapping[str, Any], out: Path) -> str:
             f"{summary['precision_shift']:+.3f} nats off that in float32."
         )
     lines.append(f"\nTest figures, nats per datum ({summary['num_samples']} samples each)")
+    # A run from before k-hat was kept stays as it is.
+    known, reason = "share_unreliable" in summary, summary.get("num_unreliable_reason", "")
+    doubtful = known and is_trusted(summary) is False
     for title, key, sign in _FIGURES:
         value, error = summary[key], summary[f"{key}_se"]
         text = "n/a" if value is None else f"{sign * value:.2f}"
-        lines.append(f"  {title:<34}{text:>9}" + ("" if error is None else f" +- {error:.2f}"))
+        mark = "  NOT TO BE TRUSTED" if doubtful and key == "nll" else ""
+        spread = "" if error is None else f" +- {error:.2f}"
+        lines.append(f"  {title:<34}{text:>9}{spread}{mark}")
+    if known:
+        lines += [f"  {line}" for line in k_hat_lines(summary, reason)]
+    if doubtful:
+        remedy = "--samples 5000 or --proposal annealed"
+        lines.append(f"    For a better figure: pyro-vaes evaluate {out} with {remedy}")
+    if summary.get("pseudo_inputs_moved") is not None:
+        lines.append(
+            f"  The median pseudo-input moved {summary['pseudo_inputs_moved']:.2f} standard "
+            "deviations (of each element of the data)."
+        )
     lines.append(f"\nRun folder: {out}")
     return "\n".join(lines)

@@ -32,32 +32,49 @@ def named_tensors(module: nn.Module) -> dict[str, Tensor]:
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: object = "the file") -> None:
     """Copies tensors into a module of exactly these names and shapes.
 
+    A part may name ``optional_buffers``, which the tensors may hold or not: it then has what they
+    have.
+
     Raises:
         RunFolderError: if they do not fit.
     """
-    own = named_tensors(module)
-    if own.keys() != tensors.keys():
-        odd = sorted(own.keys() ^ tensors.keys())[0]
+    own, optional = named_tensors(module), _optional(module)
+    odd = (own.keys() ^ tensors.keys()) - optional.keys()
+    if odd:
         raise RunFolderError(
-            f"Expected the tensors of this VAE in {source}; got others ({odd!r} is in one only)."
+            f"Expected the tensors of this VAE in {source}; got others "
+            f"({min(odd)!r} is in one only)."
         )
     for name, tensor in own.items():
-        if tensor.shape != tensors[name].shape:
+        if name not in optional and tensor.shape != tensors[name].shape:
             raise RunFolderError(
                 f"Expected {name!r} of shape {tuple(tensor.shape)} in {source}; "
                 f"got {tuple(tensors[name].shape)}."
             )
-        if _kind(tensor) != _kind(tensors[name]):
+        if name in tensors and _kind(tensor) != _kind(tensors[name]):
             raise RunFolderError(
                 f"Expected {name!r} of a type like {tensor.dtype} in {source}; "
                 f"got {tensors[name].dtype}."
             )
-    for name, tensor in own.items():
+    for name, (part, key) in optional.items():
+        given, like = tensors.get(name), next(part.parameters())
+        if given is None or name not in own or own[name].shape != given.shape:
+            setattr(part, key, None if given is None else given.to(like, copy=True))
+    for name, tensor in named_tensors(module).items():
         tensor.copy_(tensors[name])
 
 
 def _kind(tensor: Tensor) -> tuple[bool, bool]:
     return tensor.is_floating_point(), tensor.is_complex()
+
+
+def _optional(module: nn.Module) -> dict[str, tuple[nn.Module, str]]:
+    """The buffers that a file may lack, by name: whose they are and what they are called there."""
+    return {
+        f"{name}.{key}" if name else key: (part, key)
+        for name, part in module.named_modules()
+        for key in getattr(part, "optional_buffers", ())
+    }
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:

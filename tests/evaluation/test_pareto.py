@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pyro_vaes.evaluation.pareto import MIN_SAMPLES, pareto_k, tail_size
+from pyro_vaes.evaluation.reliability import is_trusted, k_hat_lines
 
 
 def largest(log_weights):
@@ -76,3 +77,28 @@ def test_ties_are_no_part_of_the_tail():
     assert pareto_k(largest(log_weights)).isfinite().all()
     log_weights[0, 4:] = 0.0
     assert (pareto_k(largest(log_weights)) == math.inf).all()
+
+
+@pytest.mark.parametrize(
+    ("share", "trusted", "said"),
+    [
+        (0.05, True, "unreliable for 5 of 100 data (5.0%)"),
+        (0.06, False, "NOT TO BE TRUSTED: unreliable for more than 5%"),
+        (None, None, "whether -log p(x) can be trusted is unknown"),
+    ],
+)
+def test_a_figure_with_too_many_unreliable_data_is_marked(share, trusted, said):
+    figures = dict(
+        proposal="mixed",
+        share_unreliable=share,
+        num_unreliable=None if share is None else round(100 * share),
+        num_data=100,
+        pareto_k_limit=0.67,
+        pareto_k_median=0.3,
+        pareto_k_max=0.9,
+        encoder_num_unreliable=None,
+    )
+    assert is_trusted(figures) is trusted
+    lines = "\n".join(k_hat_lines(figures, "too few samples"))
+    assert said in lines
+    assert ("NOT TO BE" in lines) == (trusted is False)

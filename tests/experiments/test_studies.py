@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from filelock import FileLock
+from scipy import stats
 
 import pyro_vaes as pv
 from pyro_vaes.cli.app import main
@@ -21,6 +22,7 @@ from pyro_vaes.course.studies.posteriors import families, fitted_banana
 from pyro_vaes.course.studies.table import STUDIES
 from pyro_vaes.experiments import measures, schedule
 from pyro_vaes.experiments import runs as study_runs
+from pyro_vaes.experiments.claims import Comparison, claims, holm
 from pyro_vaes.experiments.outcomes import Difference, Outcome
 from pyro_vaes.experiments.pages import Settings, write_pages
 from pyro_vaes.experiments.study import Cell, configuration
@@ -65,43 +67,116 @@ def test_grids_are_those_of_the_assignment():
 # --- claims -------------------------------------------------------------------------------------
 
 
-def outcome(**log_marginal: list[list[float]]) -> Outcome:
+def outcome(unreliable: float = 0.0, **log_marginal: Any) -> Outcome:
     """An outcome of cells with these log-likelihoods, a row for each seed."""
     values = {(k, s): np.array(v) for k, rows in log_marginal.items() for s, v in enumerate(rows)}
     table = pd.DataFrame(
-        [{"label": k, "seed": s, "nll": -v.mean()} for (k, s), v in values.items()]
+        [
+            {"label": k, "seed": s, "nll": -v.mean(), "share_unreliable": unreliable}
+            for (k, s), v in values.items()
+        ]
     )
     data: Any = None
     return Outcome("test", data, table, values, {})
 
 
-def test_a_comparison_is_paired_over_data_and_seeds():
+def two_cells(gap: float, seeds: int, spread: float = 0.1) -> dict[str, list[np.ndarray]]:
+    """Two models that differ by a gap, which varies over the seeds, on the same test rows."""
     generator = np.random.default_rng(0)
     common = 50 * generator.normal(size=400)  # How hard each datum is: the same for both.
-    a = [common + generator.normal(size=400) for _ in range(3)]
-    b = [common + 0.5 + generator.normal(size=400) for _ in range(3)]
-    o = outcome(a=[list(v) for v in a], b=[list(v) for v in b])
-    gaps = np.stack(b) - np.stack(a)
-    over_data = gaps.mean(0).std(ddof=1) / 20
-    over_seeds = gaps.mean(1).std(ddof=1) / math.sqrt(3)
+    shifts = gap + spread * generator.normal(size=seeds)
+    a = [common + generator.normal(size=400) for _ in range(seeds)]
+    return {
+        "a": a,
+        "b": [v + shift + generator.normal(size=400) for v, shift in zip(a, shifts, strict=True)],
+    }
+
+
+def test_a_comparison_is_the_mean_over_rows_for_each_seed():
+    cells = two_cells(0.5, 6)
+    o = outcome(**cells)
+    gaps = np.stack(cells["b"]) - np.stack(cells["a"])
     gap = o.paired("a", "b")
     assert gap.mean == pytest.approx(gaps.mean())
-    assert gap.error == pytest.approx(math.hypot(over_data, over_seeds))
-    assert gap.error < 0.2 < common.std() / 20  # What an unpaired comparison would have.
-    assert o.compared("a", "b").startswith("b has a lower NLL than a, by 0.")
-    assert o.best() == "b"
+    assert gap.seeds == 6
+    assert gap.error == pytest.approx(gaps.mean(1).std(ddof=1) / math.sqrt(6))
+    assert gap.rows == pytest.approx(gaps.mean(0).std(ddof=1) / 20)
+    assert gap.p == pytest.approx(stats.ttest_1samp(gaps.mean(1), 0.0).pvalue)
+    assert gap.error < 0.2 < np.std(cells["a"][0]) / 20  # What an unpaired comparison would have.
+    assert o.compared("a", "b").startswith("NLL is 0.")
+    assert o.compared("a", "b").endswith("nats higher with a than with b")
 
 
-def test_what_does_not_exceed_its_error_is_not_claimed():
-    o = outcome(a=[[0.0, 1.0, 2.0], [0.0, 1.0, 3.0]], b=[[0.5, 1.0, 1.4], [0.1, 1.2, 3.0]])
-    assert not o.paired("a", "b").clear
-    assert "cannot be told apart" in o.compared("a", "b")
-    (sentence,) = o.ranked("a", o.labels)
-    assert "cannot be told" in sentence
-    assert Difference(1.0, 0.4).clear
-    assert not Difference(1.0, 0.6).clear
-    single = outcome(a=[[0.0, 1.0]], b=[[0.5, 1.0]])
-    assert not single.differs("a", "b", "nll").clear  # One seed tells nothing of the others.
+def test_p_values_at_the_edges():
+    assert Difference.of(np.array([0.3])).p == 1  # One seed tells nothing of the others.
+    assert Difference.of(np.zeros(5)).p == 1
+    assert Difference.of(np.full(5, 0.25)).p == 0
+    # Two standard errors of three seeds are no discovery.
+    assert Difference(2.0, 1.0, 3).p == pytest.approx(0.18, abs=0.01)
+
+
+def test_claims_hold_their_level():
+    """Of studies where nothing differs, at most one in twenty claims anything."""
+    generator = np.random.default_rng(0)
+    comparisons = [Comparison("a", "b"), Comparison("a", "c"), Comparison("b", "c")]
+    claimed = 0
+    for _ in range(200):
+        cells = {k: generator.normal(size=(5, 1)) + generator.normal(size=(1, 20)) for k in "abc"}
+        claimed += any(c.holds for c in claims(outcome(**cells), comparisons))
+    assert claimed <= 200 * 0.05 + 3 * math.sqrt(200 * 0.05 * 0.95)
+    assert claimed > 0
+
+
+def test_what_differs_is_claimed_from_five_seeds_on():
+    (claim,) = claims(outcome(**two_cells(0.5, 5)), [Comparison("a", "b")])
+    assert claim.holds
+    assert str(claim).endswith("over 5 seeds, corrected: **claimed**.")
+    (few,) = claims(outcome(**two_cells(0.5, 4)), [Comparison("a", "b")])
+    assert not few.holds
+    assert str(few).endswith("not tested: 4 of at least 5 seeds.")
+    (small,) = claims(outcome(**two_cells(0.01, 5)), [Comparison("a", "b")])
+    assert str(small).endswith("**no difference is claimed**.")
+
+
+@pytest.mark.parametrize("share", [0.06, math.nan])
+def test_what_is_unreliable_supports_no_claim(share):
+    o = outcome(unreliable=share, **two_cells(0.5, 5))
+    (claim,) = claims(o, [Comparison("a", "b")])
+    assert not claim.holds
+    assert "not tested: *a* and *b* †" in str(claim)
+    assert o.marked("a") == "a †"
+    assert not outcome(unreliable=0.05, **two_cells(0.5, 5)).untrusted("a")
+
+
+def test_the_best_is_chosen_on_validation():
+    o = outcome(**two_cells(0.5, 5))
+    o.table["val_elbo"] = o.table["label"].map({"a": -1.0, "b": -2.0})
+    assert o.chosen(["b", "a", "absent"]) == "a"
+    assert o.chosen(["absent"]) is None
+    (claim,) = claims(o, [Comparison(("a", "b"), "b"), Comparison("absent", "b")])
+    assert (claim.a, claim.b) == ("a", "b")
+
+
+def test_holms_correction():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 1.0, 0.001]) == pytest.approx([1.0, 1.0, 0.003])
+    assert holm([]) == []
+
+
+def test_a_study_names_three_comparisons_at_most():
+    for study in STUDIES.values():
+        assert len(study.comparisons) <= 3
+    four = (Comparison("a", "b"),) * 4
+    with pytest.raises(ValueError, match="at most 3 comparisons in a study; got 4"):
+        dataclasses.replace(STUDIES["vae"], comparisons=four)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_cells_that_comparisons_name_are_there(name):
+    labels = {cell.label for cell in STUDIES[name].grid(pv.load_data("digits"), False)}
+    for comparison in STUDIES[name].comparisons:
+        for side in (comparison.a, comparison.b):
+            assert {side} <= labels if isinstance(side, str) else set(side) <= labels
 
 
 # --- measures -----------------------------------------------------------------------------------
@@ -141,10 +216,15 @@ def test_components_that_are_used_are_counted():
     with torch.no_grad():
         prior.logits.copy_(torch.tensor([9.0, -99, -99, -99, -99]))
     assert measures.components_used(vae, data, 1)["components_used"] == pytest.approx(1)
-    with torch.no_grad():  # Five equal components do a fifth of the work each.
+    with torch.no_grad():  # Five copies of one are one.
         for parameter in prior.parameters():
             parameter.copy_(parameter[:1].expand_as(parameter))
-    assert measures.components_used(vae, data, 1)["components_used"] == pytest.approx(5)
+    assert measures.components_used(vae, data, 1)["components_used"] == pytest.approx(1)
+    with torch.no_grad():  # Two copies on one side of the codes, three on the other.
+        prior.loc.zero_()
+        prior.loc[:, 0] = torch.tensor([50.0, 50, -50, -50, -50])
+        prior.logits.copy_(torch.tensor([1 / 2, 1 / 2, 1 / 3, 1 / 3, 1 / 3]).log())
+    assert 1.5 < measures.components_used(vae, data, 1)["components_used"] < 2.01
 
 
 def test_the_banana_has_the_gap_of_its_family():
@@ -187,6 +267,7 @@ def small(tmp_path, monkeypatch) -> Settings:
         lambda o: [f"{o.compared('one', 'two')}."],
         {"active_units": "active units", "nll_train": "training NLL"},
         ("training_rows",),
+        comparisons=(Comparison("one", "two"),),
     )
     monkeypatch.setitem(STUDIES, "tiny", tiny)
     out, runs = tmp_path / "out", tmp_path / "runs"
@@ -214,6 +295,8 @@ def test_a_study_writes_table_figures_and_findings_and_runs_nothing_twice(small,
     assert "![nothing](tiny_nothing.png)" in text
     assert (small.out / "tiny_nothing.png").exists()
     assert "`pyro-vaes study tiny --data" in text
+    assert "## Claims" in text and "not tested: " in text
+    assert "| † |" not in text and text.count("†") >= 3 and "† Not to be trusted" in text
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.replace(r"\|", "").count("|") for line in table}) == 1
     table = pd.read_csv(small.out / "tiny.csv")

@@ -57,9 +57,9 @@ def within(estimates, truth, errors=3.0, bias=0.01):
 @pytest.mark.parametrize(
     "encoder",
     [
-        "near",
         "narrow",
         "random",
+        pytest.param("near", marks=pytest.mark.slow),
         pytest.param("exact", marks=pytest.mark.slow),
         pytest.param("shifted", marks=pytest.mark.slow),
         pytest.param("diagonal", marks=pytest.mark.slow),
@@ -86,24 +86,37 @@ def test_the_truth_whatever_the_encoder(proposal, encoder):
     assert report.encoder_num_unreliable in (None, own.num_unreliable)
 
 
-@pytest.mark.parametrize("likelihood", ["categorical", "bernoulli"])
+def missed(report, truth, bias=0.05):
+    """Rows that lie outside four of their own standard errors of the truth, and a little.
+
+    The little is what a mode of a few per cent of the mass adds: where no draw hits it, no figure
+    made of the draws can know.
+    """
+    error = (1 / report.effective_sample_size - 1 / report.num_samples).clamp(min=0).sqrt()
+    return (report.log_marginal - truth).abs() > 4 * error + bias
+
+
 @pytest.mark.parametrize(
-    "posterior",
+    ("likelihood", "posterior", "proposal"),
     [
-        "normal",
-        pytest.param("planar", marks=pytest.mark.slow),
-        pytest.param("iaf", marks=pytest.mark.slow),
+        ("bernoulli", "normal", "auto"),
+        *(
+            pytest.param(likelihood, posterior, proposal, marks=pytest.mark.slow)
+            for likelihood in ("categorical", "bernoulli")
+            for posterior in ("normal", "planar", "iaf")
+            for proposal in ("refined", "auto")
+            if (likelihood, posterior, proposal) != ("bernoulli", "normal", "auto")
+        ),
     ],
 )
-def test_the_truth_by_quadrature(likelihood, posterior):
+def test_the_truth_by_quadrature(likelihood, posterior, proposal):
     vae = make_vae("mixture", posterior, likelihood, latent_dim=2, num_labels=0, scale=1.5)
     x = data(likelihood, 8, 4)
-    truth = Quadrature(vae, tolerance=0.01, max_points=2**22).log_prob(x)
-    for proposal in ("refined", "auto"):
-        report = pv.evaluate(vae, x, num_samples=1000, proposal=proposal)
-        trusted = ~report.unreliable
-        torch.testing.assert_close(report.log_marginal[trusted], truth[trusted], rtol=0, atol=0.3)
-        assert trusted.sum() >= 6
+    truth = Quadrature(vae, tolerance=0.01, max_points=2**22).log_prob(x)  # Refined until it is.
+    report = pv.evaluate(vae, x, num_samples=1000, proposal=proposal, diagnostics=False)
+    assert not (missed(report, truth) & ~report.unreliable).any()
+    # One of these random models has ridges that no normal follows: most of its rows are marked.
+    assert report.num_unreliable <= (5 if (likelihood, posterior) == ("bernoulli", "planar") else 2)
 
 
 class Absolute(nn.Module):
@@ -130,40 +143,38 @@ def absolute_truth(x, scale=0.1):
     return (math.log(2) + at + normal).sum(-1)
 
 
-@pytest.mark.parametrize("dim", [1, 2, 16])
+@pytest.mark.parametrize("dim", [1, 2, pytest.param(16, marks=pytest.mark.slow)])
 def test_several_modes_are_found_or_marked(dim):
     vae = absolute(dim)
     x = 1 + torch.rand(40, dim)
     report = pv.evaluate(vae, x, num_samples=1000, diagnostics=False)
-    missing = absolute_truth(x) - report.log_marginal
-    wrong = missing.abs() > 0.3
-    marked = report.num_unreliable
-    assert marked >= 0.8 * wrong.sum()
+    wrong = missed(report, absolute_truth(x))
+    # One in forty may escape: where all starts fell into one mode, and all draws of the prior.
+    assert (wrong & ~report.unreliable).sum() <= (dim == 2)
     if dim == 1:
-        assert wrong.sum() <= 8
+        assert not wrong.any()
     if wrong.any():
         assert report.num_unexplored > 0
         assert any("several modes" in warning for warning in report.warnings)
 
 
 @pytest.mark.parametrize(
-    ("posterior", "proposal"),
+    ("posterior", "proposal", "size"),
     [
-        ("normal", "auto"),
-        pytest.param("normal", "refined", marks=pytest.mark.slow),
-        pytest.param("planar", "auto", marks=pytest.mark.slow),
+        ("normal", "auto", 37),
+        pytest.param("normal", "auto", 8192, marks=pytest.mark.slow),
+        pytest.param("normal", "auto", 5, marks=pytest.mark.slow),
+        pytest.param("normal", "refined", 37, marks=pytest.mark.slow),
+        pytest.param("planar", "auto", 37, marks=pytest.mark.slow),
     ],
 )
-def test_chunks_change_nothing(posterior, proposal):
+def test_chunks_change_nothing(posterior, proposal, size):
     vae = make_vae("mixture", posterior, num_labels=3, scale=1.0)
     split = pv.Split(data("categorical", 70, 4), torch.arange(70) % 3)
-    first, *others = (
-        pv.evaluate(vae, split, num_samples=200, chunk_size=size, proposal=proposal)
-        for size in (None, 37, 8192)
-    )
-    for other in others:
-        torch.testing.assert_close(other.log_marginal, first.log_marginal, rtol=0, atol=1e-8)
-        torch.testing.assert_close(other.pareto_k, first.pareto_k, rtol=0, atol=1e-6)
+    options = dict(num_samples=200, proposal=proposal, diagnostics=False)
+    first, other = (pv.evaluate(vae, split, chunk_size=c, **options) for c in (None, size))
+    torch.testing.assert_close(other.log_marginal, first.log_marginal, rtol=0, atol=1e-10)
+    torch.testing.assert_close(other.pareto_k, first.pareto_k, rtol=0, atol=1e-8)
 
 
 def test_no_trace_is_left():
@@ -185,7 +196,7 @@ def test_noise_after_the_choice_is_fresh(proposal):
     """The mean weight is p(x), with two draws too: any draw that helped to choose would bias it."""
     model = linear(2, 3)
     model = model.with_posterior(encoders(model)["narrow"])
-    x = model.vae.sample(1).expand(1000, -1)
+    x = model.vae.sample(1).expand(600, -1)
     ratio = (pv.log_marginal(model.vae, x, 2, proposal=proposal) - model.log_prob(x)).exp()
     error = ratio.std() / math.sqrt(len(ratio))
     assert abs(ratio.mean() - 1) < 4 * error
@@ -198,7 +209,7 @@ def test_the_cost_is_bounded_and_counted():
     vae.likelihood.network.register_forward_hook(
         lambda module, inputs, output: count.__setitem__(0, count[0] + output[..., 0].numel())
     )
-    report = pv.evaluate(vae, x, num_samples=1000)
+    report = pv.evaluate(vae, x, num_samples=1000, diagnostics=False)
     assert report.cost == report.decoder_evaluations / 300_000
     assert count[0] <= report.decoder_evaluations + 10
     assert 2.5 < report.cost <= 3.5
@@ -329,50 +340,70 @@ def test_which_posteriors_score_cheaply(posterior, cheap):
     assert report.proposal == ("mixed" if cheap else "refined")
 
 
-@pytest.mark.slow
-def test_many_latent_dimensions_have_a_covariance_of_low_rank():
-    model = linear(70, 8)
+@pytest.mark.parametrize("data_dim", [8, pytest.param(32, marks=pytest.mark.slow)])
+def test_many_latent_dimensions_have_a_covariance_of_low_rank(data_dim):
+    """Up to the rank, 32 directions of which the data say something, nothing is lost."""
+    model = linear(70, data_dim)
     model = model.with_posterior(encoders(model)["random"])
     x = model.vae.sample(20)
-    report = pv.evaluate(model.vae, x, num_samples=1000)
+    report = pv.evaluate(model.vae, x, num_samples=1000, diagnostics=False)
     assert "70 latent dimensions" in report.proposal_notes[0]
-    within(report.log_marginal, model.log_prob(x), bias=0.05)
-    assert report.share_unreliable <= 0.25
+    within(report.log_marginal, model.log_prob(x), bias=0.02)
+    assert report.num_unreliable == 0
+
+
+@pytest.mark.slow
+def test_more_directions_than_the_rank_are_right_or_marked():
+    model = linear(70, 50)
+    model = model.with_posterior(encoders(model)["random"])
+    x = model.vae.sample(20)
+    report = pv.evaluate(model.vae, x, num_samples=1000, diagnostics=False)
+    assert not (missed(report, model.log_prob(x)) & ~report.unreliable).any()
+
+
+def test_the_prior_is_a_part_where_data_say_little_of_z():
+    """A posterior of many modes is nearly the prior where the decoder hardly listens to z."""
+    vae = make_vae("mixture", scale=0.3, latent_dim=2)
+    with torch.no_grad():
+        vae.prior.loc.mul_(6)
+    x = data("categorical", 10, 4)
+    truth = Quadrature(vae, tolerance=0.01, max_points=2**22).log_prob(x)
+    report = pv.evaluate(vae, x, num_samples=300, proposal="refined", diagnostics=False)
+    assert not missed(report, truth).any()
+    assert (report.pareto_k < report.pareto_k_limit).all()
 
 
 # --- every part -----------------------------------------------------------------------------------
 
 
-def check_against_many_draws(vae, x, y):
-    split = pv.Split(x, y)
-    report = pv.evaluate(vae, split, num_samples=400, diagnostics=False)
-    many = pv.evaluate(vae, split, num_samples=20_000, proposal="encoder")
-    trusted = (report.pareto_k < 0.6) & (many.pareto_k < 0.6)
-    assert (report.pareto_k < 0.6).sum() >= 2  # The rest is marked: a spline may bend anything.
-    torch.testing.assert_close(
-        report.log_marginal[trusted], many.log_marginal[trusted], rtol=0, atol=0.4
-    )
+def check_against_quadrature(vae, x, y, most_marked=1):
+    truth = Quadrature(vae, tolerance=0.01, max_points=2**22).log_prob(x, y)
+    report = pv.evaluate(vae, pv.Split(x, y), num_samples=400, diagnostics=False)
+    assert not (missed(report, truth) & ~report.unreliable).any()
+    assert report.num_unreliable <= most_marked
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "num_labels"), cases(PRIORS))
 def test_every_prior(name, num_labels):
     vae = make_vae(name, num_labels=num_labels, scale=0.7)
-    check_against_many_draws(vae, data("categorical", 6, 4), labels_of(num_labels))
+    # A spline of weights like these has spikes that no normal fits: some rows are marked.
+    most = 3 if name == "spline" else 1
+    check_against_quadrature(vae, data("categorical", 6, 4), labels_of(num_labels), most)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "num_labels"), cases(POSTERIORS))
 def test_every_posterior(name, num_labels):
     vae = make_vae(posterior=name, num_labels=num_labels, scale=0.5)
-    check_against_many_draws(vae, data("categorical", 6, 4), labels_of(num_labels))
+    check_against_quadrature(vae, data("categorical", 6, 4), labels_of(num_labels))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "num_labels"), cases(LIKELIHOODS))
 def test_every_likelihood(name, num_labels):
     vae = make_vae(likelihood=name, num_labels=num_labels, scale=0.7)
-    check_against_many_draws(vae, data(name, 6, 4), labels_of(num_labels))
+    check_against_quadrature(vae, data(name, 6, 4), labels_of(num_labels))
 
 
 def labels_of(num_labels):
@@ -431,7 +462,7 @@ def test_annealing_from_the_prior_finds_every_mode():
 
 
 def test_where_both_ways_disagree_there_is_an_interval(monkeypatch):
-    monkeypatch.setattr("pyro_vaes.evaluation.annealed._TEMPERATURES", (2,))
+    monkeypatch.setattr("pyro_vaes.evaluation.proposals.annealed._TEMPERATURES", (2,))
     vae, x = absolute(2), 1 + torch.rand(30, 2)
     options = dict(num_samples=5, proposal="annealed", start="prior")
     report = pv.evaluate(vae, x, **options)
@@ -455,7 +486,8 @@ def test_a_start_without_annealing_is_refused():
 
 
 @pytest.mark.parametrize(
-    "encoder", ["near", "diagonal", pytest.param("exact", marks=pytest.mark.slow)]
+    "encoder",
+    ["diagonal", *(pytest.param(name, marks=pytest.mark.slow) for name in ("near", "exact"))],
 )
 def test_the_gap_is_split_as_the_closed_forms_say(encoder):
     model = LinearGaussian(torch.tensor([[1.0, 0.8], [0.5, 1.0]]), torch.randn(2), 0.6)
@@ -470,10 +502,10 @@ def test_the_gap_is_split_as_the_closed_forms_say(encoder):
     assert report.approximation_gap_se is not None
 
 
-@pytest.mark.parametrize("posterior", ["iaf", "planar"])
+@pytest.mark.parametrize("posterior", [pytest.param("iaf", marks=pytest.mark.slow), "planar"])
 def test_gaps_of_flows_are_not_negative(posterior):
     vae = make_vae(posterior=posterior, scale=1.0)
-    report = pv.evaluate(vae, data("categorical", 30, 4), num_samples=300, gaps=True)
+    report = pv.evaluate(vae, data("categorical", 20, 4), num_samples=300, gaps=True)
     assert report.approximation_gap > -0.02
     assert report.amortisation_gap > 0.5
     gap = -report.nll - report.elbo

@@ -29,6 +29,7 @@ from pyro_vaes.course.report.documents import (
 )
 from pyro_vaes.course.report.typesetting import to_html, to_pdf
 from pyro_vaes.course.studies.table import STUDIES
+from pyro_vaes.experiments.outcomes import DAGGER
 from pyro_vaes.plotting import save_figure
 from pyro_vaes.storage.files import write_bytes
 
@@ -82,14 +83,14 @@ class _Study:
 
     @property
     def finding(self) -> list[Node]:
-        """The first of what it found: the first item or paragraph after its table."""
+        """The first of what it found: the first item or paragraph after its table and its foot."""
         kinds = [block["t"] for block in self.blocks]
         after = self.blocks[kinds.index("Table") + 1 :] if "Table" in kinds else []
         for block in after[:-1]:
             if block["t"] in ("BulletList", "OrderedList"):
                 items = block["c"] if block["t"] == "BulletList" else block["c"][1]
                 return list(items[0][0]["c"])
-            if block["t"] == "Para":
+            if block["t"] == "Para" and not plain_text(block["c"]).startswith(DAGGER):
                 return list(block["c"])
         return []
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pyro_vaes.experiments.study import Study
 
-__all__ = ["ALIVE", "BASE", "KL_SPLIT", "TIME", "course_study", "few"]
+__all__ = ["ALIVE", "BASE", "KL_SPLIT", "course_study", "few"]
 
 # The course's model, but Adam with a moving average of its weights: in half the time the bound on
 # the validation rows is that of the recipe's Adamax (the plain VAE) or better (by 0.6 nats on
@@ -28,7 +28,6 @@ course_study = functools.partial(Study, recipe="course", base=BASE)
 # Columns that several tables have.
 KL_SPLIT = {"mutual_information": "I(x; z)", "marginal_kl": "marginal KL"}
 ALIVE = {"active_units": "active units"}
-TIME = {"seconds": "seconds"}
 
 
 def few(values: Sequence[Any], quick: bool, chosen: Sequence[Any]) -> Sequence[Any]:

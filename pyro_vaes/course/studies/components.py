@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 
 from pyro_vaes.course.studies.base import course_study, few
 from pyro_vaes.data.dataset import DataSet
-from pyro_vaes.experiments.outcomes import Outcome, mean_text
+from pyro_vaes.experiments.claims import Comparison
+from pyro_vaes.experiments.outcomes import Outcome, joined, mean_text
 from pyro_vaes.experiments.panels import COLORS, NLL, Figures, axes_of, bar, drawn, lines
 from pyro_vaes.experiments.study import Cell
 from pyro_vaes.plotting import image_grid, style
@@ -17,8 +18,11 @@ from pyro_vaes.plotting import image_grid, style
 __all__ = ["STUDY"]
 
 
+_COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 500)
+
+
 def grid(data: DataSet, quick: bool) -> list[Cell]:
-    counts = few((1, 2, 5, 10, 20, 50, 100, 200, 500), quick, (1, 10, 50))
+    counts = few(_COUNTS, quick, (1, 10, 50))
     cells = [
         Cell(
             f"{name}, K = {count}",
@@ -45,7 +49,7 @@ def findings(o: Outcome) -> list[str]:
         labels = [
             k for k in o.labels if k.startswith(f"{prior}, K = ") and k.rsplit(" ", 1)[1].isdigit()
         ]
-        chosen = max(labels, key=lambda label: o.mean(label, "val_elbo")[0])
+        chosen = o.chosen(labels) or labels[0]
         least, most = labels[0], labels[-1]
         found.append(
             f"{prior}: validation chooses {chosen.split(', ')[1]}, with a test NLL of "
@@ -58,12 +62,18 @@ def findings(o: Outcome) -> list[str]:
         found.append(
             f"{prior}: test NLL exceeds training NLL by {before.mean():.2f} nats with "
             f"{least.split(', ')[1]} and by {after.mean():.2f} with {most.split(', ')[1]}, of "
-            f"whose components {mean_text(o, most, 'components_used', 1)} are used; an epoch takes "
-            f"{o.mean(most, 'seconds_per_epoch')[0] / o.mean(least, 'seconds_per_epoch')[0]:.1f} "
-            "times as long."
+            f"whose components {mean_text(o, most, 'components_used', 1)} are used and distinct."
         )
     reference = "VampPrior, K = 50"
     starts = [k for k in o.labels if k.startswith(f"{reference}, ")]
+    moved = [k for k in (reference, *starts) if len(o.values(k, "pseudo_inputs_moved"))]
+    if moved:
+        shown = joined([f"{mean_text(o, k, 'pseudo_inputs_moved')} ({k})" for k in moved])
+        used = joined([f"{mean_text(o, k, 'components_used', 1)}" for k in moved])
+        found.append(
+            f"The median pseudo-input moved by {shown}, in units of each pixel's standard "
+            f"deviation; of 50, {used} are used and distinct."
+        )
     return found + o.ranked(reference, starts)
 
 
@@ -94,26 +104,17 @@ def figures(o: Outcome) -> Figures:
             ax.set_xlabel("K")
             ax.set_title(prior)
         axes[0].set_ylabel(NLL)
-        cost, axes = axes_of(2.8, 2)
+        used, (ax,) = axes_of(2.8)
         groups = {prior: of(prior) for prior in ("mixture", "VampPrior")}
-        for ax, key, title in zip(
-            axes,
-            ("seconds_per_epoch", "components_used"),
-            ("seconds per epoch", "components used"),
-            strict=True,
-        ):
-            lines(ax, o, groups, "K", key, words=False)
-            ax.set_xscale("log")
-            ax.set_ylabel(title)
-        axes[1].set_yscale("log")
+        lines(ax, o, groups, "K", "components_used", words=False)
+        ax.set(xscale="log", yscale="log", ylabel="distinct components used")
         # At their ends the lines lie too close to be named there.
         for line, (color, name) in enumerate(zip(COLORS, groups, strict=False)):
-            place = (0.05, 0.92 - 0.08 * line)
-            axes[1].text(*place, name, color=color, transform=axes[1].transAxes)
+            ax.text(0.05, 0.92 - 0.08 * line, name, color=color, transform=ax.transAxes)
     return drawn(
         [
             ("nll", figure, "Test and training NLL against K."),
-            ("cost", cost, "What K costs and how much of it is used (exp of the entropy)."),
+            ("used", used, "How many components are used, copies of one counted once."),
             ("pseudo_inputs", _pseudo_inputs(o), _PSEUDO),
         ]
     )
@@ -147,7 +148,7 @@ def _pseudo_inputs(o: Outcome) -> Figure | None:
 
 STUDY = course_study(
     "How many components",
-    "How do the figures, the cost and the fit to training data change with the number K of "
+    "How do the figures and the fit to training data change with the number K of "
     "Gaussian components or pseudo-inputs? K is chosen by validation alone.",
     grid,
     figures,
@@ -156,7 +157,12 @@ STUDY = course_study(
         "nll_train": "training NLL",
         "val_elbo": "validation -ELBO",
         "components_used": "components used",
-        "seconds_per_epoch": "s per epoch",
+        "pseudo_inputs_moved": "pseudo-inputs moved (sd)",
     },
-    ("components_used", "training_rows"),
+    ("components_used", "pseudo_inputs_moved", "training_rows"),
+    comparisons=(
+        Comparison(tuple(f"mixture, K = {k}" for k in _COUNTS[1:]), "mixture, K = 1"),
+        Comparison(tuple(f"VampPrior, K = {k}" for k in _COUNTS[1:]), "VampPrior, K = 1"),
+        Comparison("VampPrior, K = 50, mean", "VampPrior, K = 50"),
+    ),
 )

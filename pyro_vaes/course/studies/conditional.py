@@ -9,7 +9,8 @@ import torch
 
 from pyro_vaes.course.studies.base import ALIVE, KL_SPLIT, course_study
 from pyro_vaes.data.dataset import DataSet
-from pyro_vaes.experiments.outcomes import Difference, Outcome, with_error
+from pyro_vaes.experiments.claims import Comparison
+from pyro_vaes.experiments.outcomes import Outcome, with_error
 from pyro_vaes.experiments.panels import COLORS, Figures, axes_of, drawn
 from pyro_vaes.experiments.study import Cell
 from pyro_vaes.plotting import image_grid, style
@@ -82,12 +83,11 @@ def findings(o: Outcome) -> list[str]:
         for label in o.labels[1:]
     ]
     for label in o.labels[1:]:
-        joint = o.paired(label, "p(x)")
-        saved = Difference(-joint.mean, joint.error)
+        gap = o.paired(label, "p(x)")
         most = math.log(o.data.num_labels or 1)
         found.append(
-            f"{label}: knowing the label saves {with_error(*saved)} nats; telling it would cost "
-            f"{most:.2f} (log {o.data.num_labels}). A classifier of real digits gives "
+            f"{label}: knowing the label saves {with_error(-gap.mean, gap.error)} nats; stating it "
+            f"would cost {most:.2f} (log {o.data.num_labels}). A classifier of real digits gives "
             f"{100 * o.mean(label, 'generated_accuracy')[0]:.1f}% of the generated ones the label "
             f"they were asked for, and {100 * o.mean(label, 'class_accuracy_real')[0]:.1f}% of the "
             "real test digits theirs."
@@ -106,4 +106,9 @@ STUDY = course_study(
     {"generated_accuracy": "class accuracy", **KL_SPLIT, **ALIVE},
     ("generated_classes",),
     ("labels",),
+    comparisons=(
+        Comparison("p(x|y)", "p(x)"),
+        Comparison("p(x|y), prior p(z|y)", "p(x)"),
+        Comparison("p(x|y), prior p(z|y)", "p(x|y)"),
+    ),
 )

@@ -17,6 +17,7 @@ from pyro_vaes.course.studies.base import course_study, few
 from pyro_vaes.data.dataset import DataSet
 from pyro_vaes.evaluation.evaluator import evaluate
 from pyro_vaes.exact.quadrature import Quadrature
+from pyro_vaes.experiments.claims import Comparison
 from pyro_vaes.experiments.outcomes import Outcome, joined, mean_text
 from pyro_vaes.experiments.panels import COLORS, NLL, WIDTH, Figures, dots, drawn
 from pyro_vaes.experiments.study import Cell
@@ -103,30 +104,36 @@ def fitted_banana(family: str, steps: int = 2000, seed: int = 0) -> Banana:
     return Banana(evidence - elbo, draws, (one, two), density.reshape(one.shape))
 
 
+_DEPTHS = {"planar": (1, 2, 4, 8, 16), "iaf": (1, 2, 3, 4), "sylvester": (4,)}
+_SHOWN = {"planar": "planar", "iaf": "IAF", "sylvester": "Sylvester"}
+_RICHER = (
+    "full covariance",
+    *(f"{_SHOWN[name]}, {depth}" for name, depths in _DEPTHS.items() for depth in depths),
+)
+
+
 def grid(data: DataSet, quick: bool) -> list[Cell]:
     cells = [
         Cell("diagonal", {}, {"family": "diagonal", "depth": 0}),
         Cell("full covariance", {"posterior": "full_normal"}, {"family": "full", "depth": 0}),
     ]
-    depths = {"planar": (1, 2, 4, 8, 16), "iaf": (1, 2, 3, 4), "sylvester": (4,)}
-    shown = {"planar": "planar", "iaf": "IAF", "sylvester": "Sylvester"}
     return cells + [
         Cell(
-            f"{shown[name]}, {depth}",
+            f"{_SHOWN[name]}, {depth}",
             {"posterior": name, "posterior_flows": depth},
-            {"family": shown[name], "depth": depth},
+            {"family": _SHOWN[name], "depth": depth},
         )
-        for name, all_depths in depths.items()
+        for name, all_depths in _DEPTHS.items()
         for depth in few(all_depths, quick, all_depths[-1:])
     ]
 
 
 def figures(o: Outcome) -> Figures:
     """Figures on richer posteriors."""
-    panels = {"nll": NLL, "gap": "gap to the ELBO (nats)", "seconds_per_epoch": "s per epoch"}
+    panels = {"nll": NLL, "gap": "gap to the ELBO (nats)"}
     return drawn(
         [
-            ("gap", dots(o, panels), "NLL, what the ELBO misses of it, and cost; grey: seeds."),
+            ("gap", dots(o, panels), "NLL, and what the ELBO misses of it; grey: seeds."),
             ("banana", _banana(o.quick), _BANANA),
         ]
     )
@@ -159,7 +166,7 @@ def findings(o: Outcome) -> list[str]:
     """Sentences on richer posteriors."""
     found = o.ranked("diagonal", o.labels)
     gaps = {k: o.differs(k, "diagonal", "gap") for k in o.labels if k != "diagonal"}
-    closer = [k for k, g in gaps.items() if g.clear and g.mean < 0]
+    closer = [k for k, g in gaps.items() if g.mean < 0]
     if closer:
         shown = joined([f"{k} ({mean_text(o, k, 'gap')})" for k in closer])
         found.append(
@@ -167,22 +174,21 @@ def findings(o: Outcome) -> list[str]:
             f"{mean_text(o, 'diagonal', 'gap')} nats with a diagonal normal, is smaller with "
             f"{shown}."
         )
-        closest = min(closer, key=lambda k: o.mean(k, "gap")[0])
-        times = [o.mean(k, "seconds_per_epoch")[0] for k in (closest, "diagonal")]
-        found.append(
-            f"Its price: with the closest, {closest}, an epoch takes {times[0] / times[1]:.1f} "
-            "times as long as with a diagonal normal."
-        )
     else:
-        found.append("No posterior here has a gap that is clearly smaller than the diagonal's.")
+        found.append("No posterior here has a smaller gap than the diagonal normal.")
     return found
 
 
 STUDY = course_study(
     "Richer posteriors",
-    "How far below log p(x) does the ELBO lie, and which posterior closes the gap at what price?",
+    "How far below log p(x) does the ELBO lie, and which posterior closes the gap?",
     grid,
     figures,
     findings,
-    {"gap": "gap", "pareto_k_median": "median k-hat", "seconds_per_epoch": "s per epoch"},
+    {"gap": "gap", "encoder_pareto_k_median": "k-hat, encoder"},
+    comparisons=(
+        Comparison(_RICHER, "diagonal", "gap", "The gap"),
+        Comparison(_RICHER, "diagonal"),
+        Comparison("full covariance", "diagonal", "gap", "The gap"),
+    ),
 )

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from pyro_vaes.course.studies.base import ALIVE, KL_SPLIT, TIME, course_study
+from pyro_vaes.course.studies.base import ALIVE, KL_SPLIT, course_study
 from pyro_vaes.data.dataset import DataSet
 from pyro_vaes.experiments.outcomes import Outcome, mean_text
 from pyro_vaes.experiments.panels import COLORS, Figures, axes_of, drawn
@@ -94,5 +94,5 @@ STUDY = course_study(
     grid,
     figures,
     findings,
-    {**KL_SPLIT, **ALIVE, "epochs": "epochs", **TIME},
+    {**KL_SPLIT, **ALIVE, "epochs": "epochs"},
 )

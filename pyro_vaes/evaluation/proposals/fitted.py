@@ -1,7 +1,10 @@
 """What z is drawn from to estimate log p(x): the encoder, a fit per datum, or both.
 
 - ``encoder``: q(z | x), as it was trained.
-- ``refined``: a Student's t fitted to each datum (:mod:`pyro_vaes.evaluation.proposals.refined`).
+- ``refined``: a Student's t fitted to each datum (:mod:`pyro_vaes.evaluation.proposals.refined`),
+  and a share of draws of the prior, which grows with what they cover (Hesterberg, "Weighted average
+  importance sampling and defensive mixture distributions", Technometrics 1995): no region of z goes
+  unseen where data say little of z, and no weight is unbounded.
 - ``auto``: half of each by the balance heuristic (Veach and Guibas, "Optimally combining sampling
   techniques", 1995) where the posterior scores foreign draws cheaply, ``refined`` where it does
   not, and ``encoder``, with the reason, where nothing can be fitted.
@@ -68,7 +71,7 @@ _SHORT = (DIAGONAL, FULL)
 # matter if the masses differ by fewer nats than that.
 _APART, _MATTERS = 9.0, 3.0
 
-# The share of a mixture's draws that is spread evenly over the fits, whatever their masses.
+# The share of a mixture's draws that is spread evenly over its parts, whatever their masses.
 _EVEN = 0.1
 
 # The second retry: a long climb in whitened coordinates.
@@ -92,15 +95,34 @@ def check_proposal(proposal: str, start: str) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
+class PriorPart:
+    """The prior as a part of a proposal."""
+
+    joint: Joint
+
+    def sample(self, num: int, generator: torch.Generator) -> Tensor:
+        """Draws ``(num, n, D)``."""
+        return prior_draws(self.joint.prior(), num, len(self.joint), generator)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log density of z ``(num, n, D)``: ``(num, n)`` in nats, float64."""
+        return self.joint.prior().log_prob(z).double()
+
+    def rows(self, index: Tensor | slice) -> PriorPart:
+        """Of some of the data."""
+        return PriorPart(self.joint.rows(index))
+
+
+@dataclasses.dataclass(frozen=True)
 class Mixed:
-    """A mixture per datum of K fits.
+    """A mixture per datum of fits and the prior.
 
     Attributes:
-        parts: the fits.
+        parts: K of them, a fit first.
         log_weights: ``(n, K)``, minus infinity for a fit that a datum does not have.
     """
 
-    parts: tuple[Student, ...]
+    parts: tuple[Student | PriorPart, ...]
     log_weights: Tensor
 
     def sample(self, num: int, generator: torch.Generator) -> Tensor:
@@ -270,8 +292,9 @@ class _Refinement:
     def __init__(self, joint: Joint, generator: torch.Generator) -> None:
         self.joint, self.prior, self.generator = joint, joint.prior(), generator
         self.units = prior_scale(self.prior, generator).expand(len(joint), -1)
+        self.everywhere = PriorPart(joint)
+        self.prior_mass = _mass(joint, self.everywhere, generator).unsqueeze(-1)
         self.fits: list[Student] = []
-        # Of the only fit there is, the mass plays no part.
         self.masses = torch.zeros(len(joint), 0, dtype=torch.float64, device=joint.x.device)
         self.unexplored = torch.zeros(len(joint), dtype=torch.bool, device=joint.x.device)
 
@@ -324,11 +347,7 @@ class _Refinement:
     def _add(self, found: Student, index: Tensor | None = None) -> None:
         """Takes one more fit of each datum, or of some."""
         joint = self.joint if index is None else self.joint.rows(index)
-        if len(self.fits) == 1:
-            self.masses = _mass(self.joint, self.fits[0], self.generator).unsqueeze(-1)
-        mass = self.masses.new_zeros(len(joint))
-        if self.fits:
-            mass = _mass(joint, found, self.generator)
+        mass = _mass(joint, found, self.generator)
         if index is not None:
             none = torch.full_like(self.masses[:, 0], -math.inf)
             mass = none.index_copy(0, index, mass)
@@ -351,12 +370,15 @@ class _Refinement:
         return _compare(self.fits, self.masses)
 
     def _mixture(self) -> Mixed:
-        there = self.masses.isfinite()
-        there[:, 0] |= ~there.any(-1)  # A fit that hits nothing is a proposal all the same.
+        masses = torch.cat([self.masses, self.prior_mass], -1)
+        there = masses.isfinite()
+        there[:, 0] |= ~self.masses.isfinite().any(-1)  # A fit that hits nothing is one as well.
+        there[:, -1] = True
         even = there.double() / there.sum(-1, keepdim=True)
-        share = self.masses.masked_fill(~there, -math.inf).softmax(-1).nan_to_num(0.0)
+        share = masses.masked_fill(~masses.isfinite(), -math.inf).softmax(-1).nan_to_num(0.0)
         share = torch.where(share.sum(-1, keepdim=True) > 0, share, even)
-        return Mixed(tuple(self.fits), ((1 - _EVEN) * share + _EVEN * even).log())
+        parts: tuple[Student | PriorPart, ...] = (*self.fits, self.everywhere)
+        return Mixed(parts, ((1 - _EVEN) * share + _EVEN * even).log())
 
     def _failed(self, index: Tensor) -> Tensor:
         """Which of some rows have too high a k-hat in pilot draws, which are thrown away."""
@@ -367,8 +389,8 @@ class _Refinement:
         return index[k > _PILOT_K]
 
 
-def _mass(joint: Joint, found: Student, generator: torch.Generator) -> Tensor:
-    """The log mass of p(x, z) that a fit covers, roughly, ``(n,)``."""
+def _mass(joint: Joint, found: Student | PriorPart, generator: torch.Generator) -> Tensor:
+    """The log mass of p(x, z) that a part covers, roughly, ``(n,)``."""
     z = found.sample(_MASS_DRAWS, generator)
     weights = joint.log_prob(z) - found.log_prob(z)
     return weights.nan_to_num(-math.inf, posinf=-math.inf).logsumexp(0) - math.log(_MASS_DRAWS)

@@ -73,7 +73,7 @@ class Joint:
         """The prior's distribution, for the n data if it takes labels."""
         return self.vae.p_z(self.y) if self._prior is None else self._prior
 
-    def rows(self, index: Tensor) -> Joint:
+    def rows(self, index: Tensor | slice) -> Joint:
         """The same for some of the data."""
         y = None if self.y is None else self.y[index]
         return Joint(self.vae, self.x[index], y, self.chunk_size, self.cost, self._prior)

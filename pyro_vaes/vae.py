@@ -6,7 +6,7 @@ import itertools
 import math
 import operator
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -31,6 +31,8 @@ _announced: weakref.WeakValueDictionary[str, Tensor] = weakref.WeakValueDictiona
 # Draws behind the mean of a distribution that cannot tell it, and numbers drawn at once.
 _MEAN_DRAWS = 512
 _MEAN_NUMBERS = 2**20
+# Rows encoded, decoded or drawn in one go: hidden layers need memory, too.
+_PIECE = 4096
 
 
 class VAE(Described):
@@ -174,6 +176,10 @@ class VAE(Described):
         if n < 0:
             raise ValueError(f"Expected n of 0 or more; got {n}.")
         labels = self._check_labels(y, n)
+        if n > _PIECE:
+            return _in_pieces(
+                lambda rows, some: self.sample(len(rows), some, mean=mean), range(n), labels
+            )
         with in_evaluation_mode(self):
             prior = self.p_z(labels)
             z = prior.sample(() if prior.batch_shape else (n,))
@@ -194,9 +200,12 @@ class VAE(Described):
         Raises:
             ValueError: for data of another shape, or labels that are none of the model's.
         """
-        x = self._tensor(x, "data x")
         # A posterior that takes no labels encodes without.
         needed = y is not None or takes_labels(self.posterior)
+        if num_samples is None and np.ndim(x) > 1 and len(x) > _PIECE:
+            labels = self._check_labels(y, len(x)) if needed else None
+            return _in_pieces(self.encode, x, labels)
+        x = self._tensor(x, "data x")
         labels = self._check_labels(y, len(x)) if needed else None
         with in_evaluation_mode(self):
             posterior = self.q_z(x, labels)
@@ -215,6 +224,8 @@ class VAE(Described):
         latent_dim = next((size for size in told if size is not None), None)
         if not z.dim() or (latent_dim is not None and z.shape[-1] != latent_dim):
             raise ValueError(f"Expected z of shape (..., {latent_dim}); got {tuple(z.shape)}.")
+        if z.dim() == 2 and len(z) > _PIECE:
+            return _in_pieces(self.decode, z, None if y is None else self._check_labels(y, len(z)))
         if y is not None:
             lone = z.dim() > 1 and not as_labels(y).dim()
             y = self._check_labels(y, z.shape[-2] if lone else None)
@@ -226,7 +237,9 @@ class VAE(Described):
         return self.decode(self.encode(x, y), y)
 
     def _data(self, x: Any) -> Tensor:
-        return x if isinstance(x, Tensor) else self._tensor(x, "data x")
+        if isinstance(x, Tensor) and x.dtype != torch.uint8:
+            return x
+        return self._tensor(x, "data x")
 
     def _tensor(self, value: Any, what: str) -> Tensor:
         """Numbers as a tensor, where the parameters are and in their precision."""
@@ -236,7 +249,9 @@ class VAE(Described):
                 raise ValueError(f"Expected {what} that are real numbers; got {array.dtype}.")
             if np.ma.is_masked(value):
                 raise ValueError(f"Expected {what} without gaps; got masked values.")
-            value = torch.from_numpy(array.astype(np.float64 if array.dtype.kind == "f" else int))
+            if array.dtype not in (np.uint8, np.float32):
+                array = array.astype(np.float64 if array.dtype.kind == "f" else int)
+            value = torch.from_numpy(np.array(array))
         if value.is_complex():
             raise ValueError(f"Expected {what} that are real numbers; got {value.dtype}.")
         return value.to(self.device, self.dtype)
@@ -285,6 +300,19 @@ def _announce(name: str, parameter: Tensor) -> None:
         store[name] = parameter
     _announced[name] = parameter
     pyro.param(name, parameter)
+
+
+def _in_pieces(work: Callable[[Any, Tensor | None], Tensor], rows: Any, y: Tensor | None) -> Tensor:
+    """What is done to some rows and their labels, a piece of them at a time."""
+    result = None
+    for start in range(0, len(rows), _PIECE):
+        piece = slice(start, start + _PIECE)
+        part = work(rows[piece], None if y is None else y[piece])
+        if result is None:
+            result = part.new_empty(len(rows), *part.shape[1:])
+        # Copied: kept, small results among large freed ones would leave holes in the memory.
+        result[piece] = part
+    return cast(Tensor, result)
 
 
 @contextmanager
@@ -344,7 +372,9 @@ def check_data(vae: VAE, x: Tensor, y: Tensor | None = None) -> None:
     check_labels(vae, x, y)
     with evaluating(vae):
         label = None if y is None else y[:1]
-        check_support(vae.p_x(drawn(vae.q_z(x[:1], label)), label), x)
+        likelihood = vae.p_x(drawn(vae.q_z(vae._data(x[:1]), label)), label)
+        for first in range(0, len(x), _PIECE):
+            check_support(likelihood, vae._data(x[first : first + _PIECE]), first)
 
 
 def check_labels(vae: VAE, x: Tensor, y: Any) -> Tensor | None:

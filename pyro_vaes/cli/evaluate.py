@@ -86,12 +86,16 @@ def evaluate_command(
     """Evaluates the VAE in a run folder."""
     from pyro_vaes.evaluation.evaluator import evaluate
     from pyro_vaes.runs.build import data_of, device_of_flag
+    from pyro_vaes.storage.older import writer
 
     place = device_of_flag(device)
     vae, record = _open(run)
     data = data_of(read_config(run), f"Expected the data that {run} was trained on")
     if data.digest != record["data"]["digest"]:
-        raise RunFolderError(f"Expected the data that {run} was trained on; got others.")
+        raise RunFolderError(
+            f"Expected the data that {run} was trained on; got others, as they are read now. "
+            f"(It was written by {writer(record)}.)"
+        )
     result = evaluate(
         vae.to(place),
         getattr(data, split),

@@ -26,7 +26,7 @@ from pyro_vaes.data.named import read_digits, read_torchvision
 from pyro_vaes.data.precision import in_single
 from pyro_vaes.data.splits import Split
 from pyro_vaes.data.spreadsheets import TableOptions
-from pyro_vaes.data.tables import Pair, suffix_of
+from pyro_vaes.data.tables import ROWS, Pair, suffix_of
 
 __all__ = ["DataSet", "load_data"]
 
@@ -93,12 +93,14 @@ class DataSet:
         """SHA-256 of the values, labels and shapes of all splits, in hexadecimal."""
         digest = hashlib.sha256()
         for split in (self.train, self.val, self.test):
-            for tensor in (split.x, split.y):
-                if tensor is None:
-                    digest.update(b"none")
-                else:
-                    digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-                    digest.update(tensor.cpu().contiguous().numpy().data)
+            # Bytes have the digest of the numbers they stand for.
+            digest.update(f"{split.numbers(split.x[:0]).dtype}{tuple(split.x.shape)}".encode())
+            split.digest(digest)
+            if split.y is None:
+                digest.update(b"none")
+            else:
+                digest.update(f"{split.y.dtype}{tuple(split.y.shape)}".encode())
+                digest.update(split.y.cpu().contiguous().numpy().data)
         return digest.hexdigest()
 
     def describe(self) -> str:
@@ -196,7 +198,7 @@ def load_data(
         drop: of a table: names of columns to leave out.
 
     Returns:
-        The data set, on the CPU, float32.
+        The data set, on the CPU, float32; bytes stay bytes until a batch needs them.
 
     Raises:
         DataError: for data that are missing, damaged or unfit, with one line that says why.
@@ -266,10 +268,11 @@ def _torchvision(name: str, root: str | Path, binarization: str) -> list[Split]:
     (images, labels), test = read_torchvision(name, root)
     cut = len(images) - _TORCHVISION_VALIDATION_ROWS
     for x, y in ((images[:cut], labels[:cut]), (images[cut:], labels[cut:]), test):
-        grey = x.flatten(1).to(torch.float32)
         if binarization == "grey":
-            splits.append(Split(grey, y))
-        elif binarization == "threshold":
+            splits.append(Split(x.flatten(1), y))
+            continue
+        grey = x.flatten(1).to(torch.float32)
+        if binarization == "threshold":
             splits.append(Split((grey > 127.5).to(torch.float32), y))
         else:
             splits.append(Split(grey / 255, y, binarize))
@@ -315,11 +318,17 @@ def _own(
 
 
 def _single(pair: Pair) -> Split:
-    """The rows in single precision, on the CPU."""
+    """The rows in single precision or bytes, on the CPU."""
     x = in_single(pair[0].cpu())
-    if not torch.isfinite(x).all():
+    if x.is_floating_point() and not all(part.isfinite().all() for part in x.split(ROWS)):
         raise DataError("Expected numbers within the range of float32; got larger ones.")
     return Split(x, None if pair[1] is None else pair[1].cpu())
+
+
+def _whole(x: Tensor) -> bool:
+    return not x.is_floating_point() or all(
+        bool((part == part.floor()).all()) for part in x.split(ROWS)
+    )
 
 
 def _kind(
@@ -327,7 +336,7 @@ def _kind(
 ) -> tuple[Kind, int | None, str]:
     """What the values are, their number of levels, and why."""
     low, high = min(float(x.min()) for x in parts), max(float(x.max()) for x in parts)
-    whole = low >= 0 and all(bool((x == x.floor()).all()) for x in parts)
+    whole = low >= 0 and all(map(_whole, parts))
     if num_levels is not None:
         if num_levels < 2:
             raise DataError(f"Expected num_levels of at least 2; got {num_levels}.")

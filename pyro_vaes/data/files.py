@@ -122,6 +122,8 @@ def _read_file(path: Path, options: Any = None, notes: list[str] | None = None) 
 def _read_numpy(path: Path) -> Any:
     with path.open("rb") as file:  # np.load leaves a damaged file open
         try:
+            if path.suffix.lower() == ".npy":  # Mapped: what is made of it must not come on top.
+                return np.load(path, mmap_mode="r", allow_pickle=False)
             content = np.load(file, allow_pickle=False)
             return content if isinstance(content, np.ndarray) else dict(content)
         except ValueError as error:

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pyro_vaes.core.errors import DataError
 from pyro_vaes.data.splits import Split
-from pyro_vaes.data.tables import suffix_of
+from pyro_vaes.data.tables import ROWS, suffix_of
 
 __all__ = ["find_images", "is_bytes", "oddities"]
 
@@ -21,6 +22,8 @@ __all__ = ["find_images", "is_bytes", "oddities"]
 _CHANNELS = (1, 2, 3, 4)
 # Usual distances from the median beyond which a value is asked about.
 _FAR_OUT = 1e6
+# Rows, at most, that say where an element usually lies.
+_SOME = 10_000
 
 
 def is_bytes(source: Any) -> bool:
@@ -48,24 +51,18 @@ def oddities(
 ) -> list[str]:
     """What is odd about the data, in sentences."""
     notes, x = [], train.x.flatten(1)
-    still = (x == x[0]).all(0)
-    if kind == "real" and bool(still.any()):
+    still = (x == x[0]).all(0) if kind == "real" else torch.tensor(False)
+    if bool(still.any()):
         i = int(still.nonzero()[0])
         notes.append(
             f"{int(still.sum())} of {x.shape[1]} elements never vary in training (element {i} is "
             f"always {x[0, i]:g}): their density is that of the floor under the scales."
         )
-    if kind == "real" and len(x) > 2:
-        distance = (x - x.median(0).values).abs()
-        usual = distance.median(0).values
-        far = torch.where(usual > 0, distance / usual, 0.0)
-        if far.max() > _FAR_OUT:
-            element = int(far.argmax()) % x.shape[1]
-            value = x.flatten()[int(far.argmax())]
-            notes.append(
-                f"A value of {value:.4g} in element {element} lies more than {_FAR_OUT:.0e} times "
-                "farther out than the others do: is it right?"
-            )
+    if kind == "real" and len(x) > 2 and (found := _farthest(x)) is not None:
+        notes.append(
+            f"A value of {found[0]:.4g} in element {found[1]} lies more than {_FAR_OUT:.0e} times "
+            "farther out than the others do: is it right?"
+        )
     seen = set() if train.y is None else set(train.y.unique().tolist())
     given = {int(label) for s in splits if s.y is not None for label in s.y.unique()}
     unseen = sorted(given - seen)
@@ -73,6 +70,20 @@ def oddities(
         shown = ", ".join(names[label] if names else str(label) for label in unseen[:10])
         notes.append(f"No training row has the label {shown}: what is said of it means little.")
     return notes
+
+
+def _farthest(x: Tensor) -> tuple[float, int] | None:
+    """The value that lies farthest out of an element, and the element, if it is very far."""
+    some = x[:: -(-len(x) // _SOME)]
+    middle = some.median(0).values
+    usual = (some - middle).abs().median(0).values
+    most, found = _FAR_OUT, None
+    for part in x.split(ROWS):
+        far = torch.where(usual > 0, (part - middle).abs() / usual, 0.0)
+        if far.max() > most:
+            place = int(far.argmax())
+            most, found = float(far.max()), (float(part.flatten()[place]), place % x.shape[1])
+    return found
 
 
 def find_images(

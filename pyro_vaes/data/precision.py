@@ -12,27 +12,44 @@ __all__ = ["in_single"]
 
 # Part of an element's spread that rounding may change its values by.
 _ROUNDING = 0.05
+# Rows looked at in one go.
+_ROWS = 1024
 
 
 def in_single(x: Tensor) -> Tensor:
-    """Rows in single precision, refused if that cannot tell their values apart.
+    """Rows in single precision, bytes as they are; refused if it cannot tell values apart.
 
     Raises:
         DataError: naming the element and its values.
     """
+    if x.dtype == torch.uint8:
+        return x
     rounded = x.to(torch.float32)
     if x.dtype not in (torch.float64, torch.int32, torch.int64) or x.dim() < 2 or not len(x):
         return rounded
-    table = x.double().flatten(1)
-    error = (rounded.double().flatten(1) - table).abs().amax(0)
-    spread = (table - table[0]).std(0, correction=0)
+    table = x.flatten(1)
+    error, spread = _rounding(table, rounded.flatten(1))
     bad = error > _ROUNDING * spread
     if bool((bad & (spread > 0)).any()):
         i = int((bad & (spread > 0)).nonzero()[0])
         kept, all_ = (len(rows[:, i].unique()) for rows in (rounded.flatten(1), table))
+        usual = float(table[0, i])
         raise DataError(
             f"Expected values that single precision can tell apart; got element {i} about "
-            f"{table[0, i]:.10g} with a standard deviation of {spread[i]:.4g}, of which it keeps "
-            f"{kept} of {all_} different values. Subtract {table[0, i]:.10g} from it first."
+            f"{usual:.10g} with a standard deviation of {spread[i]:.4g}, of which it keeps "
+            f"{kept} of {all_} different values. Subtract {usual:.10g} from it first."
         )
     return rounded
+
+
+def _rounding(table: Tensor, rounded: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest error of each element and its spread, a part of the rows at a time."""
+    first = table[0].double()
+    error, total, squares = (torch.zeros_like(first) for _ in range(3))
+    for part, near in zip(table.split(_ROWS), rounded.split(_ROWS), strict=True):
+        exact = part.double()
+        error = torch.maximum(error, (near.double() - exact).abs().amax(0))
+        total += (exact - first).sum(0)
+        squares += (exact - first).square().sum(0)
+    mean = total / len(table)
+    return error, (squares / len(table) - mean.square()).clamp(min=0).sqrt()

@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_vaes.core.checks import positive
 from pyro_vaes.core.errors import DataError
 from pyro_vaes.data.augmentation import Transform
-from pyro_vaes.data.tables import check_rows, read_labels, read_pair
+from pyro_vaes.data.tables import ROWS, check_rows, read_labels, read_pair
 
 __all__ = ["Init", "Split", "as_split", "batches", "labelled_pseudo_inputs", "pseudo_inputs"]
 
@@ -27,15 +27,18 @@ class Split:
     """Rows, perhaps with labels, all in memory.
 
     Attributes:
-        x: ``(n, *event_shape)``, float32 (or float64, if given so); levels are whole numbers in it.
+        x: ``(n, *event_shape)``, float32 (or float64, if given so); levels are whole numbers in it,
+            or bytes, which they stay until a batch needs them; what is mapped from a file stays so.
         y: labels ``(n,)``, int64, or None.
         transform: what happens to each training batch, drawn anew each time (dynamic binarisation,
             augmentation), or None.
+        dtype: the number format of batches of bytes.
     """
 
     x: Tensor
     y: Tensor | None = None
     transform: Transform | None = None
+    dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "x", check_rows(self.x))
@@ -52,11 +55,20 @@ class Split:
         """The shape of one datum."""
         return tuple(self.x.shape[1:])
 
+    def numbers(self, rows: Tensor) -> Tensor:
+        """Some of the rows, bytes among them as floating numbers."""
+        return rows if rows.is_floating_point() else rows.to(self.dtype)
+
+    def digest(self, digest: Any) -> None:
+        """Feeds the rows to a hash of :mod:`hashlib`, bytes like the numbers they stand for."""
+        for part in self.x.split(ROWS):
+            digest.update(self.numbers(part).cpu().contiguous().numpy().data)
+
     def frozen(self, seed: int = 0) -> Split:
         """This split with one draw of its transform for every row, and no transform left."""
         if self.transform is None:
             return self
-        x = self.transform(self.x, torch.Generator().manual_seed(seed))
+        x = self.transform(self.numbers(self.x), torch.Generator().manual_seed(seed))
         return dataclasses.replace(self, x=x, transform=None)
 
 
@@ -111,11 +123,11 @@ def _batches(
     if generator is None:
         for start in range(0, len(x), batch_size):
             stop = start + batch_size
-            yield x[start:stop], None if y is None else y[start:stop]
+            yield split.numbers(x[start:stop]), None if y is None else y[start:stop]
         return
     order = torch.randperm(len(x), generator=generator, device=generator.device)
     for index in torch.split(order.to(x.device), batch_size):
-        rows = x.index_select(0, index)
+        rows = split.numbers(x.index_select(0, index))
         if split.transform is not None:
             rows = split.transform(rows, generator)
         yield rows, None if y is None else y.index_select(0, index)
@@ -150,12 +162,13 @@ def pseudo_inputs(
         ValueError: for a ``num`` below one or an unknown ``init``.
     """
     positive(num=num)
-    rows = as_split(x).x
-    low, high = rows.amin(0), rows.amax(0)
+    split = as_split(x)
+    rows = split.x
+    low, high = split.numbers(rows.amin(0)), split.numbers(rows.amax(0))
     device = torch.device("cpu") if generator is None else generator.device
 
     def draw(kind: Callable[..., Tensor]) -> Tensor:
-        draws = kind(num, *rows.shape[1:], generator=generator, device=device, dtype=rows.dtype)
+        draws = kind(num, *rows.shape[1:], generator=generator, device=device, dtype=low.dtype)
         return draws.to(rows.device)
 
     if init == "random":
@@ -165,23 +178,34 @@ def pseudo_inputs(
             torch.randperm(len(rows), generator=generator, device=device)
             for _ in range(math.ceil(num / len(rows)))
         ]
-        start = rows[torch.cat(order)[:num].to(rows.device)]
+        start = split.numbers(rows[torch.cat(order)[:num].to(rows.device)])
     elif init == "mean":
-        start = rows.mean(0).expand(num, *rows.shape[1:])
+        start = rows.mean(0, dtype=low.dtype).expand(num, *rows.shape[1:])
     else:
         raise ValueError(f"Expected init among data, mean, random; got {init!r}.")
-    spread = rows.std(0, correction=0)
+    spread = _spread(rows)
     varies = bool((spread > 0).any())
     repeats = _repeats(start) | (init == "mean" and varies)
     if not bool(repeats.any()):
         return start
     if not varies:
         # One row, or many equal ones: its own size is all there is to go by.
-        spread = torch.where(rows[0] == 0, 1.0, rows[0].abs())
+        spread = torch.where(low == 0, 1.0, low.abs())
         low, high = low - spread, high + spread
     jitter = noise * spread * draw(torch.randn)
     jitter[~repeats] = 0
     return (start + jitter).clamp(low, high)
+
+
+def _spread(rows: Tensor) -> Tensor:
+    """The standard deviation of each element; of bytes without a copy of them all."""
+    if rows.is_floating_point():
+        return rows.std(0, correction=0)
+    mean = rows.mean(0, dtype=torch.float64)
+    squares = torch.zeros_like(mean)
+    for part in rows.split(ROWS):
+        squares += (part - mean).square().sum(0)
+    return (squares / len(rows)).sqrt().float()
 
 
 def _repeats(rows: Tensor) -> Tensor:

@@ -1,11 +1,12 @@
 """Where data come from: named sets and the user's own, read into checked tensors.
 
-Everything ends up as a pair: rows ``x`` of shape ``(n, *event_shape)``, finite and floating, and
-labels ``y`` of shape ``(n,)``, int64, or None. Nothing that is read is ever executed.
+Everything ends up as a pair: rows ``x`` of shape ``(n, *event_shape)``, finite, floating or bytes,
+and labels ``y`` of shape ``(n,)``, int64, or None. Nothing that is read is ever executed.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -26,10 +27,12 @@ from pyro_vaes.core.errors import DataError
 from pyro_vaes.data.class_names import Names
 from pyro_vaes.data.precision import in_single
 
-__all__ = ["Pair", "check_rows", "read_labels", "read_pair", "suffix_of"]
+__all__ = ["ROWS", "Pair", "check_rows", "read_labels", "read_pair", "suffix_of"]
 
 
 Pair = tuple[Tensor, Tensor | None]
+# Rows looked at in one go: what is made of them must not take the memory of all.
+ROWS = 1024
 # What labels are called in a mapping of arrays; the first is ours.
 _LABEL_KEYS = ("y", "label", "labels", "target", "targets")
 
@@ -72,7 +75,7 @@ def read_pair(source: Any, labels: Any = None, names: Names | None = None) -> Pa
         names: numbers labels of other kinds than whole numbers from 0; None to refuse them.
 
     Returns:
-        x in the precision it came in, float32 unless that was float64, and the labels.
+        x in the precision it came in, float32 unless that was float64 or bytes, and the labels.
 
     Raises:
         DataError: for anything that cannot be used.
@@ -214,12 +217,25 @@ def _as_tensor(value: Any, what: str) -> Tensor:
             raise DataError(f"Expected {what} in rows of one length; got ragged ones.") from error
         if array.dtype.kind not in "biuf":
             raise DataError(f"Expected {what} that are real numbers; got dtype {array.dtype}.")
-        # A copy: writable, in a type that torch has, and safe from later changes of the array.
-        with np.errstate(over="ignore"):
-            value = torch.from_numpy(array.astype(_torch_type(array.dtype), order="C"))
+        value = _mapped(value)
+        if value is None:
+            # A copy: writable, in a type torch has, and safe from later changes of the array.
+            with np.errstate(over="ignore"):
+                value = torch.from_numpy(array.astype(_torch_type(array.dtype), order="C"))
     if value.is_complex():
         raise DataError(f"Expected {what} that are real numbers; got dtype {value.dtype}.")
     return cast(Tensor, value.detach() if value.requires_grad else value)
+
+
+def _mapped(array: Any) -> Tensor | None:
+    """A file that is mapped into memory to be read, as it lies; None for anything else."""
+    if not isinstance(array, np.memmap) or array.dtype not in (np.uint8, np.float32):
+        return None
+    if array.flags.writeable or not array.flags.c_contiguous:
+        return None
+    with warnings.catch_warnings():  # It cannot be written to, and is not.
+        warnings.filterwarnings("ignore", message=".*not writable.*")
+        return torch.from_numpy(np.asarray(array))
 
 
 def _torch_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -232,9 +248,9 @@ def _torch_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def check_rows(value: Any) -> Tensor:
-    """Rows as a floating tensor, refused if they are none or not finite."""
+    """Rows as a floating tensor or as bytes, refused if they are none or not finite."""
     x = _as_tensor(value, "data")
-    if x.dtype not in (torch.float32, torch.float64):
+    if x.dtype not in (torch.float32, torch.float64, torch.uint8):
         x = in_single(x)
     if x.dim() < 2:
         raise DataError(
@@ -243,7 +259,7 @@ def check_rows(value: Any) -> Tensor:
         )
     if not x.numel():
         raise DataError(f"Expected rows with numbers in them; got shape {tuple(x.shape)}.")
-    if not torch.isfinite(x).all():
+    if x.is_floating_point() and not all(part.isfinite().all() for part in x.split(ROWS)):
         bad = ~torch.isfinite(x).flatten(1).all(1)
         what = "NaN" if torch.isnan(x).any() else "infinity"
         raise DataError(

@@ -7,15 +7,27 @@ What is scored and drawn stays in the units of the data.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_vaes.data.splits import as_split
+from pyro_vaes.data.tables import ROWS
 
 __all__ = ["units_of"]
+
+
+def _mean(table: Tensor, origin: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
+    """The mean of a function of how far elements lie from an origin, in float64, a part at a time.
+
+    All rows in float64 at once could take eight times the memory of the data.
+    """
+    total = torch.zeros_like(origin)
+    for part in table.split(max(ROWS, 2**20 // table.shape[1])):
+        total += of(part.double() - origin).sum(0)
+    return total / len(table)
 
 
 def units_of(x: Any, event_shape: Sequence[int], shared: bool = False) -> tuple[Tensor, Tensor]:
@@ -44,11 +56,12 @@ def units_of(x: Any, event_shape: Sequence[int], shared: bool = False) -> tuple[
             f"Expected data of shape (n, {', '.join(map(str, event_shape))}); "
             f"got {tuple(rows.shape)}."
         )
-    table = rows.double().reshape(-1, 1) if shared else rows.double().flatten(1)
-    low, high = table.amin(0), table.amax(0)
+    table = rows.reshape(-1, 1) if shared else rows.flatten(1)
+    low, high = table.amin(0).double(), table.amax(0).double()
     # From a row, not from zero: a power of ten in front of the digits that vary costs none of them.
-    center = table[0] + (table - table[0]).mean(0)
-    spread = (table - center).square().mean(0).sqrt()
+    first = table[0].double()
+    center = first + _mean(table, first, lambda away: away)
+    spread = _mean(table, center, torch.square).sqrt()
     still = low == high
     size = torch.where(low == 0, 1.0, low.abs())
     center, spread = torch.where(still, low, center), torch.where(still, size, spread)

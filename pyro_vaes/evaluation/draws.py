@@ -108,6 +108,7 @@ def row_blocks(vae: VAE, x: Tensor, y: Tensor | None) -> Iterator[RowBlock]:
     for first in range(0, len(x), BLOCK_DATA):
         rows = slice(first, first + BLOCK_DATA)
         x_rows, y_rows = x[rows], None if y is None else y[rows]
+        x_rows = x_rows if x_rows.is_floating_point() else x_rows.to(vae.dtype)
         yield RowBlock(
             first,
             x_rows,

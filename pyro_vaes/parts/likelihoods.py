@@ -226,8 +226,12 @@ class OrdinalLikelihood(LevelLikelihood):
     @torch.no_grad()
     def initialize_from(self, x: Tensor) -> None:
         """Starts the thresholds where each element's own frequencies of levels lie in ``x``."""
-        levels = torch.arange(self.num_levels - 1, device=x.device)
-        below = (x.unsqueeze(-1) <= levels).sum(0)
+        table = x.flatten(1)
+        counts = torch.zeros(table.shape[1], self.num_levels, dtype=torch.long, device=x.device)
+        for rows in table.split(1024):
+            level = rows.T.ceil().clamp(0, self.num_levels - 1).long()
+            counts.scatter_add_(1, level, torch.ones_like(level))
+        below = counts.cumsum(1)[:, :-1].reshape(*self.event_shape, -1)
         # A level that never occurs is not impossible: half a datum is added on either side.
         self._set_thresholds(torch.logit((below + 0.5) / (len(x) + 1)))
 

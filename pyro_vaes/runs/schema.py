@@ -319,6 +319,8 @@ def digest(config: RunConfig, but: Collection[str] = ()) -> str:
 def read_config(folder: Path) -> RunConfig:
     """Reads the options of a run folder.
 
+    An option that the run's version did not know has its default, which is what that version did.
+
     Raises:
         RunFolderError: if they are not there.
         ConfigError: if they are no options.
@@ -334,7 +336,10 @@ def read_config(folder: Path) -> RunConfig:
         raise unreadable(path, error) from error
     except UnicodeDecodeError as error:
         raise RunFolderError(f"Expected a text file {path}; got something else.") from error
-    return unflatten(load_yaml(source, str(path)), str(path))
+    values = load_yaml(source, str(path))
+    # Options that a later version added take their defaults, which do what was done before.
+    later = flatten(RunConfig()) if "data" in values else {}
+    return unflatten({**later, **values}, str(path))
 
 
 def merged(values: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from pyro_vaes._version import __version__
 from pyro_vaes.storage.files import RunFolderError, unreadable, write_bytes
 
 Groups = dict[str, dict[str, Tensor]]
@@ -81,7 +82,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str
     """Writes tensors and a JSON-ready record to one file, whole or not at all."""
     # Clones: safetensors refuses views of one storage, and a later step must not reach the file.
     on_cpu = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
-    text = json.dumps({**record, "format": _FORMAT}, sort_keys=True)
+    facts = {**record, "format": _FORMAT, "version": __version__}
+    text = json.dumps(facts, sort_keys=True)
     entry = json.dumps({"record": text, "digest": _digest(text, on_cpu)}, sort_keys=True)
     write_bytes(path, safetensors.torch.save(on_cpu, metadata={_ENTRY: entry}))
 

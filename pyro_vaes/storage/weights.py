@@ -19,6 +19,7 @@ from pyro_vaes.core.bounded import Bounded
 from pyro_vaes.core.described import SpecError, describe, rebuild
 from pyro_vaes.core.yaml import UniqueKeyLoader
 from pyro_vaes.storage.files import CONFIG, MAY_DIFFER, RunFolderError
+from pyro_vaes.storage.older import up_to_date, writer
 from pyro_vaes.storage.tensors import fill, named_tensors, read_tensors, write_tensors
 from pyro_vaes.vae import VAE
 
@@ -67,7 +68,8 @@ def load(folder: str | Path, into: VAE | None = None) -> VAE:
 
     Raises:
         RunFolderError: if the folder or file is missing, damaged, or does not fit ``into``; if a
-            training run wrote it under another configuration than that in the folder.
+            training run wrote it under another configuration than that in the folder; if another
+            version wrote it that this one does not understand, which is then named.
     """
     path = Path(folder) / WEIGHTS
     tensors, record = read_tensors(path)
@@ -78,21 +80,21 @@ def load(folder: str | Path, into: VAE | None = None) -> VAE:
             raise RunFolderError(
                 f"Expected into=vae to load {path}: it holds modules that are not pyro_vaes' own."
             )
-        vae = _rebuilt(record["architecture"], tensors, path)
+        vae = _rebuilt(record, tensors, path)
         vae.to(_dtype(tensors)).eval()
-    fill(vae, tensors, path)
+    fill(vae, up_to_date(vae, tensors), f"{path}, by {writer(record)}")
     return vae
 
 
-def _rebuilt(architecture: Any, tensors: Mapping[str, Tensor], path: Path) -> VAE:
+def _rebuilt(record: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path) -> VAE:
     """The VAE that a file describes, which may ask for little more than its tensors hold."""
     held = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     bounds = Bounded(_BYTES + _TIMES * held, _OPERATIONS * (len(tensors) + _SPARE))
     try:
         with torch.random.fork_rng(), bounds:  # Building draws weights only to overwrite them.
-            vae = rebuild(architecture)
+            vae = rebuild(record["architecture"])
     except SpecError as error:
-        raise RunFolderError(f"{path}: {error}") from error
+        raise RunFolderError(f"{path}, by {writer(record)}: {error}") from error
     if not isinstance(vae, VAE):
         raise RunFolderError(f"Expected a VAE in {path}; got {type(vae).__name__}.")
     return vae

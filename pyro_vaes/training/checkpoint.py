@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from pyro_vaes.core.described import SpecError, describe
 from pyro_vaes.data.splits import Split, batches
 from pyro_vaes.storage.files import RunFolderError
+from pyro_vaes.storage.older import writer
 from pyro_vaes.storage.tensors import (
     Groups,
     copied,
@@ -251,9 +252,9 @@ def identity_of(
 ) -> dict[str, Any]:
     """What a resumed run must share with the one it goes on with, beside its options."""
     digest = hashlib.sha256()
-    for tensor in (train.x, train.y):
-        if tensor is not None:
-            digest.update(tensor.cpu().contiguous().numpy().data)
+    train.digest(digest)
+    if train.y is not None:
+        digest.update(train.y.cpu().contiguous().numpy().data)
     try:
         architecture = describe(vae)
     except SpecError:
@@ -293,8 +294,9 @@ def check_same(
             f"Expected the options that the run in {out} was started with; got another "
             f"{', '.join(changed)}."
         )
+    older = "" if "version" in record else f" (It was started by {writer(record)}.)"
     for name, value in identity.items():
         if record["identity"].get(name) != value:
             raise RunFolderError(
-                f"Expected the {name} that the run in {out} was started with; got another."
+                f"Expected the {name} that the run in {out} was started with; got another.{older}"
             )

@@ -206,11 +206,10 @@ class _Trainer:
         self.train = on_device(train, vae)
         self.val = None if val is None else on_device(val, vae)
         for split in filter(None, (self.train, self.val)):
-            # What is drawn anew for each batch is looked at in one.
-            rows, generator = len(split), None
-            if split.transform is not None:
-                rows, generator = options.batch_size, torch.Generator()
-            check_data(vae, *next(batches(split, rows, generator)))
+            rows: tuple[Tensor, Tensor | None] = split.x, split.y
+            if split.transform is not None:  # What is drawn anew for each batch, in one of them.
+                rows = next(batches(split, options.batch_size, torch.Generator()))
+            check_data(vae, *rows)
         check_units(vae, self.train.x)
         history = History(device=self.device.type)
         self.state = RunState(vae, objective, history, torch.Generator())

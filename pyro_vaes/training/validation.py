@@ -32,8 +32,8 @@ __all__ = [
 ]
 
 
-# Rows scored at once in validation, particles counted.
-_ROWS = 4096
+# Rows scored at once in validation, particles counted, and numbers in them.
+_ROWS, _NUMBERS = 4096, 2**22
 
 
 def arguments(vae: VAE, x: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:
@@ -63,7 +63,7 @@ def validate(
     log_likelihood = kl = loss = 0.0
     with evaluating(vae):
         torch.manual_seed(seed)
-        for x, y in batches(val, _rows(objective, len(val))):
+        for x, y in batches(val, _rows(objective, val)):
             batch = processes.part(arguments(vae, x, y))
             weight = processes.weight
             traces = estimator._get_trace(model, guide, batch, {})
@@ -85,9 +85,10 @@ def validate(
     }
 
 
-def _rows(objective: Any, n: int) -> int:
+def _rows(objective: Any, val: Split) -> int:
     """Rows to score at once: bounded with their particles, no row left for a batch of its own."""
-    rows = max(2, _ROWS // getattr(objective, "num_particles", 1))
+    n, most = len(val), min(_ROWS, _NUMBERS // val.x[0].numel())
+    rows = max(2, most // getattr(objective, "num_particles", 1))
     while n % rows == 1 < n:
         rows += 1
     return rows
@@ -215,6 +216,7 @@ def on_device(split: Split, vae: VAE) -> Split:
     """The rows where the model is, in its number format; refused if they would collapse in it."""
     x = in_single(split.x) if vae.dtype == torch.float32 else split.x
     x = x.to(vae.device)
-    x = x.to(vae.dtype) if x.is_floating_point() else x
+    x = x.to(vae.dtype) if x.is_floating_point() else x  # Bytes wait for their batch.
     x = x.clone() if x.is_inference() else x
-    return dataclasses.replace(split, x=x, y=None if split.y is None else split.y.to(vae.device))
+    y = None if split.y is None else split.y.to(vae.device)
+    return dataclasses.replace(split, x=x, y=y, dtype=vae.dtype)

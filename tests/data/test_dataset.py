@@ -508,7 +508,8 @@ def test_as_split_keeps_precision_and_splits():
     x = rows().double()
     assert as_split(x).x.data_ptr() == x.data_ptr()  # no copy
     assert as_split(x.numpy()).x.dtype == torch.float64
-    for dtype in (torch.uint8, torch.int64, torch.bool, torch.float16, torch.bfloat16):
+    assert as_split(x.to(torch.uint8)).x.dtype == torch.uint8  # Until a batch needs them.
+    for dtype in (torch.int64, torch.bool, torch.float16, torch.bfloat16):
         assert as_split(x.to(dtype)).x.dtype == torch.float32
     for dtype in (np.uint8, np.uint32, np.float16, np.longdouble, ">f4", ">i2", bool):
         array = np.arange(6).astype(dtype)[:, None]

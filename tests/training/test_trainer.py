@@ -13,6 +13,7 @@ import torch
 from pyro.infer import RenyiELBO, Trace_ELBO
 
 import pyro_vaes as pv
+from pyro_vaes.core.errors import DataError
 from pyro_vaes.storage.files import RunFolderError
 from pyro_vaes.storage.tensors import named_tensors
 from pyro_vaes.training import checkpoint, run_folder
@@ -562,7 +563,7 @@ def test_values_that_single_precision_cannot_tell_apart_are_refused():
         pv.NormalPosterior(pv.MLP(1, [8]), 2),
         pv.NormalLikelihood(pv.MLP(2, [8]), (1,)),
     )
-    with pytest.raises(pv.data.data_error.DataError, match="single precision can tell apart"):
+    with pytest.raises(DataError, match="single precision can tell apart"):
         pv.fit(vae, x, epochs=1, progress=False)
     vae.likelihood.initialize_from(x)
     vae.double()
@@ -574,7 +575,7 @@ def test_splits_are_checked_like_everything_else():
     gap = torch.randn(9, 3)
     gap[3, 1] = math.nan
     for wrong in (gap, torch.zeros(0, 3), torch.zeros(3)):
-        with pytest.raises(pv.data.data_error.DataError):
+        with pytest.raises(DataError):
             pv.Split(wrong)
     split = pv.Split(np.ones((4, 2)), np.array([0, 1, 1, 0], "uint8"))
     assert split.y.dtype == torch.long and isinstance(split.x, torch.Tensor)

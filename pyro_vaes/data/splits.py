@@ -60,7 +60,7 @@ class Split:
         return rows if rows.is_floating_point() else rows.to(self.dtype)
 
     def digest(self, digest: Any) -> None:
-        """Feeds the rows to a hash of :mod:`hashlib`, bytes like the numbers they stand for."""
+        """Feeds the rows to a hash of ``hashlib``, bytes like the numbers they stand for."""
         for part in self.x.split(ROWS):
             digest.update(self.numbers(part).cpu().contiguous().numpy().data)
 

@@ -237,8 +237,8 @@ class VampPrior(InUnits):
             x: data to take the standard deviations from, ``(n, *event_shape)``.
 
         Returns:
-            None where the beginning is unknown: for a module of pseudo-inputs, or from a file
-            without it.
+            One value for each pseudo-input; None for a module of pseudo-inputs, and for a file
+            that does not hold where they began.
         """
         if self.start is None:
             return None

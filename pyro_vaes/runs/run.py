@@ -43,8 +43,8 @@ def train(
         data: the data set.
         config: the options.
         out: the run folder, if one is wanted.
-        resume: see :func:`.fit`.
-        minutes: see :func:`.fit`.
+        resume: see :func:`~pyro_vaes.training.trainer.fit`.
+        minutes: see :func:`~pyro_vaes.training.trainer.fit`.
         progress: show a progress bar.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The options of :func:`.fit`, checked, and what their names stand for."""
+"""The options of ``fit``, checked, and what their names stand for."""
 
 from __future__ import annotations
 

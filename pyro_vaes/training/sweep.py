@@ -1,7 +1,7 @@
 """A sweep as one program: VAEs of one architecture trained together by batched parameters.
 
 Each model keeps its own seed, learning rate, KL weight, data order, noise and early stopping, and
-takes the steps it would take alone in :func:`.fit`; what is shared is the work of the
+takes the steps it would take alone in ``fit``; what is shared is the work of the
 processor, which multiplies a stack of small matrices in far less time than one after another.
 """
 
@@ -53,7 +53,7 @@ def fit_many(
     device: str = "auto",
     mode: str = "traced",
 ) -> list[History]:
-    """Trains VAEs of one architecture together, each as :func:`.fit` would alone.
+    """Trains VAEs of one architecture together, each as ``fit`` would alone.
 
     Args:
         vaes: models with the same parts; posteriors must draw by way of a normal (all of this
@@ -63,7 +63,7 @@ def fit_many(
         objectives: one for each model: ELBO or beta-ELBO; ``ELBO()`` for all if None.
         learning_rates: one for each model; 1e-3 for all if None.
         seeds: one for each model, of its data order and noise; 0, 1, 2, ... if None.
-        epochs: see :func:`.fit`, as are the options that follow.
+        epochs: see ``fit``, as are the options that follow.
         batch_size: data in a step of each model.
         optimizer: for all models.
         weight_decay: for all models.

@@ -45,6 +45,7 @@ __all__ = [
     "Balanced",
     "Fitted",
     "Mixed",
+    "PriorPart",
     "PriorSource",
     "check_proposal",
     "prior_draws",

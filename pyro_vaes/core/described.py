@@ -57,6 +57,7 @@ _MODULES: Mapping[str, tuple[str, ...]] = {
         "Posterior",
         "_Scaled",
     ),
+    "parts.units": ("InUnits",),
     "parts.priors": ("FlowPrior", "MixturePrior", "NormalPrior", "VampPrior"),
     "vae": ("VAE",),
 }

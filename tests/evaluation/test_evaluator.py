@@ -325,7 +325,7 @@ def test_without_diagnostics_only_the_bounds():
     assert "active_units" not in figures
     assert all(figures[name] == others[name] for name in figures if name != "warnings")
     assert report.verdict is None
-    assert len(str(report).splitlines()) == 5
+    assert len(str(report).splitlines()) == 6  # The last says that k-hat is unknown.
 
 
 def test_prints_a_table():

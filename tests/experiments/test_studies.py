@@ -486,7 +486,10 @@ NONSENSE = [
 ]
 
 
-@pytest.mark.parametrize("nonsense", NONSENSE, ids=lambda value: str(value)[:40])
+SOME = [pytest.param(n, marks=pytest.mark.slow) if i % 4 else n for i, n in enumerate(NONSENSE)]
+
+
+@pytest.mark.parametrize("nonsense", SOME, ids=lambda value: str(value)[:40])
 def test_results_that_are_nonsense_are_measured_anew(nonsense, small):
     one = small._replace(seeds=1)
     write_pages({"tiny": STUDIES["tiny"]}, one)

@@ -581,7 +581,7 @@ def test_validation_leaves_no_row_for_a_batch_of_its_own(
 
     monkeypatch.setattr(monitoring, "_ROWS", 3)
     for n in range(2, 20):
-        rows = monitoring._rows(None, n)
+        rows = monitoring._rows(None, pv.Split(torch.zeros(n, 4)))
         assert n % rows != 1
         assert 3 <= rows <= 6
     split = pv.Split(torch.randint(0, 4, (7, 4)).float())
@@ -640,7 +640,7 @@ def test_many_sample_bounds_train_and_refuse_a_warm_up() -> None:
 
 def configured(**values: Any) -> Any:
     config, explicit = resolve.resolve(None, None, values)
-    return resolve.check(config, explicit)
+    return resolve.check_combination(config, explicit)
 
 
 def test_options_become_the_objective() -> None:

@@ -288,7 +288,7 @@ def test_a_folder_that_goes_within_fit_is_noticed(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("size", "rank", "refuse"),
     [
-        ("WORLD_SIZE", "RANK", distributed.join),
+        ("WORLD_SIZE", "RANK", distributed.join_processes),
         ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", distributed.refuse_tasks),
         ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", distributed.refuse_tasks),
     ],

@@ -106,6 +106,8 @@ def write_pages(studies: Mapping[str, Study], settings: Settings) -> list[Path]:
             settings.runs,
             settings.samples,
             studies[name].measures,
+            # A rehearsal makes no claims: no time is spent on fitting proposals.
+            "encoder" if settings.quick else "auto",
         )
         for name, cells in grids.items()
         for cell in cells

@@ -61,6 +61,7 @@ class Run:
         root: where the folders of all runs lie.
         samples: importance samples for each test datum.
         measures: names in :data:`~pyro_vaes.experiments.measures.MEASURES` of what else to measure.
+        proposal: what log p(x) is estimated from, as for ``evaluate``.
     """
 
     config: RunConfig
@@ -68,6 +69,7 @@ class Run:
     root: Path
     samples: int
     measures: tuple[str, ...] = ()
+    proposal: str = "auto"
 
     @property
     def key(self) -> str:
@@ -89,7 +91,7 @@ class Run:
         if not _is_result(result) or result["figures"]["num_samples"] != self.samples:
             return None
         # One from before k-hat was looked at says nothing of its own worth.
-        if "share_unreliable" not in result["figures"]:
+        if "share_unreliable" not in result["figures"] or result["proposal"] != self.proposal:
             return None
         return result if result["measures"].keys() >= set(self.measures) else None
 
@@ -110,6 +112,7 @@ def _is_result(result: Any) -> bool:
             and all(isinstance(found, dict) for found in result["measures"].values())
             and all(isinstance(version, str) for version in result["versions"].values())
             and _is_number(result["evaluate_seconds"])
+            and isinstance(result["proposal"], str)
             and all(map(_is_number, log_marginal))
             and _is_mean_of(figures["nll"], log_marginal)
         )
@@ -250,10 +253,13 @@ def _measure(run: Run, data: DataSet, facts: Mapping[str, Any]) -> dict[str, Any
     result = dataclasses.replace(run, measures=()).finished()
     if result is None:
         started = time.perf_counter()
-        evaluation = evaluate(vae, data.test, num_samples=run.samples, train=data.train)
+        evaluation = evaluate(
+            vae, data.test, num_samples=run.samples, proposal=run.proposal, train=data.train
+        )
         result = {
             "training": facts,
             "versions": versions(),
+            "proposal": run.proposal,
             "figures": evaluation.to_dict(),
             "evaluate_seconds": round(time.perf_counter() - started, 3),
             "measures": {},

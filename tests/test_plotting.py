@@ -8,6 +8,7 @@ import torch
 
 import pyro_vaes as pv
 from pyro_vaes import plotting
+from pyro_vaes.plotting import apart
 
 
 def make_vae(latent_dim, event_shape=(6,), num_levels=4):
@@ -124,3 +125,8 @@ def test_names_of_lines_that_end_together_stand_clear_of_each_other():
     for below, above in itertools.pairwise(boxes):
         assert below.y0 < above.y0
         assert below.y1 <= above.y0 + 2  # Descenders may touch.
+
+
+def test_no_names_need_no_room():
+    assert apart([], 1.0).size == 0
+    assert apart([[0.0, 0.0], [0.0, 0.0]], 1.0).shape == (2, 2)

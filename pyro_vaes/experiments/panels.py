@@ -95,7 +95,7 @@ def name_ends(ax: Any, ends: Iterable[tuple[float, float, str, Any]], size: floa
     points = 72 / ax.figure.dpi
     ax.get_ylim()  # Settles the limits, which follow the data only when they are asked for.
     heights = [float(ax.transData.transform((x, y))[1]) * points for x, y, _, _ in ends]
-    places = np.sort(apart([[height] for height in heights], 1.2 * size)[:, 0])  # In their order.
+    places = np.sort(apart([[height] for height in heights], 1.2 * size).ravel())  # In their order.
     for (x, y, name, color), height, place in zip(ends, heights, places, strict=True):
         ax.annotate(
             name,

@@ -9,9 +9,9 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from pyro_vaes.runs.options import ConfigError, Option, text
+from pyro_vaes.runs.options import ConfigError, Option, Values, text
 from pyro_vaes.runs.resolve import resolve
-from pyro_vaes.runs.schema import OPTIONS, flatten
+from pyro_vaes.runs.schema import OPTIONS
 
 __all__ = ["FOLDER", "PLACE", "SEED", "ConfigCommand", "Flag", "check_drawing", "given", "options"]
 
@@ -20,13 +20,15 @@ __all__ = ["FOLDER", "PLACE", "SEED", "ConfigCommand", "Flag", "check_drawing", 
 
 
 class _Type(click.ParamType):  # type: ignore[type-arg]
-    """The click type of an option."""
+    """The click type of an option; what stands for its default need not be read."""
 
-    def __init__(self, option: Option) -> None:
-        self.option = option
+    def __init__(self, option: Option, default: Any) -> None:
+        self.option, self.default = option, default
         self.name = option.metavar
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if value == text(self.default):
+            return self.default
         try:
             return self.option.read(value, f"'{self.option.flag}'")
         except ConfigError as error:
@@ -67,7 +69,7 @@ class Flag(click.Option):
     def __init__(self, option: Option, default: Any) -> None:
         super().__init__(
             [option.flag, option.name],
-            type=_Type(option),
+            type=_Type(option, default),
             default=text(default),
             show_default=True,
             metavar=option.metavar,
@@ -76,14 +78,16 @@ class Flag(click.Option):
         self.section = option.section
 
 
-def given(context: click.Context) -> dict[str, Any]:
+def given(context: click.Context) -> Values:
     """The options that stand on the command line, by flat name; not those left at a default."""
-    return {
-        flag.name: context.params[flag.name]
-        for flag in context.command.params
-        if isinstance(flag, Flag)
-        and context.get_parameter_source(flag.name) is ParameterSource.COMMANDLINE
-    }
+    return Values(
+        {
+            flag.name: context.params[flag.name]
+            for flag in context.command.params
+            if isinstance(flag, Flag)
+            and context.get_parameter_source(flag.name) is ParameterSource.COMMANDLINE
+        }
+    )
 
 
 class ConfigCommand(click.Command):
@@ -104,8 +108,8 @@ class ConfigCommand(click.Command):
 
 def options() -> list[click.Parameter]:
     """Makes a flag for each option; the defaults are those of the default recipe."""
-    defaults = flatten(resolve()[0])
-    return [Flag(option, defaults[option.name]) for option in OPTIONS.values()]
+    config, _ = resolve()
+    return [Flag(o, getattr(getattr(config, o.section), o.field)) for o in OPTIONS.values()]
 
 
 def check_drawing() -> None:

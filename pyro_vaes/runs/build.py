@@ -37,9 +37,7 @@ from pyro_vaes.parts.priors import FlowPrior, MixturePrior, NormalPrior, VampPri
 from pyro_vaes.runs.data_source import load_for
 from pyro_vaes.runs.options import ConfigError
 from pyro_vaes.runs.schema import RunConfig
-from pyro_vaes.training.distributed import SharingError, join_processes
 from pyro_vaes.training.options import device_of
-from pyro_vaes.training.validation import check_batches
 from pyro_vaes.vae import VAE
 
 __all__ = ["build", "build_objective", "data_of"]
@@ -90,24 +88,11 @@ def build(config: RunConfig, data: DataSet) -> tuple[VAE, list[str]]:
             "Invalid value for '--mode': expected a CUDA device beside cuda_graph; "
             f"got {device.type}."
         )
-    training, divergence = config.training, config.objective.divergence
-    try:
-        join_processes().check(training.mode, training.batch_size, device.type, divergence)
-    except SharingError as error:
-        flag = error.option.replace("_", "-")
-        raise ConfigError(f"Invalid value for '--{flag}': {error}") from error
     if config.data.conditional and not data.num_labels:
         raise ConfigError(
             "Invalid value for '--conditional': expected data with labels; "
             f"got {data.name} without any."
         )
-    if config.objective.divergence == "mmd":
-        objective = build_objective(config)
-        try:
-            check_batches(objective, data.train, config.training.batch_size)
-            check_batches(objective, data.val)
-        except ValueError as error:
-            raise ConfigError(f"Invalid value for '--divergence': {error}") from error
     labels = (data.num_labels or 0) if config.data.conditional else 0
     if labels > max(_FEW_LABELS, len(data.train) // 2):
         raise ConfigError(

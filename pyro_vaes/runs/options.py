@@ -9,15 +9,27 @@ from __future__ import annotations
 import dataclasses
 import math
 import reprlib
-from collections.abc import Collection
-from typing import Any, get_type_hints
+from collections.abc import Collection, Mapping
+from typing import Any, TypeVar, get_type_hints
 
 import yaml
 
 from pyro_vaes.core.errors import InputError
 from pyro_vaes.core.yaml import UniqueKeyLoader
 
-__all__ = ["ConfigError", "Option", "Section", "load_yaml", "option", "options_of", "shown", "text"]
+__all__ = [
+    "ConfigError",
+    "Option",
+    "Section",
+    "Values",
+    "load_yaml",
+    "option",
+    "options_of",
+    "shown",
+    "text",
+]
+
+S = TypeVar("S", bound="Section")
 
 
 _TRUTH = {"true": True, "yes": True, "on": True, "1": True}
@@ -32,6 +44,10 @@ _repr.maxstring, _repr.maxother, _repr.maxlevel = 100, 100, 2
 
 class ConfigError(InputError):
     """An option that makes no sense; the message is one line."""
+
+
+class Values(dict[str, Any]):
+    """Values by flat name that their options have read, so that they are not read again."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +210,22 @@ class Section:
 
     def __post_init__(self) -> None:
         for option in options_of(type(self)):
-            object.__setattr__(self, option.field, option.read(getattr(self, option.field)))
+            value = getattr(self, option.field)
+            if value is not option.default:  # A test reads the defaults.
+                object.__setattr__(self, option.field, option.read(value))
+        self.check()
+
+    @classmethod
+    def of(cls: type[S], read: Mapping[str, Any]) -> S:
+        """The section of values, by field, that their options have read."""
+        section = object.__new__(cls)
+        for field, value in read.items():
+            object.__setattr__(section, field, tuple(value) if isinstance(value, list) else value)
+        section.check()
+        return section
+
+    def check(self) -> None:
+        """Refuses options that contradict each other; most sections have none."""
 
 
 def options_of(section: type[Section]) -> tuple[Option, ...]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from pyro_vaes.runs.options import ConfigError, load_yaml, text
+from pyro_vaes.runs.options import ConfigError, Values, load_yaml, text
 from pyro_vaes.runs.recipes import DEFAULT_RECIPE, recipe_values
 from pyro_vaes.runs.schema import (
     MAY_DIFFER,
@@ -18,10 +18,17 @@ from pyro_vaes.runs.schema import (
     validated,
 )
 
-__all__ = ["check_combination", "check_resume", "differences", "from_yaml", "resolve"]
+__all__ = [
+    "check_combination",
+    "check_resume",
+    "check_warmup_steps",
+    "differences",
+    "from_yaml",
+    "resolve",
+]
 
 
-def from_yaml(source: str, where: str = "the configuration") -> dict[str, Any]:
+def from_yaml(source: str, where: str = "the configuration") -> Values:
     """Reads the options that a YAML file gives, by flat name; ``recipe`` may be among them.
 
     Some options are for :func:`resolve`; all of them, as in a run folder, for :func:`unflatten`.
@@ -33,7 +40,7 @@ def from_yaml(source: str, where: str = "the configuration") -> dict[str, Any]:
     recipe = {"recipe": values.pop("recipe")} if "recipe" in values else {}
     for name in recipe.values():
         recipe_values(name, f"'recipe' in {where}")
-    return recipe | validated(values, where)
+    return Values({**recipe, **validated(values, where)})
 
 
 def resolve(
@@ -57,28 +64,28 @@ def resolve(
     Raises:
         ConfigError: for an unknown name or a value that makes no sense.
     """
-    from_file = dict(file_values or {})
-    in_file = from_file.pop("recipe", None)
-    asked = from_file | dict(flag_values or {})
+    asked = Values()
+    for given in (file_values or {}, flag_values or {}):
+        asked.update(validated(given, "the configuration"))
+    in_file = asked.pop("recipe", None)
     name = in_file if recipe is None else recipe
     if name is None and started is None:
         name = DEFAULT_RECIPE
     base = flatten(started or RunConfig())
-    defaults = {} if name is None else recipe_values(name)
+    defaults = Values() if name is None else recipe_values(name)
     if started is not None:  # The recipe's may have been shortened when the run was started.
-        defaults |= {unit: base[unit] for unit in WARMUPS}
+        defaults.update({unit: base[unit] for unit in WARMUPS})
     return unflatten(merged(merged(base, defaults), asked)), frozenset(asked)
 
 
 def check_combination(
-    config: RunConfig, explicit: Iterable[str] = (), steps_per_epoch: int | None = None
+    config: RunConfig, explicit: Collection[str] = ()
 ) -> tuple[RunConfig, list[str]]:
-    """Checks options against each other.
+    """Checks options against each other, as far as the data need not be known.
 
     Args:
         config: the options.
         explicit: names that were asked for by flag or file, not by a recipe.
-        steps_per_epoch: once the data are known; without it a warm-up in steps is not looked at.
 
     Returns:
         The options, a recipe's warm-up shortened if need be, and remarks to print: on that, and on
@@ -87,30 +94,17 @@ def check_combination(
     Raises:
         ConfigError: for explicit options that contradict each other.
     """
-    explicit, flat = frozenset(explicit), flatten(config)
+    flat = flatten(config)
     remarks = []
     samples = flat["train_samples"]
-    for name in WARMUPS:
+    for name, none in WARMUPS.items():
         if samples > 1 and flat[name] and name not in explicit:
-            flat[name] = 0
+            flat[name] = none
             remarks.append(
                 f"The recipe's KL warm-up is left out: the bound of --train-samples {samples} has "
                 "no KL to weigh."
             )
-    for name, per_epoch in zip(WARMUPS, (1, steps_per_epoch), strict=True):
-        length, unit = flat[name], name.removeprefix("warmup_")
-        if per_epoch is None or length < (training := flat["epochs"] * per_epoch):
-            continue
-        if name in explicit:
-            raise ConfigError(
-                f"Invalid value for '{OPTIONS[name].flag}': expected fewer than the "
-                f"{training} {unit} of training; got {length:g}."
-            )
-        flat[name] = training // 2
-        remarks.append(
-            f"The recipe's KL warm-up of {length:g} {unit} is shortened to {flat[name]}: "
-            f"training has {training}."
-        )
+    remarks += _shorten(flat, "warmup_epochs", flat["epochs"], explicit)
     if flat["conditional_prior"] and not flat["conditional"]:
         raise ConfigError(
             "Invalid value for '--conditional-prior': "
@@ -127,6 +121,32 @@ def check_combination(
         if name in explicit and flat[other] not in values and flat[name] != defaults[name]:
             remarks.append(f"{one.flag} has no effect with {OPTIONS[other].flag} {flat[other]}.")
     return unflatten(flat), remarks
+
+
+def check_warmup_steps(
+    config: RunConfig, explicit: Collection[str], steps_per_epoch: int
+) -> tuple[RunConfig, list[str]]:
+    """Checks a warm-up in steps, once the data are known; as :func:`check_combination` does."""
+    flat = flatten(config)
+    remarks = _shorten(flat, "warmup_steps", flat["epochs"] * steps_per_epoch, explicit)
+    return unflatten(flat), remarks
+
+
+def _shorten(flat: Values, name: str, training: int, explicit: Collection[str]) -> list[str]:
+    """Halves a recipe's warm-up that training would not outlast, in place, and says so."""
+    length, unit = flat[name], name.removeprefix("warmup_")
+    if length < training:
+        return []
+    if name in explicit:
+        raise ConfigError(
+            f"Invalid value for '{OPTIONS[name].flag}': expected fewer than the "
+            f"{training} {unit} of training; got {length:g}."
+        )
+    flat[name] = type(length)(training // 2)
+    return [
+        f"The recipe's KL warm-up of {length:g} {unit} is shortened to {training // 2}: "
+        f"training has {training}."
+    ]
 
 
 def _info_weight(flat: Mapping[str, Any]) -> float:

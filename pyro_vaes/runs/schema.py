@@ -23,6 +23,7 @@ from pyro_vaes.runs.options import (
     ConfigError,
     Option,
     Section,
+    Values,
     load_yaml,
     option,
     options_of,
@@ -198,8 +199,8 @@ class ObjectiveConfig(Section):
         1, "Draws of z per datum in the bound to train on: 1 the ELBO, more IWAE's.", least=1
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
+        """Refuses a warm-up in both units."""
         if self.warmup_epochs and self.warmup_steps:
             raise ConfigError(
                 "Invalid value for '--warmup-steps': expected 0 beside --warmup-epochs "
@@ -254,17 +255,17 @@ OPTIONS: dict[str, Option] = {
 }
 
 
-# The KL warm-up, in one unit or the other.
-WARMUPS = ("warmup_epochs", "warmup_steps")
+# The KL warm-up, in one unit or the other, and what is none of it.
+WARMUPS: Mapping[str, float] = {"warmup_epochs": 0.0, "warmup_steps": 0}
 
 
 # --- the tree and its flat form -------------------------------------------------------------------
 
 
-def flatten(config: RunConfig) -> dict[str, Any]:
+def flatten(config: RunConfig) -> Values:
     """Returns the options by flat name, as plain values, in the order of the tree."""
     values = {o.name: getattr(getattr(config, o.section), o.field) for o in OPTIONS.values()}
-    return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+    return Values({name: list(v) if isinstance(v, tuple) else v for name, v in values.items()})
 
 
 def unflatten(values: Mapping[str, Any], where: str = "the configuration") -> RunConfig:
@@ -280,7 +281,7 @@ def unflatten(values: Mapping[str, Any], where: str = "the configuration") -> Ru
     sections: dict[str, dict[str, Any]] = {section: {} for section in _SECTIONS}
     for name, value in checked.items():
         sections[OPTIONS[name].section][OPTIONS[name].field] = value
-    return RunConfig(**{name: cast(Any, _SECTIONS[name])(**sections[name]) for name in sections})
+    return RunConfig(**{name: cast(Any, _SECTIONS[name].of(sections[name])) for name in sections})
 
 
 def from_values(values: Mapping[str, Any]) -> RunConfig:
@@ -290,24 +291,27 @@ def from_values(values: Mapping[str, Any]) -> RunConfig:
         ConfigError: for an unknown name or a value that makes no sense.
     """
     some = {name: value for name, value in values.items() if name != "recipe"}
-    return unflatten(merged(flatten(RunConfig()), some))
+    return unflatten(merged(flatten(RunConfig()), validated(some, "the configuration")))
 
 
 def to_yaml(config: RunConfig) -> str:
     """Writes the options as a flat YAML file, in the order of the tree."""
-    plain = flatten(config)
+    plain = dict(flatten(config))
     # A width without end keeps each option on its line; only the lists in it are in flow style.
     style: dict[str, Any] = {"default_flow_style": None, "allow_unicode": True, "width": 10**6}
     written: str = yaml.safe_dump(plain, sort_keys=False, **style)
     return written
 
 
-def validated(values: Mapping[Any, Any], where: str) -> dict[str, Any]:
-    """The values, each read by its option."""
+def validated(values: Mapping[Any, Any], where: str) -> Values:
+    """The values, each read by its option; at once if they have been."""
+    if isinstance(values, Values):
+        return values
     for name in values:
         if name not in OPTIONS:
             raise ConfigError(f"Expected options of pyro-vaes in {where}; got {shown(name)}.")
-    return {name: OPTIONS[name].read(v, f"{name!r} in {where}") for name, v in values.items()}
+    read = {name: OPTIONS[name].read(v, f"{name!r} in {where}") for name, v in values.items()}
+    return Values(read)
 
 
 def digest(config: RunConfig, but: Collection[str] = ()) -> str:
@@ -336,13 +340,14 @@ def read_config(folder: Path) -> RunConfig:
         raise unreadable(path, error) from error
     except UnicodeDecodeError as error:
         raise RunFolderError(f"Expected a text file {path}; got something else.") from error
-    values = load_yaml(source, str(path))
-    # Options that a later version added take their defaults, which do what was done before.
-    later = flatten(RunConfig()) if "data" in values else {}
-    return unflatten({**later, **values}, str(path))
+    values = validated(load_yaml(source, str(path)), str(path))
+    if "data" in values:
+        # Options that a later version added take their defaults, which do what was done before.
+        values = Values({**flatten(RunConfig()), **values})
+    return unflatten(values, str(path))
 
 
-def merged(values: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+def merged(values: Values, others: Values) -> Values:
     """Some values over others; a warm-up in one unit takes the place of one in the other."""
-    none = dict.fromkeys(WARMUPS, 0) if others.keys() & set(WARMUPS) else {}
-    return {**values, **none, **others}
+    none = WARMUPS if others.keys() & WARMUPS.keys() else {}
+    return Values({**values, **none, **others})

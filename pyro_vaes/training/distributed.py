@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from pyro_vaes.core.errors import InputError, RunError
 from pyro_vaes.inference.noise import Rows, drawing_rows
+from pyro_vaes.training.options import OptionError
 from pyro_vaes.training.signals import asked
 
 __all__ = ["ALONE", "PeerError", "Processes", "SharingError", "join_processes"]
@@ -41,12 +42,8 @@ class PeerError(RunError):
     """Another process of the run has failed or was lost; the message is one line."""
 
 
-class SharingError(ValueError):
-    """An option that processes cannot share a batch with, in ``option``; the message says why."""
-
-    def __init__(self, option: str, message: str) -> None:
-        super().__init__(message)
-        self.option = option
+class SharingError(OptionError):
+    """An option that processes cannot share a batch with; the message says why."""
 
 
 class Processes:

@@ -19,6 +19,7 @@ __all__ = [
     "COMPILE_FROM_STEPS",
     "TRACE_FROM_STEPS",
     "FitOptions",
+    "OptionError",
     "auto_mode",
     "check_objective",
     "computed_in",
@@ -33,6 +34,14 @@ __all__ = [
 TRACE_FROM_STEPS = 200
 # From this many steps on, of one model or of all in a joint program, compiling (some 20 s) pays.
 COMPILE_FROM_STEPS = 30_000
+
+
+class OptionError(ValueError):
+    """A value of the option in ``option`` that does not go with the data, or the machine."""
+
+    def __init__(self, option: str, message: str) -> None:
+        super().__init__(message)
+        self.option = option
 
 
 @dataclasses.dataclass(frozen=True)

@@ -81,23 +81,8 @@ def fit_many(
     Raises:
         ValueError: for models of different architectures, or objectives that cannot be batched.
     """
-    count = len(vaes)
-    options = FitOptions(
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=1e-3,
-        optimizer=optimizer,
-        weight_decay=weight_decay,
-        schedule=schedule,
-        clip_norm=clip_norm,
-        warmup_epochs=warmup_epochs,
-        warmup_steps=0,
-        patience=patience,
-        ema_decay=ema_decay,
-        seed=0,
-        device=device,
-        mode=mode,
-    )
+    own = {"learning_rate": 1e-3, "warmup_steps": 0, "seed": 0, "precision": "float32"}
+    options, count = FitOptions.of({**locals(), **own}), len(vaes)
     options.check(val is not None)
     if mode not in ("traced", "compiled"):
         raise ValueError(f"Expected mode traced or compiled for a sweep; got {mode!r}.")

@@ -16,6 +16,7 @@ from pyro_vaes.data.splits import Split, batches
 from pyro_vaes.data.units import units_of
 from pyro_vaes.inference.elbo import ELBO, bound_terms
 from pyro_vaes.training.distributed import ALONE, Processes
+from pyro_vaes.training.options import OptionError
 from pyro_vaes.vae import VAE, evaluating
 
 __all__ = [
@@ -103,15 +104,16 @@ def check_batches(objective: Any, split: Split, batch_size: int | None = None) -
         batch_size: of training; None for validation, which chooses its own.
 
     Raises:
-        ValueError: naming the batch.
+        OptionError: naming the batch.
     """
     least = getattr(objective, "min_data", 1)
     last = len(split) if batch_size is None else len(split) % batch_size or batch_size
     if last < least:
         of = "of validation data" if batch_size is None else f"at batch_size={batch_size}"
-        raise ValueError(
+        raise OptionError(
+            "divergence",
             f"Expected at least {least} data in a batch for {type(objective.divergence).__name__}; "
-            f"got {last} in the last one of {len(split)} {of}."
+            f"got {last} in the last one of {len(split)} {of}.",
         )
 
 
@@ -153,7 +155,7 @@ def check_units(vae: VAE, x: Tensor) -> None:
     """Warns if real data lie far from what a likelihood without their units begins with."""
     strange = _strange_units(vae, x)
     if strange is not None:
-        warnings.warn(f"{strange} Before training, {_INITIALIZE}", stacklevel=4)
+        warnings.warn(f"{strange} Before training, {_INITIALIZE}", stacklevel=5)
 
 
 _INITIALIZE = "call likelihood.initialize_from(x) with the training data, or standardise them."

@@ -711,5 +711,6 @@ def test_a_configured_objective_trains(values: Any, tmp_path: Any) -> None:
 def test_batches_of_one_are_an_option_refused() -> None:
     table = pv.load_data(torch.randint(0, 4, (60, 4)).numpy())
     config, _ = configured(batch_size=len(table.train) - 1, alpha=0.5, divergence="mmd")
+    vae, _ = assemble.build(config, table)
     with pytest.raises(ConfigError, match="'--divergence': Expected at least 2 data in a batch"):
-        assemble.build(config, table)
+        run.trainer_of(vae, table, config)

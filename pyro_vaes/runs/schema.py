@@ -29,16 +29,7 @@ from pyro_vaes.runs.options import (
     options_of,
     shown,
 )
-from pyro_vaes.runs.registry import (
-    COMPONENT_PRIORS,
-    DIVERGENCES,
-    FLOW_POSTERIORS,
-    FLOW_PRIORS,
-    LIKELIHOODS,
-    NETWORKS,
-    POSTERIORS,
-    PRIORS,
-)
+from pyro_vaes.runs.registry import REGISTRY, values_with
 from pyro_vaes.storage.files import CONFIG, MAY_DIFFER, RunFolderError, unreadable
 
 __all__ = [
@@ -60,6 +51,11 @@ __all__ = [
 
 GREY_IMAGES = ("mnist", "fashion_mnist")
 DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+def _only(flag: str, option: str) -> tuple[str, tuple[str, ...]]:
+    """A flag, and its values without which an option has no effect."""
+    return flag, values_with(flag, option)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,41 +113,45 @@ class DataConfig(Section):
 class PartsConfig(Section):
     """Likelihood, prior and posterior."""
 
-    likelihood: str = option("auto", "p(x given z); auto follows the values.", choices=LIKELIHOODS)
+    likelihood: str = option(
+        "auto", "p(x given z); auto follows the values.", choices=("auto", *REGISTRY["likelihood"])
+    )
     sharpness: bool = option(
         False,
         "Let the network set each element's sharpness.",
-        only_with=("likelihood", ("ordinal",)),
+        only_with=_only("likelihood", "sharpness"),
     )
-    prior: str = option("mixture", "p(z).", choices=PRIORS)
+    prior: str = option("mixture", "p(z).", choices=tuple(REGISTRY["prior"]))
     prior_components: int = option(
         50,
         "Components of a mixture, pseudo-inputs of a VampPrior, points of a GTM's square grid.",
         least=1,
-        only_with=("prior", (*COMPONENT_PRIORS, "gtm")),
+        only_with=_only("prior", "prior_components"),
     )
     prior_weights: str = option(
         "auto",
         "Weights of the components; auto: learned in a mixture, uniform in a VampPrior.",
         choices=("auto", "learned", "uniform"),
-        only_with=("prior", COMPONENT_PRIORS),
+        only_with=_only("prior", "prior_weights"),
     )
     prior_flows: int = option(
-        4, "Layers of a flow prior.", least=1, only_with=("prior", FLOW_PRIORS)
+        4, "Layers of a flow prior.", least=1, only_with=_only("prior", "prior_flows")
     )
     pseudo_inputs: str = option(
         "data",
         "Where pseudo-inputs start: training data, their mean plus noise, or at random; or gtm, a "
         "grid pushed through a network.",
         choices=("data", "mean", "random", "gtm"),
-        only_with=("prior", ("vamp",)),
+        only_with=_only("prior", "pseudo_inputs"),
     )
     pseudo_input_bounds: bool = option(
-        False, "Keep pseudo-inputs within the range of the data.", only_with=("prior", ("vamp",))
+        False,
+        "Keep pseudo-inputs within the range of the data.",
+        only_with=_only("prior", "pseudo_input_bounds"),
     )
-    posterior: str = option("normal", "q(z given x).", choices=POSTERIORS)
+    posterior: str = option("normal", "q(z given x).", choices=tuple(REGISTRY["posterior"]))
     posterior_flows: int = option(
-        4, "Layers of a flow posterior.", least=1, only_with=("posterior", FLOW_POSTERIORS)
+        4, "Layers of a flow posterior.", least=1, only_with=_only("posterior", "posterior_flows")
     )
 
 
@@ -160,16 +160,23 @@ class NetworkConfig(Section):
     """The networks of posterior and likelihood, and the code between them."""
 
     latent_dim: int = option(16, "Size of z.", least=1)
-    kind: str = option("mlp", "Kind of network.", name="network", choices=NETWORKS)
+    kind: str = option(
+        "mlp", "Kind of network.", name="network", choices=tuple(REGISTRY["network"])
+    )
     hidden_dims: tuple[int, ...] = option(
         (256, 256), "Hidden layers of the encoder; reversed in the decoder."
     )
     channels: tuple[int, ...] = option(
         (32, 64),
         "Of the encoder's convolutions; reversed in the decoder.",
-        only_with=("network", ("conv",)),
+        only_with=_only("network", "channels"),
     )
-    activation: str = option("silu", "Between the layers.", choices=tuple(ACTIVATIONS))
+    activation: str = option(
+        "silu",
+        "Between the layers.",
+        choices=tuple(ACTIVATIONS),
+        only_with=_only("network", "activation"),
+    )
     input_scaling: str = option(
         "auto",
         "What the encoder sees; auto: the data scaled to about [-1, 1], none: as they are.",
@@ -190,10 +197,15 @@ class ObjectiveConfig(Section):
         1.0, "InfoVAE: weight of the divergence of q(z) from p(z).", name="lambda", least=0
     )
     divergence: str = option(
-        "none", "InfoVAE: with weight alpha + lambda - 1.", choices=DIVERGENCES
+        "none",
+        "InfoVAE: with weight alpha + lambda - 1.",
+        choices=("none", *REGISTRY["divergence"]),
     )
     divergence_kernel: str = option(
-        "imq", "Kernel of the MMD.", choices=KERNELS, only_with=("divergence", ("mmd",))
+        "imq",
+        "Kernel of the MMD.",
+        choices=KERNELS,
+        only_with=_only("divergence", "divergence_kernel"),
     )
     train_samples: int = option(
         1, "Draws of z per datum in the bound to train on: 1 the ELBO, more IWAE's.", least=1

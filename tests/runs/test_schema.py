@@ -221,8 +221,19 @@ def test_choices_are_those_of_the_modules_that_honour_them() -> None:
     assert set(cfg.SCHEDULES) == training.SCHEDULES.keys()
     assert cfg.MODES == inference.MODES
     assert cfg.PRECISIONS == fit_options.PRECISIONS
-    for name in (*registry.FLOW_PRIORS, *registry.FLOW_POSTERIORS):
-        assert callable(getattr(flows, name))
+    for flag in ("prior", "posterior"):
+        for name in registry.values_with(flag, f"{flag}_flows"):
+            assert callable(getattr(flows, name))
+
+
+def test_a_row_names_options_and_a_builder_that_are_there() -> None:
+    for flag, rows in registry.REGISTRY.items():
+        for value, row in rows.items():
+            assert set(row.options) <= OPTIONS.keys()
+            for option in row.options:
+                assert OPTIONS[option].only_with == (flag, registry.values_with(flag, option))
+            if flag != "objective":
+                assert all(map(callable, registry.builder_of(flag, value)))
 
 
 def test_sections_are_frozen_hashable_and_normalise_what_they_take() -> None:

@@ -21,7 +21,7 @@ from pyro_vaes.runs.schema import RunConfig
 from pyro_vaes.training.options import device_of
 from pyro_vaes.vae import VAE
 
-__all__ = ["build", "build_objective", "data_of"]
+__all__ = ["build", "build_objective", "data_of", "device_of_flag"]
 
 
 # So many labels are never too many.

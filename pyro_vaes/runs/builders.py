@@ -21,6 +21,7 @@ from pyro_vaes.inference.divergences import MMD, Adversarial
 from pyro_vaes.networks.convolutions import ConvDecoder
 from pyro_vaes.networks.mlp import MLP
 from pyro_vaes.parts.gtm import GTMPseudoInputs
+from pyro_vaes.parts.likelihoods import NormalLikelihood, OrdinalLikelihood
 from pyro_vaes.parts.posteriors import FlowPosterior, NormalPosterior
 from pyro_vaes.parts.priors import FlowPrior
 from pyro_vaes.runs.options import ConfigError
@@ -28,6 +29,8 @@ from pyro_vaes.runs.registry import builder_of
 from pyro_vaes.runs.schema import RunConfig
 
 __all__ = ["Plan"]
+
+Kind = Callable[..., nn.Module]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,14 +93,14 @@ class Plan:
 # --- networks -------------------------------------------------------------------------------------
 
 
-def mlp(kind: Any, plan: Plan, decoder: bool) -> nn.Module:
+def mlp(kind: Kind, plan: Plan, decoder: bool) -> nn.Module:
     """Dense layers."""
-    return cast(nn.Module, kind(*_sizes(plan, decoder), plan.config.network.activation))
+    return kind(*_sizes(plan, decoder), plan.config.network.activation)
 
 
-def gated_mlp(kind: Any, plan: Plan, decoder: bool) -> nn.Module:
+def gated_mlp(kind: Kind, plan: Plan, decoder: bool) -> nn.Module:
     """Dense layers with gates for an activation."""
-    return cast(nn.Module, kind(*_sizes(plan, decoder)))
+    return kind(*_sizes(plan, decoder))
 
 
 def _sizes(plan: Plan, decoder: bool) -> tuple[int, list[int]]:
@@ -107,7 +110,7 @@ def _sizes(plan: Plan, decoder: bool) -> tuple[int, list[int]]:
     return math.prod(plan.event_shape) + plan.labels, hidden
 
 
-def convolutions(kind: Any, plan: Plan, decoder: bool) -> nn.Module:
+def convolutions(kind: Kind, plan: Plan, decoder: bool) -> nn.Module:
     """Convolutions, transposed in the decoder."""
     network, shape = plan.config.network, _image_shape(plan.data)
     channels = list(network.channels)
@@ -115,7 +118,7 @@ def convolutions(kind: Any, plan: Plan, decoder: bool) -> nn.Module:
         features = plan.latent_dim + plan.labels
         return ConvDecoder(features, shape, channels[::-1], network.activation)
     out = network.hidden_dims[-1]
-    return cast(nn.Module, kind(shape, channels, out, network.activation, plan.labels))
+    return kind(shape, channels, out, network.activation, plan.labels)
 
 
 def _image_shape(data: DataSet) -> list[int]:
@@ -136,11 +139,11 @@ def _image_shape(data: DataSet) -> list[int]:
 # --- posteriors -----------------------------------------------------------------------------------
 
 
-def base_posterior(kind: Any, plan: Plan) -> nn.Module:
+def base_posterior(kind: Kind, plan: Plan) -> nn.Module:
     """A posterior whose network gives it all its parameters."""
     network, x_range = plan.network(decoder=False), _range_of_inputs(plan)
     posterior = kind(network, plan.latent_dim, plan.event_shape, plan.labels, x_range)
-    return cast(nn.Module, posterior)
+    return posterior
 
 
 def _range_of_inputs(plan: Plan) -> list[Any] | None:
@@ -153,7 +156,7 @@ def _range_of_inputs(plan: Plan) -> list[Any] | None:
     return None  # The likelihood knows the range or the units of its data.
 
 
-def flow_posterior(kind: Any, plan: Plan) -> nn.Module:
+def flow_posterior(kind: Kind, plan: Plan) -> nn.Module:
     """A normal posterior with a flow after it."""
     parts = plan.config.parts
     flow = _flow("posterior", parts.posterior, plan.latent_dim, parts.posterior_flows)
@@ -163,35 +166,35 @@ def flow_posterior(kind: Any, plan: Plan) -> nn.Module:
 # --- priors ---------------------------------------------------------------------------------------
 
 
-def standard_prior(kind: Any, plan: Plan, posterior: Any) -> nn.Module:
+def standard_prior(kind: Kind, plan: Plan, posterior: Any) -> nn.Module:
     """A prior without options."""
-    return cast(nn.Module, kind(plan.latent_dim, plan.prior_labels))
+    return kind(plan.latent_dim, plan.prior_labels)
 
 
-def mixture_prior(kind: Any, plan: Plan, posterior: Any) -> nn.Module:
+def mixture_prior(kind: Kind, plan: Plan, posterior: Any) -> nn.Module:
     """A mixture, its weights learned unless asked otherwise."""
     parts = plan.config.parts
     learned = parts.prior_weights != "uniform"
     mixture = kind(plan.latent_dim, parts.prior_components, plan.prior_labels, learned)
-    return cast(nn.Module, mixture)
+    return mixture
 
 
-def gtm_prior(kind: Any, plan: Plan, posterior: Any) -> nn.Module:
+def gtm_prior(kind: Kind, plan: Plan, posterior: Any) -> nn.Module:
     """A mixture on a grid, its weights learned unless asked otherwise."""
     labels, grid = plan.prior_labels, plan.grid_size()
     learned = plan.config.parts.prior_weights != "uniform"
     network = plan.grid_network(labels)
-    return cast(nn.Module, kind(network, plan.latent_dim, grid, labels, learn_weights=learned))
+    return kind(network, plan.latent_dim, grid, labels, learn_weights=learned)
 
 
-def flow_prior(kind: Any, plan: Plan, posterior: Any) -> nn.Module:
+def flow_prior(kind: Kind, plan: Plan, posterior: Any) -> nn.Module:
     """A standard normal with a flow after it."""
     parts = plan.config.parts
     flow = _flow("prior", parts.prior, plan.latent_dim, parts.prior_flows)
     return FlowPrior(plan.latent_dim, flow, plan.prior_labels)
 
 
-def vamp_prior(kind: Any, plan: Plan, posterior: Any) -> nn.Module:
+def vamp_prior(kind: Kind, plan: Plan, posterior: Any) -> nn.Module:
     """The mixture of posteriors at pseudo-inputs, its weights uniform unless asked otherwise."""
     parts = plan.config.parts
     if not posterior.scores:
@@ -202,7 +205,7 @@ def vamp_prior(kind: Any, plan: Plan, posterior: Any) -> nn.Module:
         posterior = posterior.base
     inputs, options = _pseudo_inputs(plan)
     learned = parts.prior_weights == "learned"
-    return cast(nn.Module, kind(posterior, inputs, learn_weights=learned, **options))
+    return kind(posterior, inputs, learn_weights=learned, **options)
 
 
 def _pseudo_inputs(plan: Plan) -> tuple[Any, dict[str, Any]]:
@@ -239,31 +242,31 @@ def _flow(role: str, name: str, latent_dim: int, depth: int) -> flows.FlowRecipe
 # --- likelihoods ----------------------------------------------------------------------------------
 
 
-def binary_likelihood(kind: Any, plan: Plan) -> nn.Module:
+def binary_likelihood(kind: Kind, plan: Plan) -> nn.Module:
     """A likelihood of zeros and ones."""
-    return cast(nn.Module, kind(plan.network(decoder=True), plan.event_shape, plan.labels))
+    return kind(plan.network(decoder=True), plan.event_shape, plan.labels)
 
 
-def level_likelihood(kind: Any, plan: Plan) -> nn.Module:
+def level_likelihood(kind: Kind, plan: Plan) -> nn.Module:
     """A likelihood of levels, whose number it takes."""
     network, levels = plan.network(decoder=True), plan.data.num_levels or 2
-    return cast(nn.Module, kind(network, plan.event_shape, levels, plan.labels))
+    return kind(network, plan.event_shape, levels, plan.labels)
 
 
-def ordinal_likelihood(kind: Any, plan: Plan) -> nn.Module:
+def ordinal_likelihood(kind: type[OrdinalLikelihood], plan: Plan) -> nn.Module:
     """A likelihood of levels with cut points, which start where the data have them."""
     network, levels = plan.network(decoder=True), plan.data.num_levels or 2
     sharpness = plan.config.parts.sharpness
     likelihood = kind(network, plan.event_shape, levels, plan.labels, sharpness)
     likelihood.initialize_from(plan.data.train.x)
-    return cast(nn.Module, likelihood)
+    return likelihood
 
 
-def real_likelihood(kind: Any, plan: Plan) -> nn.Module:
+def real_likelihood(kind: type[NormalLikelihood], plan: Plan) -> nn.Module:
     """A likelihood of real values, in the units of the data."""
     likelihood = kind(plan.network(decoder=True), plan.event_shape, plan.labels)
     likelihood.initialize_from(plan.data.train.x, shared=plan.pixels)
-    return cast(nn.Module, likelihood)
+    return likelihood
 
 
 # --- divergences ----------------------------------------------------------------------------------

@@ -30,7 +30,6 @@ from pyro_vaes.storage.tensors import (
     optimizer_tensors,
     read_groups,
     restore_optimizer,
-    write_groups,
 )
 from pyro_vaes.storage.weights import WEIGHTS
 from pyro_vaes.training.history import History
@@ -224,11 +223,6 @@ class RunState:
             good = {name: tensor.to(device) for name, tensor in groups["good"].items()}
             total = groups["within"]["total"].to(device)
             self.within = Within(groups["generator"]["order"], good, total, **record["within"])
-
-
-def write_checkpoint(out: Path, groups: Groups, record: Mapping[str, Any]) -> None:
-    """Writes a state to the run folder, whole or not at all."""
-    write_groups(out / CHECKPOINT, groups, record)
 
 
 def read_checkpoint(out: Path) -> Saved | None:

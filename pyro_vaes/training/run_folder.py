@@ -22,14 +22,14 @@ from pyro_vaes.storage.files import (
     contents,
     write_text,
 )
-from pyro_vaes.storage.tensors import write_tensors
+from pyro_vaes.storage.tensors import write_groups, write_tensors
 from pyro_vaes.storage.weights import WEIGHTS, save
 from pyro_vaes.training.checkpoint import (
+    CHECKPOINT,
     RunState,
     Saved,
     check_same,
     read_checkpoint,
-    write_checkpoint,
 )
 from pyro_vaes.training.history import metrics_line
 from pyro_vaes.training.options import FitOptions
@@ -152,7 +152,7 @@ class RunFolder:
         path, best, facts = self.path, state.best, self._facts()
 
         def write() -> None:
-            write_checkpoint(path, groups, record)
+            write_groups(path / CHECKPOINT, groups, record)
             if improved and best is not None:
                 write_tensors(path / WEIGHTS, best, facts)
 

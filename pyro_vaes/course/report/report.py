@@ -38,8 +38,6 @@ __all__ = ["NOTEBOOKS", "Report", "ReportError", "write_report"]
 
 TITLE = "Variational autoencoders: derivations and experiments"
 
-"""The studies in the order of the report; others follow by name."""
-
 NOTEBOOKS = (
     "01_elbo",
     "02_flow_posteriors",

@@ -24,7 +24,7 @@ from pyro_vaes.vae import VAE
 __all__ = ["build", "build_objective", "data_of", "device_of_flag"]
 
 
-# So many labels are never too many.
+# This many labels are always accepted.
 _FEW_LABELS = 20
 
 
@@ -32,7 +32,7 @@ def device_of_flag(name: str) -> torch.device:
     """The device that ``--device`` names.
 
     Raises:
-        ConfigError: if this machine has none of it.
+        ConfigError: if this machine has no such device.
     """
     try:
         return device_of(name)
@@ -48,17 +48,16 @@ def build(config: RunConfig, data: DataSet) -> tuple[VAE, list[str]]:
         data: what it will be trained on; gives shapes, levels, labels and pseudo-inputs.
 
     Returns:
-        The VAE, and a remark for each choice that was made for the user.
+        The VAE, and a remark on each choice that was made for the user.
 
     Raises:
-        ConfigError: for options that do not go together, or not with the data.
+        ConfigError: for options that do not fit each other or the data.
     """
     remarks: list[str] = []
     device = device_of_flag(config.training.device)
     if config.training.mode == "cuda_graph" and device.type != "cuda":
         raise ConfigError(
-            "Invalid value for '--mode': expected a CUDA device beside cuda_graph; "
-            f"got {device.type}."
+            f"Invalid value for '--mode': expected a CUDA device for cuda_graph; got {device.type}."
         )
     if config.data.conditional and not data.num_labels:
         raise ConfigError(
@@ -104,7 +103,7 @@ def _likelihood(config: RunConfig, data: DataSet, remarks: list[str]) -> str:
 def _remark_on_images(config: RunConfig, data: DataSet, remarks: list[str]) -> None:
     augment = config.data.augment
     if data.image_shape is None:
-        if augment not in (0, RunConfig().data.augment):  # Somebody asked for it.
+        if augment not in (0, RunConfig().data.augment):  # It was asked for.
             remarks.append("--augment has no effect: the data are no images.")
     elif augment and data.name not in NAMES:
         remarks.append(f"Training images are moved a little (--augment {augment:g}; 0 for none).")
@@ -140,7 +139,7 @@ def data_of(config: RunConfig, complaint: str = "Invalid value for '--data'") ->
     """The data that a configuration asks for.
 
     Raises:
-        DataError: beginning with ``complaint``, if they cannot be had.
+        DataError: beginning with ``complaint``, if they cannot be loaded.
     """
     source = config.data.source
     try:

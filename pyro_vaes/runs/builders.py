@@ -122,7 +122,7 @@ def convolutions(kind: Kind, plan: Plan, decoder: bool) -> nn.Module:
 
 
 def _image_shape(data: DataSet) -> list[int]:
-    """The shape of the data as images from 8x8 up, which convolutions need."""
+    """The shape of the data as images of at least 8x8 pixels, as convolutions need."""
     if data.image_shape is None:
         raise ConfigError(
             f"Invalid value for '--network': expected images with it; got conv for rows of shape "
@@ -150,10 +150,10 @@ def _range_of_inputs(plan: Plan) -> list[Any] | None:
     if plan.config.network.input_scaling == "none":
         return [-1.0, 1.0]
     if plan.data.kind == "levels" and plan.data.image_shape is None:
-        # Counts: each element has a size of its own, as pixels have not.
+        # Counts: each element has its own scale, unlike pixels.
         center, spread = units_of(plan.data.train, plan.data.event_shape)
         return [(center - spread).float(), (center + spread).float()]
-    return None  # The likelihood knows the range or the units of its data.
+    return None  # The likelihood provides the range or the units of its data.
 
 
 def flow_posterior(kind: Kind, plan: Plan) -> nn.Module:
@@ -254,7 +254,7 @@ def level_likelihood(kind: Kind, plan: Plan) -> nn.Module:
 
 
 def ordinal_likelihood(kind: type[OrdinalLikelihood], plan: Plan) -> nn.Module:
-    """A likelihood of levels with cut points, which start where the data have them."""
+    """A likelihood of levels with cut points, which start at the quantiles of the data."""
     network, levels = plan.network(decoder=True), plan.data.num_levels or 2
     sharpness = plan.config.parts.sharpness
     likelihood = kind(network, plan.event_shape, levels, plan.labels, sharpness)

@@ -23,7 +23,7 @@ __all__ = ["fit_options", "record_of", "threads", "train", "trainer_of"]
 
 # Numbers in a datum for which one thread is as fast as two (measured on the digits).
 _SMALL = 256
-# What --augment 1 means, for images from 8x8 up.
+# The moves of --augment 1, for images of at least 8x8 pixels.
 _MOVES = {"max_shift": 0.5, "max_rotate": 8.0, "max_scale": 0.05, "max_shear": 0.05}
 
 
@@ -40,7 +40,7 @@ def train(
     """Trains a VAE as a configuration says.
 
     Args:
-        vae: what :func:`build` built.
+        vae: see :func:`~pyro_vaes.runs.build.build`.
         data: the data set.
         config: the options.
         out: the run folder, if one is wanted.
@@ -57,10 +57,10 @@ def train(
 
 
 def trainer_of(vae: VAE, data: DataSet, config: RunConfig) -> Trainer:
-    """The training of a VAE as a configuration says, checked; its :meth:`run` trains and writes.
+    """The training that a configuration describes, checked; its ``run`` trains and writes.
 
     Raises:
-        ConfigError: for options that do not go with the data or the processes.
+        ConfigError: for options that do not fit the data or the processes.
     """
     record, strength = record_of(config, data), config.data.augment
     if strength and data.image_shape is not None:
@@ -75,13 +75,13 @@ def trainer_of(vae: VAE, data: DataSet, config: RunConfig) -> Trainer:
 
 
 def fit_options(config: RunConfig) -> FitOptions:
-    """The options of :func:`pyro_vaes.fit`, which have the names that they have here."""
+    """The options of :func:`pyro_vaes.fit`, under the same names as here."""
     values = {**vars(config.objective), **vars(config.training)}
     return FitOptions.of({**values, "clip_norm": config.training.clip_norm or None})
 
 
 def record_of(config: RunConfig, data: DataSet) -> dict[str, Any]:
-    """What a run folder keeps beside the weights: their options, and the data they are for."""
+    """Facts saved with the weights: the options, and what data they are for."""
     return {
         "config": to_yaml(config),
         "digest": digest(config, MAY_DIFFER),
@@ -98,9 +98,9 @@ def record_of(config: RunConfig, data: DataSet) -> dict[str, Any]:
 
 @contextmanager
 def threads(config: RunConfig, data: DataSet) -> Iterator[None]:
-    """Trains small data on one thread.
+    """Uses one thread for small data.
 
-    More gain nothing there, and on a busy machine they wait for each other most of the time.
+    More threads gain nothing there, and on a busy machine they mostly wait for each other.
     """
     before = torch.get_num_threads()
     small = math.prod(data.event_shape) <= _SMALL

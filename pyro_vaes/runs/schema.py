@@ -1,4 +1,4 @@
-"""The options of a run: one dataclass tree, from which flags, YAML and run folder come."""
+"""The options of a run: one dataclass tree, the source of flags, YAML and run folder."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 def _only(flag: str, option: str) -> tuple[str, tuple[str, ...]]:
-    """A flag, and its values without which an option has no effect."""
+    """A flag, and the values of it with which an option has an effect."""
     return flag, values_with(flag, option)
 
 
@@ -215,7 +215,7 @@ class ObjectiveConfig(Section):
         """Refuses a warm-up in both units."""
         if self.warmup_epochs and self.warmup_steps:
             raise ConfigError(
-                "Invalid value for '--warmup-steps': expected 0 beside --warmup-epochs "
+                "Invalid value for '--warmup-steps': expected 0 with --warmup-epochs "
                 f"{self.warmup_epochs:g}; got {self.warmup_steps}."
             )
 
@@ -267,7 +267,7 @@ OPTIONS: dict[str, Option] = {
 }
 
 
-# The KL warm-up, in one unit or the other, and what is none of it.
+# The KL warm-up in either unit, with the value for no warm-up.
 WARMUPS: Mapping[str, float] = {"warmup_epochs": 0.0, "warmup_steps": 0}
 
 
@@ -281,7 +281,7 @@ def flatten(config: RunConfig) -> Values:
 
 
 def unflatten(values: Mapping[str, Any], where: str = "the configuration") -> RunConfig:
-    """Inverts :func:`flatten`: takes every option, and no other.
+    """The inverse of :func:`flatten`; every option must be given, and no other.
 
     Raises:
         ConfigError: for an unknown, missing or wrong option.
@@ -297,10 +297,10 @@ def unflatten(values: Mapping[str, Any], where: str = "the configuration") -> Ru
 
 
 def from_values(values: Mapping[str, Any]) -> RunConfig:
-    """Puts some flat values over the fields' defaults; ``recipe`` is passed over.
+    """Puts some flat values over the fields' defaults; ``recipe`` is ignored.
 
     Raises:
-        ConfigError: for an unknown name or a value that makes no sense.
+        ConfigError: for an unknown name or an invalid value.
     """
     some = {name: value for name, value in values.items() if name != "recipe"}
     return unflatten(merged(flatten(RunConfig()), validated(some, "the configuration")))
@@ -309,14 +309,14 @@ def from_values(values: Mapping[str, Any]) -> RunConfig:
 def to_yaml(config: RunConfig) -> str:
     """Writes the options as a flat YAML file, in the order of the tree."""
     plain = dict(flatten(config))
-    # A width without end keeps each option on its line; only the lists in it are in flow style.
+    # An unlimited width keeps each option on one line; only lists are in flow style.
     style: dict[str, Any] = {"default_flow_style": None, "allow_unicode": True, "width": 10**6}
     written: str = yaml.safe_dump(plain, sort_keys=False, **style)
     return written
 
 
 def validated(values: Mapping[Any, Any], where: str) -> Values:
-    """The values, each read by its option; at once if they have been."""
+    """The values, each read by its option unless that was done before."""
     if isinstance(values, Values):
         return values
     for name in values:
@@ -335,11 +335,12 @@ def digest(config: RunConfig, but: Collection[str] = ()) -> str:
 def read_config(folder: Path) -> RunConfig:
     """Reads the options of a run folder.
 
-    An option that the run's version did not know has its default, which is what that version did.
+    Options that were added after the run's version have their defaults, under which the library
+    behaves as before.
 
     Raises:
-        RunFolderError: if they are not there.
-        ConfigError: if they are no options.
+        RunFolderError: if the file is missing or cannot be read.
+        ConfigError: if it holds anything but options.
     """
     path = folder / CONFIG
     try:
@@ -354,12 +355,11 @@ def read_config(folder: Path) -> RunConfig:
         raise RunFolderError(f"Expected a text file {path}; got something else.") from error
     values = validated(load_yaml(source, str(path)), str(path))
     if "data" in values:
-        # Options that a later version added take their defaults, which do what was done before.
         values = Values({**flatten(RunConfig()), **values})
     return unflatten(values, str(path))
 
 
 def merged(values: Values, others: Values) -> Values:
-    """Some values over others; a warm-up in one unit takes the place of one in the other."""
+    """The others over the values; a warm-up in one unit replaces one in the other."""
     none = WARMUPS if others.keys() & WARMUPS.keys() else {}
     return Values({**values, **none, **others})

@@ -381,7 +381,7 @@ def test_a_warmup_asked_for_must_be_shorter_than_training(warm: str, source: str
     assert resolution.check_warmup_steps(config, explicit, 17) == (config, [])
     with pytest.raises(ConfigError, match="'--warmup-steps': expected fewer than the 320 steps"):
         resolution.check_warmup_steps(config, explicit, 16)
-    with pytest.raises(ConfigError, match="'--warmup-steps': expected 0 beside --warmup-epochs 2"):
+    with pytest.raises(ConfigError, match="'--warmup-steps': expected 0 with --warmup-epochs 2"):
         resolve(None, None, {"warmup_steps": 3, "warmup_epochs": 2})
 
 

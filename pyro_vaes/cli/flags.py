@@ -1,4 +1,4 @@
-"""Command-line flags made from the options of a run, and how a command reads them."""
+"""Command-line flags, made from the options of a run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["FOLDER", "PLACE", "SEED", "ConfigCommand", "Flag", "check_drawing", 
 
 
 class _Type(click.ParamType):  # type: ignore[type-arg]
-    """The click type of an option; what stands for its default need not be read."""
+    """The click type of an option; the text of its default is not read again."""
 
     def __init__(self, option: Option, default: Any) -> None:
         self.option, self.default = option, default
@@ -36,7 +36,7 @@ class _Type(click.ParamType):  # type: ignore[type-arg]
 
 
 class _Place(click.ParamType):  # type: ignore[type-arg]
-    """A path; an empty one, as from a shell variable that is not set, is none."""
+    """A path; an empty one, as from an unset shell variable, is refused."""
 
     def __init__(self, folder: bool = False) -> None:
         self.folder = folder
@@ -47,8 +47,8 @@ class _Place(click.ParamType):  # type: ignore[type-arg]
         path = Path(value)
         if not str(value).strip():
             raise ConfigError(
-                f"Invalid value for {named!r}: expected a path; got an empty one. (Is a variable "
-                "of the shell not set?)"
+                f"Invalid value for {named!r}: expected a path; got an empty one. (Is a shell "
+                "variable unset?)"
             )
         if self.folder and path.exists() and not path.is_dir():
             raise ConfigError(
@@ -79,7 +79,7 @@ class Flag(click.Option):
 
 
 def given(context: click.Context) -> Values:
-    """The options that stand on the command line, by flat name; not those left at a default."""
+    """The options given on the command line, by flat name; not those left at a default."""
     return Values(
         {
             flag.name: context.params[flag.name]
@@ -91,7 +91,7 @@ def given(context: click.Context) -> Values:
 
 
 class ConfigCommand(click.Command):
-    """A command whose help lists its own options first and then the flags by section."""
+    """A command whose help lists its own options first, then the flags by section."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes one block for each section."""
@@ -107,19 +107,19 @@ class ConfigCommand(click.Command):
 
 
 def options() -> list[click.Parameter]:
-    """Makes a flag for each option; the defaults are those of the default recipe."""
+    """A flag for each option, with the default recipe's value as its default."""
     config, _ = resolve()
     return [Flag(o, getattr(getattr(config, o.section), o.field)) for o in OPTIONS.values()]
 
 
 def check_drawing() -> None:
-    """Refuses, before hours are spent, what would keep the pictures from being drawn.
+    """Refuses, before any training, a setting with which figures cannot be drawn.
 
     Raises:
-        ConfigError: naming the variable that chooses Matplotlib's backend.
+        ConfigError: naming the environment variable of Matplotlib's backend.
     """
     try:
-        import pyro_vaes.plotting  # noqa: F401
+        import pyro_vaes.plotting  # noqa: F401 - importing it loads the backend
     except ValueError as error:
         raise ConfigError(
             "Expected a backend of Matplotlib in the environment variable MPLBACKEND, or none; got "

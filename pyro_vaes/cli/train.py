@@ -49,8 +49,7 @@ _train_options: list[click.Parameter] = [
     click.Option(
         ["--minutes"],
         type=click.FloatRange(min=0, min_open=True),
-        help="Stop after the epoch in which so many minutes of training have passed; --resume "
-        "goes on.",
+        help="Time limit for training, checked after each epoch; --resume continues the run.",
     ),
     click.Option(
         ["--samples"],
@@ -78,7 +77,7 @@ def _train(
     its processes share each batch. SIGTERM, SIGHUP, SIGUSR1 and Ctrl-C save and end it: --resume
     repeats the run that was not stopped.
     """
-    import torch  # Help and mistyped flags do not wait for it.
+    import torch  # Imported here, so that help and mistyped flags answer at once.
 
     from pyro_vaes.runs.build import build, data_of
     from pyro_vaes.runs.run import threads, trainer_of
@@ -111,7 +110,7 @@ def _train(
         trainer = trainer_of(vae, data, config)
     fresh = out is None
     with processes.together():
-        # Trainings that start in the same second have folders of their own.
+        # Runs that start in the same second get separate folders.
         out = _new_folder() if out is None and not processes.rank else out
     out = Path(processes.agree(str(out)))
     if processes.rank:
@@ -122,7 +121,7 @@ def _train(
         click.echo(f"Nothing to resume in {out}: a new run starts there.")
     for remark in dict.fromkeys((data.describe(), *remarks, *more, *choices)):
         click.echo(remark)
-    # All that can be refused before a first step is, and only then is the folder written.
+    # Everything that can be refused before the first step has been, and nothing is written yet.
     with locked(out, made=fresh), watched():
         now = (out / CONFIG).read_bytes() if contents(out) else None
         if now != before:
@@ -139,9 +138,9 @@ def _train(
 
 
 def _say_stopped(history: History, out: Path) -> None:
-    """Says how to resume; a run that was stopped from outside ends the command there and then.
+    """Prints how to resume; after a signal it ends the command.
 
-    The test rows are for what training ends with.
+    A run that was stopped is not evaluated on the test rows.
     """
     after = f"after {history.epochs} epoch{'s' * (history.epochs != 1)}"
     resume = f"pyro-vaes train --resume --out {out}"
@@ -179,7 +178,7 @@ def _read(path: Path) -> str:
 
 
 def _started(out: Path, resume: bool) -> RunConfig | None:
-    """The options of the run in a folder that is to be resumed; None for a new run."""
+    """The options of the run to resume in a folder; None for a new run."""
     if out.exists() and not out.is_dir():
         raise ConfigError(f"Invalid value for '--out': expected a folder; got the file {out}.")
     if not contents(out):
@@ -187,7 +186,7 @@ def _started(out: Path, resume: bool) -> RunConfig | None:
     if not resume:
         raise ConfigError(
             f"Invalid value for '--out': expected a new or empty folder; got {out}, which holds "
-            "files, perhaps of another run (--resume goes on with a run)."
+            "files, perhaps of another run (--resume continues a run)."
         )
     return read_config(out)
 

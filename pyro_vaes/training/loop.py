@@ -1,4 +1,4 @@
-"""The loop of a training: its checks, its state, its steps and its epochs."""
+"""The training loop: checks, state, steps and epochs."""
 
 from __future__ import annotations
 
@@ -106,13 +106,13 @@ class Trainer:
             check_batches(objective, val)
         check_trainable(vae, train, options.batch_size)
         vae.to(self.device)
-        if not vae.training:  # Loaded or looked at; a part alone in that mode is so on purpose.
+        if not vae.training:  # Loaded or evaluated; a single part in that mode is so on purpose.
             vae.train()
         self.train = on_device(train, vae)
         self.val = None if val is None else on_device(val, vae)
         for split in filter(None, (self.train, self.val)):
             rows: tuple[Tensor, Tensor | None] = split.x, split.y
-            if split.transform is not None:  # What is drawn anew for each batch, in one of them.
+            if split.transform is not None:  # The transform changes each batch: check one.
                 rows = next(batches(split, options.batch_size, torch.Generator()))
             check_data(vae, *rows)
         check_units(vae, self.train.x)
@@ -139,7 +139,7 @@ class Trainer:
             self.record,
             lambda: identity_of(self.vae, self.objective, self.train, self.record),
         )
-        # The caller's generators and Pyro's store are the caller's: given back as they were.
+        # The caller's generators and Pyro's store are restored on leaving.
         with training_state(self.device), self.processes.at_work(self.objective):  # noqa: SIM117
             with torch.random.fork_rng(), pyro.get_param_store().scope():
                 self._start(resume)
@@ -148,7 +148,7 @@ class Trainer:
     # --- state ---------------------------------------------------------------------------------
 
     def _start(self, resume: bool) -> None:
-        """Sets up a new run, or takes up the one in the folder."""
+        """Sets up a new run, or resumes the one in the folder."""
         options = self.options
         torch.manual_seed(options.seed)
         self.state.order.manual_seed(options.seed)
@@ -171,12 +171,12 @@ class Trainer:
             clip_norm=options.clip_norm,
             combine=self.processes.combine if self.processes.size > 1 else None,
         )
-        # A generator of its own: the rows are drawn as in training, the run's order is untouched.
+        # A separate generator: rows are drawn as in training, and the run's order stays the same.
         first = next(batches(self.train, min(2, len(self.train)), torch.Generator()))
         batch = self.processes.part(arguments(self.vae, *first))
         try:
             self.state.optimizer = self.svi.prepare(*batch)
-        except ValueError as error:  # Pyro's validation, which shows tensors and names no site.
+        except ValueError as error:  # From Pyro's validation, whose message names no site.
             culprit = first_not_finite(self.vae, batch)
             if "site" not in culprit:
                 raise
@@ -194,10 +194,10 @@ class Trainer:
             assert self.folder.path is not None
             self.state.take_up(saved, self.folder.path / CHECKPOINT)
         if self.processes.rank:
-            self.folder.path = None  # Read, but written by the first process alone.
+            self.folder.path = None  # Only the first process writes.
 
     def _check_processes(self, saved: Saved | None) -> None:
-        """Sees to it that all processes are about to do the same, with the same weights."""
+        """Checks that all processes have the same run, and gives them the same weights."""
         if self.processes.size == 1:
             return
         tensors = named_tensors(self.vae)
@@ -213,10 +213,10 @@ class Trainer:
         self.processes.broadcast(tensors)
 
     def _mode(self, saved: Saved | None) -> str:
-        """How steps are run: as asked, as before a resumption, or by device and number."""
+        """The mode of the steps: as given, as before a resumption, or by device and number."""
         if self.options.mode != "auto":
             return self.options.mode
-        # Recording runs the step once more, which averages over batches would remember.
+        # Recording runs the step once more, which would change running averages over batches.
         averages = any(isinstance(m, _BatchNorm) for m in self.vae.modules())
         return auto_mode(
             steps=self.options.epochs * self.steps_per_epoch,
@@ -228,7 +228,7 @@ class Trainer:
     # --- the loop ------------------------------------------------------------------------------
 
     def _train(self, progress: bool, end: float | None) -> History:
-        """Trains until the epochs, the patience or the time run out, or the user stops it."""
+        """Trains until the end of epochs, patience or time, or until interrupted."""
         options, history = self.options, self.state.history
         if history.stopped == "patience" or history.epochs >= options.epochs:
             self._finish()
@@ -265,7 +265,7 @@ class Trainer:
                     shown = {"loss": record["train_loss"], "val": record.get("val_loss")}
                     bar.set_postfix({k: f"{v:.2f}" for k, v in shown.items() if v is not None})
         except (EndedWithin, KeyboardInterrupt):
-            # After the latter, what came after the last checkpoint is repeated by a resumed run.
+            # After the latter, a resumed run repeats the steps since the last checkpoint.
             history.stopped = asked() or "interrupted"
         except NonFiniteError:
             if history.epochs:
@@ -275,9 +275,9 @@ class Trainer:
         return history
 
     def _finish(self) -> None:
-        """Leaves the weights to keep in the VAE and the folder; in a finished run they are there.
+        """Puts the weights to keep into the VAE and the folder.
 
-        They are not if a kill came after the last checkpoint and before them.
+        A finished run may lack them if it was killed just after its last checkpoint.
         """
         self.state.keep()
         self._note_precision()
@@ -285,7 +285,7 @@ class Trainer:
             self.folder.keep(self.vae)
 
     def _note_precision(self) -> None:
-        """Notes what the precision of training does to the bound."""
+        """Records the effect of the precision of training on the bound."""
         precision = self.options.precision
         if self.val is None or precision == "float32":
             return
@@ -296,7 +296,7 @@ class Trainer:
 
     def _epoch(self, epoch: int) -> dict[str, Any]:
         options, within = self.options, self.state.epoch()
-        # Kept until the epoch has ended well: what a NaN must not take with it.
+        # Kept until the end of the epoch, to be restored after a NaN.
         good, total = within.good, within.total
         started = time.perf_counter() - within.seconds
         for x, y in self.state.batches(self.train, options.batch_size):
@@ -305,7 +305,7 @@ class Trainer:
                 batch = self.processes.part(arguments(self.vae, x, y))
                 loss = self.svi.update(*batch)
             total += loss
-            # On the CPU a look costs nothing; a GPU would have to be waited for.
+            # On the CPU this check costs nothing; on a GPU it would synchronise.
             if self.device.type == "cpu" and not math.isfinite(loss):
                 self._fail(epoch, good, first_not_finite(self.vae, arguments(self.vae, x, y)))
             self.state.follow(options.ema_decay)
@@ -314,11 +314,11 @@ class Trainer:
         self.state.within = None
         if not math.isfinite(total):
             self._fail(epoch, good, first_not_finite(self.vae, arguments(self.vae, x, y)))
-        # The last step may have spoilt what its loss does not show.
+        # The last step may have made a parameter infinite, which its loss does not show.
         for name, tensor in named_tensors(self.vae).items():
             if not torch.isfinite(tensor).all():
                 self._fail(epoch, good, f"the parameter {name!r} is not finite")
-        self.state.history.mode = self.svi.mode  # It may have fallen back.
+        self.state.history.mode = self.svi.mode  # It may have changed to a fallback.
         record: dict[str, Any] = {"epoch": epoch + 1, "train_loss": total.item() / len(self.train)}
         culprit = None
         with self.state.averaged():
@@ -334,9 +334,9 @@ class Trainer:
         return record | {"learning_rate": rate, "seconds": round(time.perf_counter() - started, 4)}
 
     def _save_within(self, within: Within, started: float) -> None:
-        """Writes a checkpoint within an epoch, if one is due or the training is to end."""
+        """Writes a checkpoint within an epoch, if one is due or a signal has come."""
         if within.steps == self.steps_per_epoch:
-            return  # The epoch's own follows.
+            return  # The checkpoint of the epoch follows.
         ends = self._asked()
         if ends or self.folder.due:
             within.seconds = time.perf_counter() - started
@@ -345,7 +345,7 @@ class Trainer:
             raise EndedWithin
 
     def _asked(self) -> bool:
-        """Whether a signal asks to end; several processes agree on that in their own way."""
+        """Whether a signal asks to end; several processes agree on that in ``combine``."""
         return self.processes.size == 1 and bool(asked())
 
     def _validate(self, val: Split) -> dict[str, float]:
@@ -364,11 +364,11 @@ class Trainer:
         return rate
 
     def _out_of_time(self, end: float | None) -> bool:
-        """Whether it is past the end in any of the processes: then in all."""
+        """Whether the time limit has passed in any of the processes."""
         return end is not None and self.processes.figures(time.monotonic() >= end)[0] > 0
 
     def _fail(self, epoch: int, good: dict[str, Tensor], culprit: str) -> None:
-        """Puts the last good weights back, and stops."""
+        """Restores the last good weights and raises."""
         fill(self.vae, self.state.best or good)
         raise NonFiniteError(
             f"Training stopped in epoch {epoch + 1}: {culprit}. The weights of the last good epoch "

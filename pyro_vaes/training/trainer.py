@@ -1,9 +1,9 @@
-"""Training: ``fit`` takes a VAE and data, and gives back the weights that validate best.
+"""Training: ``fit`` trains a VAE and keeps the weights that validate best.
 
 One loop for every combination of parts and every objective, over
 :class:`~pyro_vaes.inference.svi.FastSVI`. All state of the loop (weights, their average, optimiser,
-generators, best weights, history) is kept in one checkpoint, written whole, so that a run that was
-killed goes on exactly where its last checkpoint stood; ``run_folder`` writes it.
+generators, best weights, history) is in one checkpoint, written atomically, so that a killed run
+resumes exactly from its last checkpoint; ``run_folder`` writes it.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def fit(
 ) -> History:
     """Trains a VAE in place and leaves it with the weights that validated best.
 
-    The seed governs the order of the data and all noise; the generators of the caller are left
-    as they were. (The initial weights were drawn when the parts were built: seed before that.)
+    The seed determines the order of the data and all noise; the caller's generators keep their
+    state. (The initial weights were drawn when the parts were built: seed before that.)
 
     Under ``torchrun`` the processes share each batch and take the steps of one process, to float
     rounding; all get the result, the first one writes. See :mod:`pyro_vaes.training.distributed`.
@@ -67,7 +67,7 @@ def fit(
     Args:
         vae: the model; moved to the device.
         train: a split, tensor, array, ``Dataset`` or ``DataLoader``.
-        val: the same, for choosing; without it the last weights are kept.
+        val: validation data; without them the last weights are kept.
         epochs: most passes over the training data.
         objective: one of :mod:`pyro_vaes.inference.elbo` or a Pyro loss; ``ELBO()`` if None.
         batch_size: data in a step.
@@ -79,35 +79,35 @@ def fit(
         warmup_epochs: epochs over which the KL weight rises linearly from 0 to its full value.
         warmup_steps: the same in steps; give one of the two. Early stopping and the choice of the
             best weights begin after the warm-up.
-        patience: stop after this many epochs without a better validation; None to go on.
-        ema_decay: decay of an exponential moving average of the weights, which is then what is
-            validated, kept and saved; 0 for none.
+        patience: stop after this many epochs without a better validation; None for no limit.
+        ema_decay: decay of an exponential moving average of the weights, which is then validated,
+            kept and saved; 0 for none.
         seed: see above.
         device: ``auto`` (CUDA if there is one, else the CPU), ``cpu``, ``cuda``, ``mps``; one of
             several as ``cuda:1``; or a ``torch.device``.
         mode: how steps are run; ``auto`` decides from device and number of steps (on CUDA a graph,
             unless there are few), never from a timing.
         precision: of the matrix products in training: ``float32``, ``tf32`` (on CUDA) or ``bf16``.
-            Validation is in float32; what the precision does to the bound is in the history.
+            Validation is in float32; the history has the effect of the precision on the bound.
         out: a run folder for weights, metrics and checkpoints; none if None.
-        resume: go on with the run in ``out``; an absent or empty folder starts one, a finished run
-            is left as it is.
-        minutes: stop after the epoch in which so many have passed since the call; None to go on. A
-            run that was stopped so is gone on with, bit for bit, by ``resume``.
-        record: JSON-ready facts to keep beside the weights. A ``digest`` among them is that of a
-            configuration: only a run with the same one is gone on with.
-        progress: show a progress bar, if there is a terminal or notebook to show it.
+        resume: continue the run in ``out``; an absent or empty folder starts one, a finished run
+            stays as it is.
+        minutes: time limit, checked after each epoch; None for no limit. ``resume`` then continues
+            the run bit for bit.
+        record: JSON-ready facts to save with the weights. A ``digest`` among them is that of a
+            configuration: only a run with the same one can be resumed.
+        progress: show a progress bar in a terminal or notebook.
 
     Returns:
         The history.
 
     Raises:
-        ValueError: for options that make no sense, a warm-up as long as the training among them;
-            for data that the parts cannot take.
-        RunFolderError: if ``out`` holds another run, or one with other options; if another process
-            is at work in it, or it cannot be written to.
+        ValueError: for invalid options, such as a warm-up as long as training, or for data that the
+            parts cannot take.
+        RunFolderError: if ``out`` holds another run or one with other options, is in use by another
+            process, or is not writable.
         NonFiniteError: if the loss is not finite; the weights of the last good epoch are kept.
-        PeerError: if another process was lost.
+        PeerError: if another process ended.
     """
     given = dict(locals())
     if minutes is not None and not minutes > 0:

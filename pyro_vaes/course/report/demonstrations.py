@@ -100,7 +100,7 @@ def mixture_defect() -> Figures:
 
 
 def counted(prior: Any, z: Tensor, times: int) -> Tensor:
-    """What a flow's distribution scores if its log-determinant counts so many times."""
+    """The score of a flow's distribution whose log-determinant counts several times."""
     u = z
     for transform in reversed(prior.transforms):
         u = transform.inv(u)
@@ -122,7 +122,7 @@ class Scales(nn.Module):
 
 
 def train(prior: nn.Module, z: Tensor, times: int, learning_rate: float) -> nn.Module:
-    """A prior fitted to draws z ``(n, D)``, its log-determinant counted so many times."""
+    """A prior fitted to draws z ``(n, D)``, its log-determinant counted several times."""
     optimizer = torch.optim.Adam(prior.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     for step in range(STEPS):

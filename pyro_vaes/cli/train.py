@@ -161,7 +161,7 @@ def _new_folder() -> Path:
             out.mkdir(parents=True)
             return out
         except FileExistsError:
-            if not os.path.lexists(out):  # What is in the way is "runs" itself.
+            if not os.path.lexists(out):  # "runs" itself exists and is no folder.
                 break
         except OSError as error:
             raise RunFolderError(f"Could not make {out}: {error.strerror or error}.") from error

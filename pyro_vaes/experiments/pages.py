@@ -92,7 +92,7 @@ def write_pages(studies: Mapping[str, Study], settings: Settings) -> list[Path]:
         The Markdown file of each study.
 
     Raises:
-        ConfigError: for data without what a study needs.
+        ConfigError: for data that do not meet a study's needs.
         FolderInUseError: if another process runs one of them for the same folder.
     """
     data = load_data(settings.data, root=settings.data_root)

@@ -98,8 +98,8 @@ class Run:
 
 def contents_of(data: DataSet) -> str:
     """A digest of the values of data and of their kind, wherever they are stored."""
-    stand_for = (data.kind, data.num_levels, data.num_labels, data.image_shape)
-    return hashlib.sha256(f"{data.digest} {stand_for}".encode()).hexdigest()
+    meaning = (data.kind, data.num_levels, data.num_labels, data.image_shape)
+    return hashlib.sha256(f"{data.digest} {meaning}".encode()).hexdigest()
 
 
 def _is_result(result: Any) -> bool:

@@ -127,9 +127,9 @@ bounds:
 
 {markdown_table(("data", "-log p(x)", "-ELBO, joint", "-ELBO, per dimension"), *rows)}
 
-What the prior generates is charged too much, and what it never generates passes for likely. The
-charge on the prior's own draws is the total correlation of the mixture, which is all that the
-dimensions know of each other: {found["correlation_2"]:.2f} nats here, and
+Draws of the prior get too low a density, and points that it never generates get too high a one. The
+mean loss on the prior's own draws is the total correlation of the mixture, the information that the
+dimensions have of each other: {found["correlation_2"]:.2f} nats here, and
 {found[f"correlation_{WIDE}"]:.2f} nats for the same corners in {WIDE} dimensions (15 log 2 =
 {15 * math.log(2):.2f}). A prior scored so cannot learn which values of the dimensions go together.
 """

@@ -60,7 +60,7 @@ def _mathml_ready(formula: str) -> str:
     """A formula without commands that MathML lacks: numbers, labels, the space after "log"."""
     formula = re.sub(r"\\tag\{([^{}]*)\}", r"\\qquad\\text{(\1)}", formula)
     formula = re.sub(r"\\(label\{[^{}]*\}|nonumber|notag)", "", formula)
-    # An operator's name and what it is applied to would touch.
+    # Otherwise an operator's name and its argument would touch.
     return re.sub(
         r"(\\(?:log|ln|exp|det))\s+(?=\\?[a-zA-Z])(?!\\left|\\big|\\Big)", r"\1\\,", formula
     )

@@ -7,11 +7,13 @@ whole step of training.
 from __future__ import annotations
 
 import enum
+import re
 import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import pyro
@@ -105,10 +107,30 @@ def _compile(graph: torch.fx.GraphModule, tensors: list[Any]) -> Callable[..., A
     with torch.no_grad(), warnings.catch_warnings():
         # Advice on how it compiles (coarser products, split reductions) that nobody here can take.
         warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\._inductor")
-        run = _inductor.compile(graph, tensors, options={"fallback_random": True})
+        run = None
+        while run is None:
+            try:
+                run = _inductor.compile(graph, tensors, options={"fallback_random": True})
+            except Exception as error:
+                _remove_half_written(error)
         with torch.random.fork_rng(), preserved(t for t in tensors if not t.requires_grad):
             run(*tensors)
     return cast("Callable[..., Any]", run)
+
+
+def _remove_half_written(error: Exception) -> None:
+    """Removes a library that cannot be loaded from the compiler's cache; raises any other error.
+
+    A process that is killed while it compiles leaves half a file there, which PyTorch takes for
+    whole ever after.
+    """
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    found = re.search(r"ImportError: (\S+\.so): ", f"{type(error).__name__}: {error}")
+    path = Path(found[1]) if found else None
+    if path is None or not path.is_relative_to(cache_dir()) or not path.exists():
+        raise error
+    path.unlink()
 
 
 def _lift(graph: torch.fx.GraphModule) -> list[Tensor]:

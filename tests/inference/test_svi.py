@@ -1,5 +1,8 @@
 """FastSVI takes the steps of Pyro's SVI, in fewer pieces."""
 
+import os
+import subprocess
+import sys
 import warnings
 
 import pyro
@@ -504,3 +507,28 @@ def test_bad_mode_is_refused():
     vae = small_vae()
     with pytest.raises(ValueError, match="Expected mode"):
         pv.FastSVI(vae.model, vae.guide, optim(), mode="fast")
+
+
+_COMPILED = """
+import torch
+from pyro_vaes.inference.recording import Program
+
+print(Program(lambda x: (x.sin().cumsum(0).exp(),), [torch.ones(7)], compiled=True)(torch.ones(7)))
+"""
+
+
+def test_half_a_library_in_the_compilers_cache_is_made_anew(tmp_path):
+    """A process that is killed while it compiles leaves one there."""
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+
+    def run():
+        command = [sys.executable, "-c", _COMPILED]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    first = run()
+    libraries = sorted(tmp_path.rglob("*.so"))
+    assert first.returncode == 0 and libraries, first.stderr
+    for path in libraries:
+        path.write_bytes(path.read_bytes()[:10])
+    again = run()
+    assert again.stdout == first.stdout, again.stderr

@@ -189,7 +189,7 @@ def test_the_command_line_speaks_and_writes_once(tmp_path):
     assert summary["epochs"] == 2 and summary["processes"] == 2
     again = torchrun("-m", "pyro_vaes", *QUICK, "--out", out)
     assert again.returncode != 0
-    assert again.stdout.count("pyro-vaes: ") == 1 and "holds another run" in again.stdout
+    assert again.stdout.count("pyro-vaes: ") == 1 and "perhaps of another run" in again.stdout
     one = [sys.executable, "-m", "pyro_vaes", "train", "--resume", "--epochs", "3"]
     subprocess.run([*one, "--out", str(out)], cwd=ROOT, check=True, capture_output=True)
     assert len((out / "metrics.jsonl").read_text().splitlines()) == 3
@@ -243,7 +243,9 @@ def test_a_run_that_loses_a_process_or_is_interrupted_can_go_on(tmp_path, how):
         assert agent.returncode != 0
         assert text.count("pyro-vaes: Expected all 2 processes to go on; one was lost.") == 1
     else:
-        assert agent.returncode == 0 and text.count("Stopped by the user after") == 1
+        # As the signal has it; torchrun's own status is that of a failure.
+        assert agent.returncode != 0 and text.count("stopped by the user after") == 1
+        assert "Traceback" not in text.split("torch/distributed")[0]
     resume = [sys.executable, "-c", _RESUME, str(out)]
     ended = subprocess.run(resume, cwd=ROOT, check=True, capture_output=True, text=True)
     before, after = map(int, ended.stdout.split()[-2:])

@@ -42,6 +42,12 @@ class VAE(Described):
     module that honours the call of a part is a part. Labels ``y`` go to the parts that take them:
     those with ``num_labels > 0``, or a user's own whose ``forward`` has an argument ``y``.
 
+    >>> posterior = pv.NormalPosterior(pv.MLP(4, [32]), latent_dim=2)
+    >>> likelihood = pv.NormalLikelihood(pv.MLP(2, [32]), event_shape=(4,))
+    >>> vae = pv.VAE(pv.NormalPrior(2), posterior, likelihood)
+    >>> vae.sample(10).shape, vae.encode(torch.zeros(3, 4)).shape
+    (torch.Size([10, 4]), torch.Size([3, 2]))
+
     Args:
         prior: ``prior()`` or ``prior(y)`` returns a distribution over z, event shape
             ``(latent_dim,)``.
@@ -346,19 +352,36 @@ def mean_of(distribution: Any) -> Tensor:
 
 @contextmanager
 def evaluating(vae: VAE) -> Iterator[None]:
-    """Evaluation mode, no gradients, no validation; afterwards all is as it was, generators too."""
+    """Evaluation mode, no gradients, no validation; afterwards all is as it was, generators too.
+
+    >>> from pyro_vaes.vae import evaluating
+    >>> with evaluating(vae):
+    ...     vae.training, torch.is_grad_enabled()
+    (False, False)
+    """
     with torch.random.fork_rng(), pyro.validation_enabled(False), in_evaluation_mode(vae):
         yield
 
 
 def drawn(distribution: Any, *sample_shape: int) -> Tensor:
-    """Draws; those of a distribution without rsample (a discrete one's) have no gradient anyway."""
+    """Draws; those of a distribution without rsample (a discrete one's) have no gradient anyway.
+
+    >>> from pyro_vaes.vae import drawn
+    >>> drawn(vae.p_z(), 10).shape
+    torch.Size([10, 2])
+    """
     draw = distribution.rsample if distribution.has_rsample else distribution.sample
     return cast(Tensor, draw(sample_shape))
 
 
 def check_data(vae: VAE, x: Tensor, y: Tensor | None = None) -> None:
     """Refuses data that the parts cannot take, before the work begins.
+
+    >>> from pyro_vaes.vae import check_data
+    >>> check_data(vae, torch.zeros(10, 4))
+    >>> check_data(vae, torch.zeros(10, 5))
+    Traceback (most recent call last):
+    ValueError: Expected data of shape (..., 4); got (1, 5).
 
     Args:
         vae: the model.
@@ -378,7 +401,12 @@ def check_data(vae: VAE, x: Tensor, y: Tensor | None = None) -> None:
 
 
 def check_labels(vae: VAE, x: Tensor, y: Any) -> Tensor | None:
-    """Labels as int64 where the model is; refused if missing or out of range for a part."""
+    """Labels as int64 where the model is; refused if missing or out of range for a part.
+
+    >>> from pyro_vaes.vae import check_labels
+    >>> check_labels(vae, torch.zeros(10, 4), None) is None
+    True
+    """
     if y is None and not vae.conditional:
         return None
     return vae._check_labels(y, len(x))

@@ -52,6 +52,10 @@ _BINARIZATION_SEED = 0
 class DataSet:
     """Three splits and what is known of their values.
 
+    >>> data = pv.load_data("digits")
+    >>> len(data.train), data.kind, data.num_levels, data.image_shape
+    (1000, 'levels', 17, (1, 8, 8))
+
     Attributes:
         name: what was loaded.
         train: rows to learn from.
@@ -177,6 +181,10 @@ def load_data(
     what else was guessed. Bytes of shape ``(H, W)``, ``(C, H, W)`` or ``(H, W, C)`` with one to
     four channels are taken for images if at least 4 pixels wide and high, other rows only if
     ``image_shape`` says so.
+
+    >>> data = pv.load_data(torch.randn(100, 4), labels=["cat", "dog"] * 50)
+    >>> print(data.describe())
+    data: 60 training, 20 validation and 20 test rows of shape (4,) with labels 0..1, ...
 
     Args:
         source: see above.

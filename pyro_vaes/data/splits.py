@@ -26,6 +26,10 @@ Init = Literal["data", "mean", "random"]
 class Split:
     """Rows, perhaps with labels, all in memory.
 
+    >>> split = pv.Split(torch.rand(100, 4), torch.arange(100) % 3)
+    >>> len(split), split.event_shape
+    (100, (4,))
+
     Attributes:
         x: ``(n, *event_shape)``, float32 (or float64, if given so); levels are whole numbers in it,
             or bytes, which they stay until a batch needs them; what is mapped from a file stays so.
@@ -74,6 +78,10 @@ class Split:
 
 def as_split(data: Any, labels: Any = None) -> Split:
     """What ``fit`` and ``evaluate`` take, as a split.
+
+    >>> from pyro_vaes.data import as_split
+    >>> as_split(([[0.5], [1.5], [2.5]], [0, 1, 0])).y
+    tensor([0, 1, 0])
 
     Args:
         data: a split, a tensor, an array, a tuple ``(x, y)``, a ``Dataset`` or a ``DataLoader``.
@@ -145,6 +153,9 @@ def pseudo_inputs(
 
     Equal pseudo-inputs get equal gradients and never part, so whatever would repeat gets noise of
     ``noise`` standard deviations, element by element, and is kept within the range of the data.
+
+    >>> pv.pseudo_inputs(pv.load_data("digits").train, 50).shape
+    torch.Size([50, 64])
 
     Args:
         x: training data, ``(n, *event_shape)``, or a split.
@@ -224,6 +235,11 @@ def labelled_pseudo_inputs(
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Pseudo-inputs for a conditional VampPrior: evenly many for each label, from its own rows.
+
+    >>> from pyro_vaes.data import labelled_pseudo_inputs
+    >>> inputs, labels = labelled_pseudo_inputs(pv.load_data("digits").train, 50)
+    >>> inputs.shape, labels.bincount().tolist()
+    (torch.Size([50, 64]), [5, 5, 5, 5, 5, 5, 5, 5, 5, 5])
 
     Args:
         split: training data with labels.

@@ -30,6 +30,13 @@ class AutoregressiveLevels(dist.TorchDistribution):
 
     It has no mean in closed form, and tells none.
 
+    >>> from pyro_vaes.distributions import AutoregressiveLevels
+    >>> from pyro_vaes.networks import AutoregressiveNetwork
+    >>> network = AutoregressiveNetwork(3, num_levels=5, context_dim=8, hidden_dims=[16])
+    >>> p = AutoregressiveLevels(torch.zeros(10, 3, 5), torch.zeros(10, 8), network, (3,))
+    >>> p.log_prob(p.sample()).shape
+    torch.Size([10])
+
     Args:
         logits: ``(*batch, D, L)``, to which the network adds what the elements before say.
         context: ``(*batch, context_dim)``.

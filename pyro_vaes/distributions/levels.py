@@ -113,6 +113,11 @@ class Levels(dist.TorchDistribution):
 class CategoricalLevels(Levels):
     """A categorical over the levels, each with a probability of its own.
 
+    >>> from pyro_vaes.distributions import CategoricalLevels
+    >>> p = CategoricalLevels(logits=torch.zeros(3))
+    >>> round(p.mean.item(), 3), round(p.log_prob(torch.tensor(2.0)).item(), 3)
+    (1.0, -1.099)
+
     Args:
         logits: ``(*batch, L)``, unnormalised log probabilities.
     """
@@ -177,6 +182,11 @@ class OrdinalLevels(_LogisticLevels):
 
     McCullagh, "Regression models for ordinal data" (1980), the proportional-odds model.
 
+    >>> from pyro_vaes.distributions import OrdinalLevels
+    >>> p = OrdinalLevels(torch.tensor(0.0), thresholds=torch.tensor([-1.0, 1.0]))
+    >>> [round(value, 3) for value in p.log_pmf().exp().tolist()]
+    [0.269, 0.462, 0.269]
+
     Args:
         location: ``(*batch)``; a larger one moves probability to higher levels.
         thresholds: ``(*shared, L - 1)``, increasing, where ``shared`` are the last dimensions of
@@ -220,6 +230,11 @@ class DiscretizedLogisticLevels(_LogisticLevels):
     """A logistic density over the real line, cut half way between the levels.
 
     Salimans et al., "PixelCNN++" (2017), equation 2; the outer levels take the tails.
+
+    >>> from pyro_vaes.distributions import DiscretizedLogisticLevels
+    >>> p = DiscretizedLogisticLevels(torch.tensor(8.0), torch.tensor(2.0), num_levels=17)
+    >>> round(p.mean.item(), 3)
+    8.0
 
     Args:
         location: ``(*batch)``, in levels.

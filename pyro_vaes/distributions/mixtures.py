@@ -32,6 +32,12 @@ class Mixture(dist.MixtureSameFamily):
     memory, not (n, K, D). And the weights may carry batch dimensions that the components lack, as
     in a mixture whose weights depend on a label.
 
+    >>> from pyro_vaes.distributions import Mixture
+    >>> components = dist.Normal(torch.randn(5, 2), 1.0).to_event(1)
+    >>> p = Mixture(dist.Categorical(logits=torch.zeros(5)), components)
+    >>> p.log_prob(p.sample((100,))).shape
+    torch.Size([100])
+
     Args:
         mixture_distribution: categorical with batch shape ``(*batch)`` over K.
         component_distribution: batch shape ``(*batch, K)`` and event shape ``(D,)``.
@@ -111,6 +117,12 @@ class VampDistribution(Mixture):
     """The mixture of posteriors at pseudo-inputs, p(z) = sum_k w_k q(z | u_k).
 
     Tomczak and Welling, "VAE with a VampPrior" (2018), equation 9; in the assignment, question 3.3.
+
+    >>> from pyro_vaes.distributions import VampDistribution
+    >>> posterior = pv.NormalPosterior(pv.MLP(4, [8]), latent_dim=2)
+    >>> p = VampDistribution(posterior(torch.rand(5, 4)))
+    >>> p.log_prob(p.sample((100,))).shape
+    torch.Size([100])
 
     Args:
         components: q(z | u), batch shape ``(K,)``, event shape ``(D,)``, able to score any value.

@@ -15,6 +15,12 @@ class FlowDistribution(dist.TransformedDistribution):
     Pyro's conditional networks cannot broadcast a value against their context, so a value of fewer
     dimensions is spelled out before it is scored. One of full shape stays the object it is: a flow
     without an inverse knows its own draws by that.
+
+    >>> from pyro_vaes.distributions import FlowDistribution
+    >>> base = dist.Normal(torch.zeros(4), 1.0).to_event(1)
+    >>> q = FlowDistribution(base, pv.flows.planar(4, 2).build()())
+    >>> q.log_prob(q.rsample((10,))).shape
+    torch.Size([10])
     """
 
     def log_prob(self, value: Tensor) -> Tensor:

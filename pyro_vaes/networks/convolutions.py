@@ -36,6 +36,10 @@ def _checked(image_shape: Sequence[int], channels: Sequence[int]) -> tuple[int, 
 class ConvEncoder(Described):
     """Convolutions of stride two, then a linear layer that also sees the label.
 
+    >>> encoder = pv.ConvEncoder((1, 28, 28))
+    >>> encoder(torch.zeros(10, 784)).shape
+    torch.Size([10, 256])
+
     Args:
         image_shape: ``(channels, height, width)``; rows are flattened images.
         channels: of each convolution; each halves height and width.
@@ -80,6 +84,11 @@ class ConvEncoder(Described):
 
 class ConvDecoder(Described):
     """A linear layer, then convolutions between enlargements up to the size of the image.
+
+    >>> decoder = pv.ConvDecoder(16, (1, 28, 28))
+    >>> likelihood = pv.BernoulliLikelihood(decoder, event_shape=(784,))
+    >>> decoder.feature_shape, likelihood(torch.zeros(10, 16)).event_shape
+    ((32, 28, 28), torch.Size([784]))
 
     Args:
         in_features: ``latent_dim + num_labels``.

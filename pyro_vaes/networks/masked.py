@@ -21,6 +21,11 @@ class AutoregressiveNetwork(nn.Module):
     Germain et al., "MADE: masked autoencoder for distribution estimation" (2015), section 4, with
     the direct connections of 4.1; the context is seen by every hidden unit.
 
+    >>> from pyro_vaes.networks import AutoregressiveNetwork
+    >>> network = AutoregressiveNetwork(3, num_levels=5, context_dim=8, hidden_dims=[16])
+    >>> network(torch.zeros(10, 3), network.context(torch.zeros(10, 8))).shape
+    torch.Size([10, 3, 5])
+
     Args:
         num_elements: D, elements in order.
         num_levels: L, logits for each element.

@@ -23,7 +23,12 @@ __all__ = ["MLP", "GatedMLP", "Network", "check_network", "shape_of"]
 
 @runtime_checkable
 class Network(Protocol):
-    """What a part asks of a network: its sizes and a call on rows."""
+    """What a part asks of a network: its sizes and a call on rows.
+
+    >>> from pyro_vaes.networks import Network
+    >>> isinstance(pv.MLP(64, [256]), Network), isinstance(torch.nn.Linear(64, 256), Network)
+    (True, True)
+    """
 
     in_features: int
     out_features: int
@@ -62,6 +67,10 @@ def check_network(network: Any) -> None:
 class MLP(Described):
     """A multilayer perceptron: linear layers, each followed by the activation.
 
+    >>> network = pv.MLP(64, [256, 128])
+    >>> network(torch.zeros(10, 64)).shape
+    torch.Size([10, 128])
+
     Args:
         in_features: size of an input row (one-hot labels included).
         hidden_dims: sizes of the hidden layers; the last is ``out_features``.
@@ -92,6 +101,10 @@ class GatedMLP(Described):
 
     Dauphin et al., "Language modeling with gated convolutional networks" (2017), equation 1; the
     network of the VampPrior literature (Tomczak and Welling 2018, with layers of 300).
+
+    >>> network = pv.GatedMLP(784, [300, 300])
+    >>> network(torch.zeros(10, 784)).shape
+    torch.Size([10, 300])
 
     Args:
         in_features: size of an input row (one-hot labels included).

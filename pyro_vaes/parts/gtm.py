@@ -63,6 +63,13 @@ class GTMPseudoInputs(Grid, InUnits):
     The GTM-VampPrior of Tomczak, "Deep generative modeling" (2022), chapter 4: neighbours on the
     grid become similar pseudo-inputs. :meth:`initialize` starts them near given data.
 
+    >>> data = pv.load_data("digits")
+    >>> inputs = pv.GTMPseudoInputs(pv.MLP(2, [64]), (64,), grid_size=5, bounds=(0, 16))
+    >>> inputs.initialize(data.train.x)
+    >>> prior = pv.VampPrior(pv.NormalPosterior(pv.MLP(64, [128]), 16), inputs)
+    >>> prior.pseudo_inputs.shape
+    torch.Size([25, 64])
+
     Args:
         network: maps the two coordinates of a grid point (and the one-hot label) to features.
         event_shape: shape of one datum.
@@ -183,6 +190,10 @@ class GTMPrior(Grid):
     Bishop et al., "GTM: the generative topographic mapping" (1998), section 2, with a network in
     the place of its basis functions; as a prior in Tomczak, "Deep generative modeling" (2022),
     chapter 4. The mixture is joint over z: log sum_k w_k prod_d N(z_d | mu_d(g_k), sigma_kd).
+
+    >>> prior = pv.GTMPrior(pv.MLP(2, [64]), latent_dim=16, grid_size=10)
+    >>> prior().sample((10,)).shape
+    torch.Size([10, 16])
 
     Args:
         network: maps the two coordinates of a grid point (and the one-hot label) to features.

@@ -142,6 +142,10 @@ class BernoulliLikelihood(Likelihood):
     """Independent binary elements.
 
     See :class:`Likelihood` for the arguments.
+
+    >>> likelihood = pv.BernoulliLikelihood(pv.MLP(16, [128]), event_shape=(784,))
+    >>> likelihood(torch.zeros(10, 16)).mean.shape
+    torch.Size([10, 784])
     """
 
     x_range = (0.0, 1.0)
@@ -175,6 +179,10 @@ class LevelLikelihood(Likelihood):
 class CategoricalLikelihood(LevelLikelihood):
     """A free probability for each level of each element, the course's choice for 17 pixel levels.
 
+    >>> likelihood = pv.CategoricalLikelihood(pv.MLP(16, [128]), (64,), num_levels=17)
+    >>> likelihood(torch.zeros(10, 16)).log_prob(torch.zeros(10, 64)).shape
+    torch.Size([10])
+
     Args:
         network: see :class:`Likelihood`.
         event_shape: see :class:`Likelihood`.
@@ -197,6 +205,11 @@ class OrdinalLikelihood(LevelLikelihood):
     P(x <= l) = sigmoid(sharpness (threshold_l - location)), with one row of increasing thresholds
     for each element, shared by all data; see
     :class:`~pyro_vaes.distributions.levels.OrdinalLevels`.
+
+    >>> likelihood = pv.OrdinalLikelihood(pv.MLP(16, [128]), (64,), num_levels=17)
+    >>> likelihood.initialize_from(pv.load_data("digits").train.x)
+    >>> likelihood.thresholds.shape, likelihood(torch.zeros(10, 16)).event_shape
+    (torch.Size([64, 16]), torch.Size([64]))
 
     Args:
         network: see :class:`Likelihood`.
@@ -257,6 +270,10 @@ class DiscretizedLogisticLikelihood(LevelLikelihood):
 
     Salimans et al., "PixelCNN++" (2017), equation 2, with one component. See
     :class:`CategoricalLikelihood` for the arguments.
+
+    >>> likelihood = pv.DiscretizedLogisticLikelihood(pv.MLP(16, [128]), (64,), num_levels=17)
+    >>> likelihood(torch.zeros(10, 16)).sample().shape
+    torch.Size([10, 64])
     """
 
     def __init__(
@@ -276,6 +293,10 @@ class BetaBinomialLikelihood(LevelLikelihood):
     """Successes in ``num_levels - 1`` trials, whose chance is itself beta distributed.
 
     See :class:`CategoricalLikelihood` for the arguments.
+
+    >>> likelihood = pv.BetaBinomialLikelihood(pv.MLP(16, [128]), (64,), num_levels=17)
+    >>> likelihood(torch.zeros(10, 16)).mean.shape
+    torch.Size([10, 64])
     """
 
     def __init__(
@@ -296,6 +317,10 @@ class AutoregressiveLikelihood(LevelLikelihood):
     :class:`CategoricalLikelihood`, which it equals where the masked network's outputs are zero. So
     strong a decoder can do without z, and then the posterior collapses (Bowman et al. 2016). It
     scores in one pass and draws in as many as there are elements; its mean is known from draws.
+
+    >>> likelihood = pv.AutoregressiveLikelihood(pv.MLP(16, [128]), (64,), num_levels=17)
+    >>> likelihood(torch.zeros(10, 16)).log_prob(torch.zeros(10, 64)).shape
+    torch.Size([10])
 
     Args:
         network: see :class:`Likelihood`; its features are the masked network's context.
@@ -336,9 +361,10 @@ class NormalLikelihood(Likelihood):
     means and draws are in the units of the data. So another unit of an element changes log p(x) by
     the log of the unit and nothing else, after training too.
 
-    >>> import pyro_vaes as pv
-    >>> likelihood = NormalLikelihood(pv.MLP(2, [8]), event_shape=(3,))
+    >>> likelihood = pv.NormalLikelihood(pv.MLP(2, [8]), event_shape=(3,))
     >>> likelihood.initialize_from(1000 + torch.randn(50, 3))
+    >>> likelihood(torch.zeros(10, 2)).mean.shape
+    torch.Size([10, 3])
 
     Args:
         network: see :class:`Likelihood`.

@@ -181,6 +181,11 @@ class NormalPosterior(Posterior):
 
     Kingma and Welling, "Auto-encoding variational Bayes" (2014), equation 9. See
     :class:`Posterior` for the arguments.
+
+    >>> posterior = pv.NormalPosterior(pv.MLP(64, [128]), latent_dim=16)
+    >>> q = posterior(torch.zeros(10, 64))
+    >>> q.batch_shape, q.event_shape
+    (torch.Size([10]), torch.Size([16]))
     """
 
     def __init__(
@@ -206,6 +211,10 @@ class FullNormalPosterior(Posterior):
     L = diag(s) (I + N) with N strictly lower triangular: N is free of the scale of z, and starts at
     zero for every x, at the diagonal posterior. The head grows with the square of ``latent_dim``.
     See :class:`Posterior` for the arguments.
+
+    >>> posterior = pv.FullNormalPosterior(pv.MLP(64, [128]), latent_dim=16)
+    >>> posterior(torch.zeros(10, 64)).covariance_matrix.shape
+    torch.Size([10, 16, 16])
     """
 
     def __init__(
@@ -244,6 +253,11 @@ class FlowPosterior(_Scaled):
 
     The flow's parameters depend on ``base.features(x, y)``, or on the flattened x where the base
     has no features.
+
+    >>> base = pv.NormalPosterior(pv.MLP(64, [128]), latent_dim=16)
+    >>> posterior = pv.FlowPosterior(base, pv.flows.iaf(16, 4))
+    >>> posterior(torch.zeros(10, 64)).rsample().shape
+    torch.Size([10, 16])
 
     Args:
         base: any posterior; kept as ``.base``.

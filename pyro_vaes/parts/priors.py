@@ -36,6 +36,11 @@ def _labels(y: Tensor | None, num_labels: int) -> Tensor:
 class NormalPrior(Described):
     """The standard normal N(0, I); with labels, a learned diagonal normal for each label.
 
+    >>> pv.NormalPrior(16)().sample((10,)).shape
+    torch.Size([10, 16])
+    >>> pv.NormalPrior(16, num_labels=3)(torch.tensor([0, 2])).batch_shape
+    torch.Size([2])
+
     Args:
         latent_dim: size of z.
         num_labels: number of labels of a conditional prior p(z | y); 0 for none.
@@ -64,6 +69,10 @@ class MixturePrior(Described):
 
     The mixture is joint over z: log sum_k w_k prod_d N(z_d | mu_kd, sigma_kd), not a product of
     one mixture for each dimension.
+
+    >>> prior = pv.MixturePrior(16, num_components=50)
+    >>> prior().log_prob(torch.zeros(10, 16)).shape
+    torch.Size([10])
 
     Args:
         latent_dim: size of z.
@@ -117,6 +126,12 @@ class VampPrior(InUnits):
 
     Pseudo-inputs are learned in units of the data, see :class:`.InUnits`, so that they move at the
     step size of weights; :meth:`moved` says how far they did.
+
+    >>> data = pv.load_data("digits")
+    >>> posterior = pv.NormalPosterior(pv.MLP(64, [128]), latent_dim=16)
+    >>> prior = pv.VampPrior(posterior, pv.pseudo_inputs(data.train, 50), bounds=(0, 16))
+    >>> prior().sample((10,)).shape
+    torch.Size([10, 16])
 
     Args:
         posterior: a posterior that scores any z.
@@ -293,6 +308,10 @@ def _reflected_within(values: Tensor, low: Any, width: Any, high: Any) -> Tensor
 
 class FlowPrior(Described):
     """A standard normal pushed through a flow that scores any value.
+
+    >>> prior = pv.FlowPrior(16, pv.flows.realnvp(16, 4))
+    >>> prior().log_prob(torch.zeros(10, 16)).shape
+    torch.Size([10])
 
     Args:
         latent_dim: size of z.

@@ -1,9 +1,9 @@
 """Networks: a row of numbers in, a row of features out.
 
-A network maps ``(..., in_features)`` to ``(..., out_features)`` and says both sizes. It knows
-nothing of distributions: the part that owns it adds the heads. A conditional part hands it the
-one-hot label with its input (:func:`~pyro_vaes.core.labels.append_labels`), so ``in_features``
-counts the labels too.
+A network maps ``(..., in_features)`` to ``(..., out_features)`` and has both sizes as attributes.
+It is independent of distributions: the part that owns it adds the heads. A conditional part appends
+the one-hot label to its input (:func:`~pyro_vaes.core.labels.append_labels`), so ``in_features``
+includes the labels.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["MLP", "GatedMLP", "Network", "check_network", "shape_of"]
 
 @runtime_checkable
 class Network(Protocol):
-    """What a part asks of a network: its sizes and a call on rows.
+    """The interface of a network: its sizes and a call on rows.
 
     >>> from pyro_vaes.networks import Network
     >>> isinstance(pv.MLP(64, [256]), Network), isinstance(torch.nn.Linear(64, 256), Network)
@@ -53,7 +53,7 @@ def shape_of(shape: Sequence[int] | int, name: str = "event_shape") -> tuple[int
 
 
 def check_network(network: Any) -> None:
-    """Refuses a network that does not say its sizes, which the parts build on."""
+    """Refuses a network without the sizes that parts need."""
     for name in ("in_features", "out_features"):
         size = getattr(network, name, None)
         if size is None:

@@ -1,10 +1,9 @@
 """Flows: recipes for chains of invertible transforms, built by the part that uses them.
 
 A *layer* is a module whose ``forward(context)`` returns Pyro transforms, as a part is a module
-whose ``forward`` returns a Pyro distribution. A *recipe* (``flows.iaf(16, 4)``) is what a user
-writes down; its owner builds it: a ``FlowPrior`` without context, a ``FlowPosterior`` with the
-features of x as context. Transforms are made anew at each call, so their caches never outlive a
-distribution.
+whose ``forward`` returns a Pyro distribution. A *recipe*, such as ``flows.iaf(16, 4)``, is built by
+the part that gets it: a ``FlowPrior`` without context, a ``FlowPosterior`` with the features of x
+as context. Transforms are made anew at each call, so their caches never outlive a distribution.
 
 ============= ======================================== ======= ===============
 recipe        source                                   samples scores
@@ -17,8 +16,8 @@ recipe        source                                   samples scores
 ``spline``    Durkan et al. 2019                       fast    fast
 ============= ======================================== ======= ===============
 
-A flow that does not *score* has no inverse: it can only tell the density of its own draws, which is
-enough for a posterior and not for a prior.
+A flow that does not *score* has no inverse: it knows the density of its own draws only, which is
+enough for a posterior but not for a prior.
 """
 
 from __future__ import annotations
@@ -69,7 +68,7 @@ class Flow(nn.Module):
 
 @remembers_arguments
 class FlowRecipe:
-    """What a flow is made of; :meth:`build` makes it.
+    """The specification of a flow, which :meth:`build` makes.
 
     >>> recipe = pv.flows.FlowRecipe("spline", dim=16, depth=4, options={"count_bins": 8})
     >>> recipe, recipe.samples, recipe.scores

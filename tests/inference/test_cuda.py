@@ -125,7 +125,7 @@ def part_of(prior, posterior, likelihood):
     return one, data(likelihood, 30, 4)
 
 
-@pytest.mark.filterwarnings("ignore:FastSVI goes on in traced mode")
+@pytest.mark.filterwarnings("ignore:FastSVI continues in traced mode")
 @pytest.mark.parametrize("parts", PAIRS, ids="-".join)
 def test_every_part_can_be_captured(parts):
     """And takes the steps that it takes in eager mode on the same noise, moments included."""
@@ -230,7 +230,7 @@ def test_what_a_graph_cannot_hold_is_recorded():
     assert len(set(losses)) == 20 and losses[-1] < losses[0]
 
 
-@pytest.mark.filterwarnings("ignore:FastSVI goes on in traced mode")
+@pytest.mark.filterwarnings("ignore:FastSVI continues in traced mode")
 def test_a_loss_that_waits_for_the_device_is_recorded():
     """Draws of a mixture are looked at by torch; the device's noise goes on unharmed."""
     one, x = part_of("mixture", "normal", "categorical")

@@ -326,7 +326,7 @@ def test_data_dependent_model_falls_back_with_one_warning():
     svi = pv.FastSVI(model, guide, optim(), mode="traced")
     x = torch.ones(1)
     svi.step(x)
-    with pytest.warns(UserWarning, match="goes on in eager mode"):
+    with pytest.warns(UserWarning, match="continues in eager mode"):
         svi.step(x)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -6,8 +6,8 @@
   integration on a grid.
 
 Each has a ``.vae`` for any estimator, and computes the evidence log p(x) (``log_prob``), the true
-posterior p(z | x), the ELBO, its ``gap`` KL(q(z | x) || p(z | x)) to the evidence, and both parts of
-the average KL(q(z | x) || p(z)): the mutual information I_q(x; z) and the marginal
+posterior p(z | x), the ELBO, its ``gap`` KL(q(z | x) || p(z | x)) to the evidence, and both parts
+of the average KL(q(z | x) || p(z)): the mutual information I_q(x; z) and the marginal
 KL(q(z) || p(z)), with q(z) the aggregated posterior. All in nats. Numbers in parentheses are the
 equations of the course.
 """

@@ -232,7 +232,7 @@ def test_what_a_graph_cannot_hold_is_recorded():
 
 @pytest.mark.filterwarnings("ignore:FastSVI continues in traced mode")
 def test_a_loss_that_waits_for_the_device_is_recorded():
-    """Draws of a mixture are looked at by torch; the device's noise goes on unharmed."""
+    """Torch reads the draws of a mixture; the device's noise is not disturbed."""
     one, x = part_of("mixture", "normal", "categorical")
     history = pv.fit(
         one, x, x, objective=OBJECTIVES["info_mmd"](), epochs=30, batch_size=10, device="cuda",

@@ -241,7 +241,7 @@ def graphs(monkeypatch):
 
 
 def test_a_graph_finds_the_optimisers_state_and_rates_in_place(graphs):
-    """Of parameters that come later, too: what a graph makes it makes anew at each replay."""
+    """Of parameters that come later, too: a tensor made in a graph is reset at each replay."""
     vae = small_vae(dtype=torch.float32)
     frozen = vae.likelihood.head.weight
     frozen.requires_grad_(False)
@@ -395,7 +395,7 @@ def test_many_sample_bounds_are_pyros(particles, alpha, together, mode):
 
     losses, w = train(lambda v: SVI(v.model, v.guide, optim(), loss()), prior="vamp")
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # It would tell of a step that could not be recorded.
+        warnings.simplefilter("error")  # It would warn of a step that could not be recorded.
         ours, w_ours = train(
             lambda v: pv.FastSVI(v.model, v.guide, optim(), loss(), mode=mode), prior="vamp"
         )

@@ -31,14 +31,18 @@ MODULES = [
 ]
 PAGES = [
     *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")),
-    *(p for p in sorted((ROOT / "docs").glob("**/*.md")) if "_build" not in p.parts),
+    *(
+        p
+        for p in sorted((ROOT / "docs").glob("**/*.*"))
+        if p.suffix in (".md", ".rst") and "_build" not in p.parts
+    ),
     ROOT / "benchmarks" / "README.md",
 ]
 
 
 def text_of(path: Path) -> Iterator[tuple[int, str]]:
     """A page, or the comments and strings of a module, in pieces with their first lines."""
-    if path.suffix == ".md":
+    if path.suffix != ".py":
         yield 1, path.read_text("utf-8")
         return
     with tokenize.open(path) as file:

@@ -55,6 +55,14 @@ def fit_many(
 ) -> list[History]:
     """Trains VAEs of one architecture together, each as ``fit`` would alone.
 
+    >>> def build():
+    ...     posterior = pv.NormalPosterior(pv.MLP(4, [8]), latent_dim=2)
+    ...     likelihood = pv.NormalLikelihood(pv.MLP(2, [8]), event_shape=(4,))
+    ...     return pv.VAE(pv.NormalPrior(2), posterior, likelihood)
+    >>> histories = pv.fit_many([build() for _ in range(3)], torch.randn(100, 4), epochs=2)
+    >>> [history.epochs for history in histories]
+    [2, 2, 2]
+
     Args:
         vaes: models with the same parts; posteriors must draw by way of a normal (all of this
             library's do).

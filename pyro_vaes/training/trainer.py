@@ -94,9 +94,11 @@ def fit(
     The seed governs the order of the data and all noise; the generators of the caller are left
     as they were. (The initial weights were drawn when the parts were built: seed before that.)
 
-    Under ``torchrun`` the processes share each batch and take the steps that one process would, to
-    float rounding; see :mod:`pyro_vaes.training.distributed`. All get the weights and the history,
-    the first one writes. What compares the data of a batch with each other is refused there.
+    Under ``torchrun`` the processes share each batch and take the steps of one process, to float
+    rounding; all get the result, the first one writes. See :mod:`pyro_vaes.training.distributed`.
+
+    >>> pv.fit(vae, torch.randn(100, 4), torch.randn(50, 4), epochs=5, progress=False).epochs
+    5
 
     Args:
         vae: the model; moved to the device.

@@ -244,7 +244,7 @@ def graphs(monkeypatch):
 
 
 def test_a_graph_finds_the_optimisers_state_and_rates_in_place(graphs):
-    """Of parameters that come later, too: what a graph makes it makes anew at each replay."""
+    """Of parameters that come later, too: a tensor made in a graph is reset at each replay."""
     vae = small_vae(dtype=torch.float32)
     frozen = vae.likelihood.head.weight
     frozen.requires_grad_(False)
@@ -329,7 +329,7 @@ def test_data_dependent_model_falls_back_with_one_warning():
     svi = pv.FastSVI(model, guide, optim(), mode="traced")
     x = torch.ones(1)
     svi.step(x)
-    with pytest.warns(UserWarning, match="goes on in eager mode"):
+    with pytest.warns(UserWarning, match="continues in eager mode"):
         svi.step(x)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -398,7 +398,7 @@ def test_many_sample_bounds_are_pyros(particles, alpha, together, mode):
 
     losses, w = train(lambda v: SVI(v.model, v.guide, optim(), loss()), prior="vamp")
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # It would tell of a step that could not be recorded.
+        warnings.simplefilter("error")  # It would warn of a step that could not be recorded.
         ours, w_ours = train(
             lambda v: pv.FastSVI(v.model, v.guide, optim(), loss(), mode=mode), prior="vamp"
         )

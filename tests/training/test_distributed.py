@@ -85,7 +85,7 @@ def test_weights_and_figures_are_those_of_one_process(alone, shared, name):
 def test_a_run_goes_on_with_another_number_of_processes(alone, shared, float64):
     whole, history = worker.fit(epochs=4)
     expected = named_tensors(whole)
-    # One process began, two went on; two began, one goes on.
+    # One process began, two resume; two began, one resumes.
     same(outcome(shared / "one", "weights")[0], expected)
     resumed, after = worker.fit(epochs=4, out=shared / "many", resume=True)
     same(named_tensors(resumed), expected)
@@ -234,7 +234,7 @@ def test_a_run_that_loses_a_process_or_is_interrupted_can_go_on(tmp_path, how):
         while not (out / CHECKPOINT).is_file():
             assert time.monotonic() < deadline and agent.poll() is None
             time.sleep(0.1)
-        # One that is told to stop stops both: they do it after the same step.
+        # A stop of one stops both, after the same step.
         os.kill(_processes_of(agent)[1], how)
         text, _ = agent.communicate(timeout=120)
     finally:
@@ -252,7 +252,7 @@ def test_a_run_that_loses_a_process_or_is_interrupted_can_go_on(tmp_path, how):
     assert after > before >= 1
 
 
-# One process goes on, and is interrupted after two more epochs.
+# One process continues, and is interrupted after two more epochs.
 _RESUME = """
 import json, sys
 from pathlib import Path

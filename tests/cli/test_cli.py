@@ -361,12 +361,12 @@ def test_training_uses_the_digits_split():
 
 def test_parts_lists_what_the_flags_take(capsys):
     from pyro_vaes.runs import schema as config
-    from pyro_vaes.runs.registry import CATALOGUE
+    from pyro_vaes.runs.registry import REGISTRY
 
     capsys.readouterr()
     assert run("parts") == 0
     text = capsys.readouterr().out
-    for option, entries in CATALOGUE.items():
+    for option, entries in REGISTRY.items():
         if option != "objective":
             choices = set(config.OPTIONS[option].choices) - {"auto", "none"}
             assert choices == set(entries)

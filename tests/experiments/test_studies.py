@@ -24,6 +24,7 @@ from pyro_vaes.experiments import measures, schedule
 from pyro_vaes.experiments import runs as study_runs
 from pyro_vaes.experiments.claims import Comparison, claims, holm
 from pyro_vaes.experiments.outcomes import Difference, Outcome
+from pyro_vaes.experiments.page import Page
 from pyro_vaes.experiments.pages import Settings, write_pages
 from pyro_vaes.experiments.study import Cell, configuration
 from pyro_vaes.runs import run
@@ -291,6 +292,7 @@ def test_a_study_writes_table_figures_and_findings_and_runs_nothing_twice(small,
     (path,) = write_pages({"tiny": STUDIES["tiny"]}, small)
     assert len(count) == 4
     text = path.read_text()
+    assert Page.read(path.with_suffix(".json")).markdown() == text
     assert text.startswith("# Tiny\n\nWhat?\n\n|")
     assert "![nothing](tiny_nothing.png)" in text
     assert (small.out / "tiny_nothing.png").exists()

@@ -156,7 +156,7 @@ def test_options_for_one_process_only(option, value):
 
 
 def test_a_lost_connection_is_one_line():
-    with pytest.raises(PeerError, match="one was lost") as error, Processes(0, 2)._linked():
+    with pytest.raises(PeerError, match="one ended") as error, Processes(0, 2)._linked():
         raise RuntimeError("Connection closed by peer\nstack")
     assert "\n" not in str(error.value)
 
@@ -241,7 +241,7 @@ def test_a_run_that_loses_a_process_or_is_interrupted_can_go_on(tmp_path, how):
         agent.kill()
     if how == signal.SIGKILL:
         assert agent.returncode != 0
-        assert text.count("pyro-vaes: Expected all 2 processes to go on; one was lost.") == 1
+        assert text.count("pyro-vaes: Expected all 2 processes to continue; one ended.") == 1
     else:
         # As the signal has it; torchrun's own status is that of a failure.
         assert agent.returncode != 0 and text.count("stopped by the user after") == 1

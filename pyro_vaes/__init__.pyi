@@ -7,6 +7,9 @@ from .data.splits import pseudo_inputs as pseudo_inputs
 from .evaluation.evaluator import evaluate as evaluate
 from .evaluation.evaluator import log_marginal as log_marginal
 from .evaluation.results import Evaluation as Evaluation
+from .evaluation.scores import Scores as Scores
+from .evaluation.scores import nearest_rows as nearest_rows
+from .evaluation.scores import score as score
 from .inference.divergences import MMD as MMD
 from .inference.divergences import Adversarial as Adversarial
 from .inference.elbo import ELBO as ELBO

@@ -26,6 +26,7 @@ LIMITS = {
     "fit": {"epochs": 2, "warmup_epochs": 1},
     "evaluate": {"num_samples": 50},
     "log_marginal": {"num_samples": 50},
+    "score": {"num_samples": 50},
 }
 
 

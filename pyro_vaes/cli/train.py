@@ -74,10 +74,10 @@ def _train(
     """
     import torch  # Help and mistyped flags do not wait for it.
 
-    from pyro_vaes.runs.build import build, data_of
+    from pyro_vaes.runs.build import build, data_of, start_from_init
     from pyro_vaes.runs.run import train
     from pyro_vaes.runs.summary import finished, report_text, summarise
-    from pyro_vaes.training.checkpoint import read_checkpoint
+    from pyro_vaes.training.checkpoint import CHECKPOINT, read_checkpoint
     from pyro_vaes.training.distributed import join_processes, refuse_tasks
     from pyro_vaes.training.signals import watched
 
@@ -103,6 +103,8 @@ def _train(
         config, more = check_combination(config, explicit, steps)
         torch.manual_seed(config.training.seed)
         vae, choices = build(config, data)
+        if out is None or not (out / CHECKPOINT).exists():  # That has the weights to go on with.
+            start_from_init(vae, config)
     fresh = out is None
     with processes.together():
         # Trainings that start in the same second have folders of their own.

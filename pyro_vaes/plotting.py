@@ -45,7 +45,13 @@ _WIDTH = 6.0  # inches, a text column
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The shared style of all figures."""
+    """The shared style of all figures.
+
+    >>> from pyro_vaes import plotting
+    >>> from matplotlib.figure import Figure
+    >>> with plotting.style():
+    ...     figure = Figure(figsize=(6, 4))
+    """
     settings = {
         "axes.spines.top": False,
         "axes.spines.right": False,
@@ -61,6 +67,11 @@ def style() -> Iterator[None]:
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
     """Writes a figure whole or not at all; the suffix says the format.
+
+    >>> from pyro_vaes import plotting
+    >>> figure = plotting.image_grid(pv.load_data("digits").test.x[:16], (1, 8, 8))
+    >>> plotting.save_figure(figure, "digits.png").name
+    'digits.png'
 
     Raises:
         RunFolderError: if it cannot be written.
@@ -81,6 +92,9 @@ def image_grid(
     value_range: tuple[float, float] | None = None,
 ) -> Figure:
     """A grid of images, dark on white.
+
+    >>> from pyro_vaes import plotting
+    >>> figure = plotting.image_grid(pv.load_data("digits").test.x[:16], (1, 8, 8), columns=8)
 
     Args:
         images: ``(n, ...)``, each of ``image_shape``'s number of elements.
@@ -113,7 +127,11 @@ def image_grid(
 
 
 def reconstructions(vae: VAE, split: Split, image_shape: Sequence[int], *, num: int = 12) -> Figure:
-    """Data in the upper row of each pair, their reconstructions (means) in the lower."""
+    """Data in the upper row of each pair, their reconstructions (means) in the lower.
+
+    >>> from pyro_vaes import plotting
+    >>> figure = plotting.reconstructions(vae, pv.Split(torch.randn(20, 4)), (1, 2, 2), num=5)
+    """
     with evaluating(vae):
         x = split.x[:num].to(vae.device, vae.dtype)
         y = None if split.y is None or not vae.conditional else split.y[:num].to(vae.device)
@@ -129,7 +147,12 @@ def reconstructions(vae: VAE, split: Split, image_shape: Sequence[int], *, num: 
 
 
 def learning_curves(records: Sequence[Mapping[str, Any]], best_epoch: int | None = None) -> Figure:
-    """Training and validation loss by epoch, the kept epoch marked."""
+    """Training and validation loss by epoch, the kept epoch marked.
+
+    >>> from pyro_vaes import plotting
+    >>> records = [{"epoch": i, "train_loss": 9 / i, "val_loss": 10 / i} for i in (1, 2, 3)]
+    >>> figure = plotting.learning_curves(records, best_epoch=3)
+    """
     with style():
         figure = Figure(figsize=(_WIDTH, 0.6 * _WIDTH))
         axes = figure.add_subplot()
@@ -178,6 +201,9 @@ def latent_space(vae: VAE, split: Split, *, num: int = 1000) -> Figure:
     Beyond two latent dimensions the picture shows the plane of the means' first two principal
     components, and the prior's density in it is that of its own draws, projected. In one dimension
     the height is the prior's density, and the means of each label have a line of their own.
+
+    >>> from pyro_vaes import plotting
+    >>> figure = plotting.latent_space(vae, pv.Split(torch.randn(200, 4), torch.arange(200) % 3))
     """
     with evaluating(vae):
         torch.manual_seed(0)
@@ -258,7 +284,12 @@ def _lines(classes: Any, n: int) -> Any:
 
 
 def apart(places: Any, least: float) -> Any:
-    """Places of names ``(n, d)``, moved until no two are nearer than ``least``."""
+    """Places of names ``(n, d)``, moved until no two are nearer than ``least``.
+
+    >>> from pyro_vaes import plotting
+    >>> plotting.apart([[0.0, 0.0], [0.0, 1.0]], least=2.0).tolist()
+    [[0.0, -0.5], [0.0, 1.5]]
+    """
     places = np.array(places, dtype=float)
     for _ in range(100):
         for i, j in itertools.combinations(range(len(places)), 2):

@@ -22,14 +22,14 @@ from pyro_vaes.core.paths import bulk_of, line, walks
 __all__ = ["VAE", "check_data", "check_labels", "drawn", "evaluating"]
 
 
-# Pyro keeps parameters in one global store under names, and a second module under the same name
-# silently trains the first one's tensors. So every VAE of a process, copies included, has its own.
+# Pyro keeps parameters in one global store by name, and a second module of the same name silently
+# trains the first one's tensors. So every VAE of a process, copies included, has its own name.
 _names: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
 _counter = itertools.count()
-# What was last given to the store under a name.
+# The parameter last put into the store under a name.
 _announced: weakref.WeakValueDictionary[str, Tensor] = weakref.WeakValueDictionary()
 
-# Rows encoded, decoded or drawn in one go: hidden layers need memory, too.
+# Rows encoded, decoded or drawn at once: hidden layers need memory, too.
 _PIECE = 4096
 
 
@@ -37,8 +37,14 @@ class VAE(Described):
     """A prior, a posterior and a likelihood joined into ``.model`` and ``.guide``.
 
     p(x, z) = p(x | z) p(z) and q(z | x), with sites ``"z"`` and ``"x"`` in a plate ``"data"``. Any
-    module that honours the call of a part is a part. Labels ``y`` go to the parts that take them:
-    those with ``num_labels > 0``, or a user's own whose ``forward`` has an argument ``y``.
+    module that is called like a part is a part. Labels ``y`` go to the parts that take them: those
+    with ``num_labels > 0``, or your own whose ``forward`` has an argument ``y``.
+
+    >>> posterior = pv.NormalPosterior(pv.MLP(4, [32]), latent_dim=2)
+    >>> likelihood = pv.NormalLikelihood(pv.MLP(2, [32]), event_shape=(4,))
+    >>> vae = pv.VAE(pv.NormalPrior(2), posterior, likelihood)
+    >>> vae.sample(10).shape, vae.encode(torch.zeros(3, 4)).shape
+    (torch.Size([10, 4]), torch.Size([3, 2]))
 
     Args:
         prior: ``prior()`` or ``prior(y)`` returns a distribution over z, event shape
@@ -54,7 +60,7 @@ class VAE(Described):
     def __init__(self, prior: nn.Module, posterior: nn.Module, likelihood: nn.Module) -> None:
         super().__init__()
         for size in ("latent_dim", "event_shape"):
-            told = {
+            sizes = {
                 role: getattr(part, size)
                 for role, part in (
                     ("prior", prior),
@@ -63,21 +69,21 @@ class VAE(Described):
                 )
                 if getattr(part, size, None) is not None
             }
-            if len(set(told.values())) > 1:
+            if len(set(sizes.values())) > 1:
                 raise ValueError(
                     f"Expected parts that agree on {size}; got "
-                    + ", ".join(f"{role} {value}" for role, value in told.items())
+                    + ", ".join(f"{role} {value}" for role, value in sizes.items())
                     + "."
                 )
         self.prior = prior
         self.posterior = posterior
         self.likelihood = likelihood
-        # The likelihood knows the range of the data, the posterior's network wants it scaled.
+        # The likelihood knows the range of the data; the posterior's network needs scaled inputs.
         x_range = getattr(likelihood, "x_range", None)
         if x_range is not None and getattr(posterior, "x_range", x_range) is None:
             take = getattr(posterior, "take_x_range", None) or cast(Any, posterior).set_x_range
             take(*x_range)
-        # Or each element's own units: whoever else meets data in them follows.
+        # Or each element's own units, which the posterior and the prior take over.
         for part in (posterior, prior):
             if hasattr(likelihood, "hand_on") and hasattr(part, "set_units"):
                 cast(Any, likelihood).hand_on(part)
@@ -151,7 +157,7 @@ class VAE(Described):
     def _announce(self, *roles: str) -> None:
         for role in roles:
             part = cast(nn.Module, getattr(self, role))
-            # pyro.module warns of frozen parameters and then leaves them alone: leave them out.
+            # pyro.module would warn of frozen parameters and ignore them: leave them out.
             for name, parameter in part.named_parameters():
                 if parameter.requires_grad:
                     _announce(f"{self.name}.{role}$$${name}", parameter)
@@ -168,7 +174,7 @@ class VAE(Described):
             ``(n, *event_shape)``.
 
         Raises:
-            ValueError: if ``n`` is negative, or the labels are none of the model's.
+            ValueError: if ``n`` is negative, or for labels out of range.
         """
         n = operator.index(n)
         if n < 0:
@@ -187,18 +193,18 @@ class VAE(Described):
     def encode(self, x: Any, y: Any = None, *, num_samples: int | None = None) -> Tensor:
         """The posterior mean ``(n, latent_dim)``, or draws ``(num_samples, n, latent_dim)``.
 
-        The mean of a posterior that cannot tell it (a flow's) is the average of 512 draws from a
-        fixed seed: the same at each call. Modules are in evaluation mode meanwhile.
+        A posterior without an analytic mean (a flow) is averaged over 512 draws from a fixed seed.
+        Modules are in evaluation mode meanwhile.
 
         Args:
             x: data ``(n, *event_shape)``, a tensor, array or list.
             y: labels ``(n,)``, or one label for all.
-            num_samples: how many draws; None for the mean.
+            num_samples: number of draws; None for the mean.
 
         Raises:
-            ValueError: for data of another shape, or labels that are none of the model's.
+            ValueError: for data of another shape, or labels out of range.
         """
-        # A posterior that takes no labels encodes without.
+        # A posterior that takes no labels needs none.
         needed = y is not None or takes_labels(self.posterior)
         if num_samples is None and np.ndim(x) > 1 and len(x) > _PIECE:
             labels = self._check_labels(y, len(x)) if needed else None
@@ -215,11 +221,11 @@ class VAE(Described):
         """The likelihood's mean ``(*batch, *event_shape)`` at z ``(*batch, latent_dim)``.
 
         Raises:
-            ValueError: for z of another size, or labels that are none of the model's.
+            ValueError: for z of another size, or labels out of range.
         """
         z = self._tensor(z, "codes z")
-        told = (getattr(part, "latent_dim", None) for part in self.children())
-        latent_dim = next((size for size in told if size is not None), None)
+        sizes = (getattr(part, "latent_dim", None) for part in self.children())
+        latent_dim = next((size for size in sizes if size is not None), None)
         if not z.dim() or (latent_dim is not None and z.shape[-1] != latent_dim):
             raise ValueError(f"Expected z of shape (..., {latent_dim}); got {tuple(z.shape)}.")
         if z.dim() == 2 and len(z) > _PIECE:
@@ -325,10 +331,10 @@ class VAE(Described):
 
 
 def _announce(name: str, parameter: Tensor) -> None:
-    """Gives a parameter to Pyro's store under a name, also where another one stands there.
+    """Puts a parameter into Pyro's store under a name, in the place of another one if need be.
 
-    A part that was put into the place of another is trained from then on. Values that were loaded
-    into the store (``load``, ``set_state``) are taken over.
+    So a part that replaces another is trained from then on. Values that were loaded into the store
+    (``load``, ``set_state``) are copied to the parameter.
 
     Raises:
         ValueError: for loaded values of another shape.
@@ -336,7 +342,7 @@ def _announce(name: str, parameter: Tensor) -> None:
     store = pyro.get_param_store()
     there = cast(Any, store[name]).unconstrained() if name in store else parameter
     if there is not parameter:
-        if _announced.get(name) is parameter:  # So it is the store that was changed.
+        if _announced.get(name) is parameter:  # Then the store was changed.
             if there.shape != parameter.shape:
                 raise ValueError(
                     f"Expected {name!r} in Pyro's store of shape {tuple(parameter.shape)}; got "
@@ -351,19 +357,36 @@ def _announce(name: str, parameter: Tensor) -> None:
 
 @contextmanager
 def evaluating(vae: VAE) -> Iterator[None]:
-    """Evaluation mode, no gradients, no validation; afterwards all is as it was, generators too."""
+    """Evaluation mode, no gradients, no validation; afterwards all is restored, also generators.
+
+    >>> from pyro_vaes.vae import evaluating
+    >>> with evaluating(vae):
+    ...     vae.training, torch.is_grad_enabled()
+    (False, False)
+    """
     with torch.random.fork_rng(), pyro.validation_enabled(False), in_evaluation_mode(vae):
         yield
 
 
 def drawn(distribution: Any, *sample_shape: int) -> Tensor:
-    """Draws; those of a distribution without rsample (a discrete one's) have no gradient anyway."""
+    """Draws, reparameterised where the distribution has ``rsample``.
+
+    >>> from pyro_vaes.vae import drawn
+    >>> drawn(vae.p_z(), 10).shape
+    torch.Size([10, 2])
+    """
     draw = distribution.rsample if distribution.has_rsample else distribution.sample
     return cast(Tensor, draw(sample_shape))
 
 
 def check_data(vae: VAE, x: Tensor, y: Tensor | None = None) -> None:
-    """Refuses data that the parts cannot take, before the work begins.
+    """Refuses data that do not fit the parts, before any work begins.
+
+    >>> from pyro_vaes.vae import check_data
+    >>> check_data(vae, torch.zeros(10, 4))
+    >>> check_data(vae, torch.zeros(10, 5))
+    Traceback (most recent call last):
+    ValueError: Expected data of shape (..., 4); got (1, 5).
 
     Args:
         vae: the model.
@@ -372,7 +395,7 @@ def check_data(vae: VAE, x: Tensor, y: Tensor | None = None) -> None:
 
     Raises:
         ValueError: for another event shape, for labels that are missing or out of range, or for
-            values that are no levels of a likelihood over levels.
+            values outside the levels of a likelihood over levels.
     """
     check_labels(vae, x, y)
     with evaluating(vae):
@@ -383,7 +406,12 @@ def check_data(vae: VAE, x: Tensor, y: Tensor | None = None) -> None:
 
 
 def check_labels(vae: VAE, x: Tensor, y: Any) -> Tensor | None:
-    """Labels as int64 where the model is; refused if missing or out of range for a part."""
+    """Labels as int64 on the model's device; refused if missing or out of range for a part.
+
+    >>> from pyro_vaes.vae import check_labels
+    >>> check_labels(vae, torch.zeros(10, 4), None) is None
+    True
+    """
     if y is None and not vae.conditional:
         return None
     return vae._check_labels(y, len(x))
@@ -392,11 +420,11 @@ def check_labels(vae: VAE, x: Tensor, y: Any) -> Tensor | None:
 def check_support(likelihood: Any, x: Tensor, first: int = 0) -> None:
     """Refuses values between or beyond the levels of a likelihood, rows counted from ``first``.
 
-    Where validation is off, the probability of half a level would be a number like any other.
+    Without Pyro's validation a value between two levels would be scored like any other.
     """
     try:
         support = likelihood.support
-    except (AttributeError, NotImplementedError):  # A user's own need not tell.
+    except (AttributeError, NotImplementedError):  # Your own likelihood may have none.
         return
     if not support.is_discrete:
         return

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 __all__ = ["in_evaluation_mode", "in_pieces", "mean_of"]
 
 
-# Draws behind the mean of a distribution that cannot tell it, and numbers drawn at once.
+# Draws for a mean without a closed form, and numbers drawn at once.
 _MEAN_DRAWS = 512
 _MEAN_NUMBERS = 2**20
 
 
 @contextmanager
 def in_evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients; afterwards each module is in the mode that it was in."""
+    """Evaluation mode and no gradients; afterwards each module is back in its mode."""
     modes = [(part, part.training) for part in module.modules()]
     with torch.no_grad():
         module.eval()
@@ -32,7 +32,7 @@ def in_evaluation_mode(module: nn.Module) -> Iterator[None]:
 
 
 def mean_of(distribution: Any) -> Tensor:
-    """The mean of a distribution; of one that cannot tell it, the average of fixed draws."""
+    """The mean of a distribution, or the average of fixed draws if it has no analytic one."""
     try:
         return cast(Tensor, distribution.mean)
     except NotImplementedError:
@@ -50,13 +50,13 @@ def mean_of(distribution: Any) -> Tensor:
 def in_pieces(
     work: Callable[[Any, Tensor | None], Tensor], rows: Any, y: Tensor | None, size: int
 ) -> Tensor:
-    """What is done to some rows and their labels, so many of them at a time."""
+    """Applies a function to rows and their labels, so many of them at a time."""
     result = None
     for start in range(0, len(rows), size):
         piece = slice(start, start + size)
         part = work(rows[piece], None if y is None else y[piece])
         if result is None:
             result = part.new_empty(len(rows), *part.shape[1:])
-        # Copied: kept, small results among large freed ones would leave holes in the memory.
+        # Copied, since small results kept among large freed ones fragment the memory.
         result[piece] = part
     return cast(Tensor, result)

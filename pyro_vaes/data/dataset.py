@@ -44,7 +44,7 @@ _MOST_LEVELS = 256
 _MOST_LEVELS_ON_REQUEST = 2**16
 # The last rows of torchvision's training files are kept for validation.
 _TORCHVISION_VALIDATION_ROWS = 10_000
-# One draw for everyone, whatever the seed of the run, so that test figures compare.
+# One fixed draw, whatever the run's seed, so that test figures can be compared.
 _BINARIZATION_SEED = 0
 
 
@@ -52,18 +52,22 @@ _BINARIZATION_SEED = 0
 class DataSet:
     """Three splits and what is known of their values.
 
+    >>> data = pv.load_data("digits")
+    >>> len(data.train), data.kind, data.num_levels, data.image_shape
+    (1000, 'levels', 17, (1, 8, 8))
+
     Attributes:
-        name: what was loaded.
-        train: rows to learn from.
-        val: rows to choose by.
-        test: rows to look at once.
+        name: of the source.
+        train: rows for training.
+        val: rows for validation.
+        test: rows for the final evaluation.
         kind: ``binary`` (0 and 1), ``levels`` (whole numbers from 0) or ``real``.
         num_levels: the number of levels, 0 included; None unless the kind is ``levels``.
         num_labels: the number of labels, 0 included; None without labels.
         image_shape: ``(C, H, W)`` if a datum is an image, else None; x may hold it flat.
         reason: why this kind, as a clause.
-        label_names: the classes by the numbers of their labels, where these had to be numbered.
-        notes: sentences on what was guessed of the source, and on what is odd about the data.
+        label_names: the classes in the order of their labels, if these had to be numbered.
+        notes: sentences on guesses about the source and on oddities in the data.
         columns: the names of a table's columns, None where there are none.
     """
 
@@ -106,7 +110,7 @@ class DataSet:
         return digest.hexdigest()
 
     def describe(self) -> str:
-        """In short: what the data are, what they were taken for, and why; and what was guessed."""
+        """A summary: sizes, the kind of the values and why, and all guesses."""
         labels = f" with labels 0..{self.num_labels - 1}" if self.num_labels else ""
         kind = {"binary": "binary", "levels": f"{self.num_levels} levels", "real": "real numbers"}
         return (
@@ -132,7 +136,7 @@ class DataSet:
                 are moved before they are binarised.
 
         Raises:
-            DataError: if the data are no images.
+            DataError: if the data are not images.
         """
         if self.image_shape is None:
             raise DataError(
@@ -163,40 +167,43 @@ def load_data(
     label_column: str | None = None,
     drop: Sequence[str] = (),
 ) -> DataSet:
-    """Loads a data set by name, from a file, or from what the caller has in memory.
+    """Loads a data set by name, from a file, or from memory.
 
     - ``digits``: 1797 flat 8x8 images in 17 levels, in file order: 1000, 350 and 447 rows.
-    - ``mnist``, ``fashion_mnist``: flat 28x28 images, 50,000, 10,000 and 10,000 rows, fetched on
-      first use.
+    - ``mnist``, ``fashion_mnist``: flat 28x28 images, 50,000, 10,000 and 10,000 rows, downloaded
+      on first use.
     - a path to a ``.npy``, ``.npz``, ``.csv``, ``.tsv`` (also ``.gz``), ``.parquet`` or ``.h5ad``
       file or to a folder of pictures, a mapping of arrays, a data frame, a tensor, an array, a
       sparse matrix, a tuple ``(x, y)``, a ``Dataset`` or a ``DataLoader``;
-      :mod:`pyro_vaes.data.tables` says how each is read. Unless it brings its splits, a seeded
+      :mod:`pyro_vaes.data.tables` says how each is read. Unless the source has splits, a seeded
       permutation makes them.
 
     Values that are all 0 or 1 are taken for binary, whole numbers from 0 in at most 256 levels for
-    levels, everything else for real numbers; ``describe()`` of the result says which and why, and
-    what else was guessed. Bytes of shape ``(H, W)``, ``(C, H, W)`` or ``(H, W, C)`` with one to
+    levels, everything else for real numbers; ``describe()`` of the result says which and why, with
+    all other guesses. Bytes of shape ``(H, W)``, ``(C, H, W)`` or ``(H, W, C)`` with one to
     four channels are taken for images if at least 4 pixels wide and high, other rows only if
     ``image_shape`` says so.
 
+    >>> data = pv.load_data(torch.randn(100, 4), labels=["cat", "dog"] * 50)
+    >>> print(data.describe())
+    data: 60 training, 20 validation and 20 test rows of shape (4,) with labels 0..1, ...
+
     Args:
         source: see above.
-        labels: one label for each row of the user's own data: words or whole numbers, which are
-            numbered if they do not count from 0.
-        kind: ``binary``, ``levels`` or ``real``, if the values are not to decide.
-        num_levels: the number of levels, if not the highest level and one; asks for ``levels``.
+        labels: one label per row of your own data: words or integers, numbered from 0 if needed.
+        kind: ``binary``, ``levels`` or ``real``; None to infer it from the values.
+        num_levels: number of levels; None for the highest level plus one. Implies ``levels``.
         image_shape: ``(C, H, W)`` of rows that are images, flat or not; ``(H, W)`` for grey ones.
-            Rows of shape ``(H, W, C)`` are turned round. An empty one for rows that are none.
-        val_fraction: share of the user's own rows for validation; a split gets one row at least.
+            Rows of shape ``(H, W, C)`` are transposed. ``()`` for rows that are not images.
+        val_fraction: share of your own rows for validation; a split gets one row at least.
         test_fraction: share for testing. The test rows do not depend on ``val_fraction``.
         seed: of the permutation that makes the splits.
-        root: the folder for files that are fetched.
+        root: the folder for downloads.
         binarization: for ``mnist`` and ``fashion_mnist``: ``dynamic`` (the default: training images
             stay grey and are drawn anew for each batch, the others are drawn once from a fixed
             seed), ``threshold`` (one half) or ``grey`` (256 levels).
-        header: of a text file: whether the first row holds names; None to see.
-        label_column: of a table: the name of the column of labels, ``""`` for none; None to see.
+        header: of a text file: whether the first row holds names; None to detect it.
+        label_column: of a table: the name of the label column, ``""`` for none; None to detect it.
         drop: of a table: names of columns to leave out.
 
     Returns:
@@ -211,9 +218,9 @@ def load_data(
     label_names: tuple[str, ...] | None = None
     name = source if isinstance(source, str) and source in NAMES else None
     if name is not None and labels is not None:
-        raise DataError(f"Expected no labels= beside {name}, which has its own.")
+        raise DataError(f"Expected no labels= with {name}, which has its own.")
     if binarization is not None and name not in ("mnist", "fashion_mnist"):
-        raise DataError("Expected binarization= only beside mnist and fashion_mnist.")
+        raise DataError("Expected binarization= only with mnist and fashion_mnist.")
     if name == "digits":
         splits, image_shape = _digits(), image_shape or (1, 8, 8)
     elif name is not None:
@@ -232,7 +239,7 @@ def load_data(
     if not train.event_shape == val.event_shape == test.event_shape:
         shapes = ", ".join(str(split.event_shape) for split in splits)
         raise DataError(f"Expected splits with rows of one shape; got {shapes}.")
-    # What a transform has yet to draw says nothing about the values.
+    # Splits with a random transform are left out: the model sees other values than are stored.
     found, num_levels, reason = _kind([s.x for s in splits if not s.transform], kind, num_levels)
     if train.transform is not None:
         reason += " (for training, grey ones are drawn anew at each batch)"
@@ -253,7 +260,7 @@ def load_data(
     )
 
 
-# --- what load_data is made of -----------------------------------------------------------------
+# --- steps of load_data ------------------------------------------------------------------------
 
 
 def _digits() -> list[Split]:
@@ -337,7 +344,7 @@ def _whole(x: Tensor) -> bool:
 def _kind(
     parts: list[Tensor], asked: str | None, num_levels: int | None
 ) -> tuple[Kind, int | None, str]:
-    """What the values are, their number of levels, and why."""
+    """The kind of the values, their number of levels, and the reason."""
     low, high = min(float(x.min()) for x in parts), max(float(x.max()) for x in parts)
     whole = low >= 0 and all(map(_whole, parts))
     if num_levels is not None:

@@ -1,4 +1,4 @@
-"""What is guessed of data in memory, and what is odd about them, to be said and corrected."""
+"""Guesses about data and oddities in them, reported so that they can be corrected."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ __all__ = ["find_images", "is_bytes", "oddities"]
 
 # Of pictures: grey, grey with transparency, colour, colour with transparency.
 _CHANNELS = (1, 2, 3, 4)
-# Usual distances from the median beyond which a value is asked about.
+# A value this many typical distances from the median is questioned.
 _FAR_OUT = 1e6
-# Rows, at most, that say where an element usually lies.
+# Most rows from which typical distances are estimated.
 _SOME = 10_000
 
 
 def is_bytes(source: Any) -> bool:
-    """Whether rows were bytes where they came from: so pictures are kept, and little else."""
+    """Whether the source holds bytes, as pictures do and little else."""
     if isinstance(source, (str, Path)):
         path = Path(source).expanduser()
         if path.is_dir():
@@ -49,7 +49,7 @@ def is_bytes(source: Any) -> bool:
 def oddities(
     train: Split, splits: Sequence[Split], kind: str, names: tuple[str, ...] | None
 ) -> list[str]:
-    """What is odd about the data, in sentences."""
+    """Oddities in the data, in sentences."""
     notes, x = [], train.x.flatten(1)
     still = (x == x[0]).all(0) if kind == "real" else torch.tensor(False)
     if bool(still.any()):
@@ -73,7 +73,7 @@ def oddities(
 
 
 def _farthest(x: Tensor) -> tuple[float, int] | None:
-    """The value that lies farthest out of an element, and the element, if it is very far."""
+    """The most extreme value and its element, if it is very far out."""
     some = x[:: -(-len(x) // _SOME)]
     middle = some.median(0).values
     usual = (some - middle).abs().median(0).values

@@ -20,7 +20,7 @@ def read_pictures(folder: Path, notes: list[str]) -> dict[str, Any]:
 
     Args:
         folder: holds pictures of one size, or a folder of them for each class.
-        notes: takes a sentence for each guess.
+        notes: collects a sentence for each guess.
 
     Returns:
         ``x``, uint8 of shape ``(n, C, H, W)`` with one channel if all are grey and else three; and
@@ -40,7 +40,7 @@ def read_pictures(folder: Path, notes: list[str]) -> dict[str, Any]:
         notes.append("The pictures' transparency was left out.")
     if bands <= {1, 2}:
         x = np.stack([array[..., :1] for array in arrays])
-    else:  # A grey picture among coloured ones is one of three equal channels.
+    else:  # A grey picture among coloured ones gets three equal channels.
         x = np.stack([a[..., :3] if a.shape[2] > 2 else a[..., [0] * 3] for a in arrays])
     found = {"x": np.ascontiguousarray(np.moveaxis(x, -1, 1))}
     if labels:

@@ -1,4 +1,4 @@
-"""Splits: rows in memory, walked through in batches, and the starts of pseudo-inputs."""
+"""Splits: rows in memory, their batches, and initial pseudo-inputs."""
 
 from __future__ import annotations
 
@@ -26,11 +26,15 @@ Init = Literal["data", "mean", "random"]
 class Split:
     """Rows, perhaps with labels, all in memory.
 
+    >>> split = pv.Split(torch.rand(100, 4), torch.arange(100) % 3)
+    >>> len(split), split.event_shape
+    (100, (4,))
+
     Attributes:
         x: ``(n, *event_shape)``, float32 (or float64, if given so); levels are whole numbers in it,
-            or bytes, which they stay until a batch needs them; what is mapped from a file stays so.
+            or bytes, which are converted batch by batch; memory-mapped files stay mapped.
         y: labels ``(n,)``, int64, or None.
-        transform: what happens to each training batch, drawn anew each time (dynamic binarisation,
+        transform: applied to each training batch with fresh randomness (dynamic binarisation,
             augmentation), or None.
         dtype: the number format of batches of bytes.
     """
@@ -65,7 +69,7 @@ class Split:
             digest.update(self.numbers(part).cpu().contiguous().numpy().data)
 
     def frozen(self, seed: int = 0) -> Split:
-        """This split with one draw of its transform for every row, and no transform left."""
+        """This split with its transform applied once to all rows, and then removed."""
         if self.transform is None:
             return self
         x = self.transform(self.numbers(self.x), torch.Generator().manual_seed(seed))
@@ -73,14 +77,18 @@ class Split:
 
 
 def as_split(data: Any, labels: Any = None) -> Split:
-    """What ``fit`` and ``evaluate`` take, as a split.
+    """Converts data that ``fit`` and ``evaluate`` accept to a split.
+
+    >>> from pyro_vaes.data import as_split
+    >>> as_split(([[0.5], [1.5], [2.5]], [0, 1, 0])).y
+    tensor([0, 1, 0])
 
     Args:
         data: a split, a tensor, an array, a tuple ``(x, y)``, a ``Dataset`` or a ``DataLoader``.
         labels: one label for each row, if the data hold none.
 
     Returns:
-        A split; one that is given comes back as it is. Float64 data stay so.
+        A split; a given split is returned as it is. Float64 data stay float64.
 
     Raises:
         DataError: for data that cannot be used.
@@ -94,14 +102,14 @@ def as_split(data: Any, labels: Any = None) -> Split:
     if labels is None:
         return data
     if data.y is not None:
-        raise DataError("Expected labels once; got labels= beside a split that holds its own.")
+        raise DataError("Expected labels once; got labels= with a split that holds its own.")
     return dataclasses.replace(data, y=read_pair(data.x, labels)[1])
 
 
 def batches(
     split: Split, batch_size: int, generator: torch.Generator | None = None
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Walks once through a split, from memory.
+    """Iterates once over a split.
 
     Args:
         split: the rows.
@@ -143,15 +151,18 @@ def pseudo_inputs(
 ) -> Tensor:
     """Starting points for the pseudo-inputs of a VampPrior, in the units and range of the data.
 
-    Equal pseudo-inputs get equal gradients and never part, so whatever would repeat gets noise of
-    ``noise`` standard deviations, element by element, and is kept within the range of the data.
+    Equal pseudo-inputs get equal gradients and never separate, so repeats get noise of ``noise``
+    standard deviations of each element, within the range of the data.
+
+    >>> pv.pseudo_inputs(pv.load_data("digits").train, 50).shape
+    torch.Size([50, 64])
 
     Args:
         x: training data, ``(n, *event_shape)``, or a split.
         num: number of pseudo-inputs.
-        init: ``data`` takes distinct random rows (beyond n of them, further rounds through the
-            rows with noise); ``mean`` takes the mean of the data with noise; ``random`` draws
-            uniformly within each element's range.
+        init: ``data`` takes distinct random rows (beyond n, rows repeat with noise); ``mean``
+            takes the mean of the data with noise; ``random`` draws uniformly within each element's
+            range.
         generator: source of the draws; torch's own if None.
         noise: see above.
 
@@ -189,7 +200,7 @@ def pseudo_inputs(
     if not bool(repeats.any()):
         return start
     if not varies:
-        # One row, or many equal ones: its own size is all there is to go by.
+        # All rows are equal: only their size gives a scale.
         spread = torch.where(low == 0, 1.0, low.abs())
         low, high = low - spread, high + spread
     jitter = noise * spread * draw(torch.randn)
@@ -209,7 +220,7 @@ def _spread(rows: Tensor) -> Tensor:
 
 
 def _repeats(rows: Tensor) -> Tensor:
-    """Which rows are equal to one before them."""
+    """Which rows are equal to an earlier one."""
     _, group = torch.unique(rows.flatten(1), dim=0, return_inverse=True)
     first = torch.full((len(rows),), len(rows), device=rows.device)
     index = torch.arange(len(rows), device=rows.device)
@@ -223,7 +234,12 @@ def labelled_pseudo_inputs(
     init: Init = "data",
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Pseudo-inputs for a conditional VampPrior: evenly many for each label, from its own rows.
+    """Pseudo-inputs for a conditional VampPrior: equally many per label, from its own rows.
+
+    >>> from pyro_vaes.data import labelled_pseudo_inputs
+    >>> inputs, labels = labelled_pseudo_inputs(pv.load_data("digits").train, 50)
+    >>> inputs.shape, labels.bincount().tolist()
+    (torch.Size([50, 64]), [5, 5, 5, 5, 5, 5, 5, 5, 5, 5])
 
     Args:
         split: training data with labels.
@@ -246,6 +262,6 @@ def labelled_pseudo_inputs(
     parts = []
     for label, count in enumerate(labels.bincount().tolist()):
         own = split.x[split.y == label]
-        # A number that no row carries stands for no class; any row will do.
+        # For a label that no row has, any row will do.
         parts.append(pseudo_inputs(own if len(own) else split.x, count, init, generator))
     return torch.cat(parts), labels

@@ -1,7 +1,7 @@
-"""Tables as they come: text files of any separator, compressed or not, parquet, and data frames.
+"""Tables: text files with any separator, compressed or not, parquet files, and data frames.
 
-Pandas reads them. What has to be guessed (the separator, a header, an index, the column of labels)
-is noted, so that it can be said; each guess is an option. Errors name a cell as a spreadsheet does.
+Pandas reads them. Guesses (the separator, a header, an index, the column of labels) are noted and
+reported; options override them. Errors name a cell as a spreadsheet does.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["SUFFIXES", "Columns", "TableOptions", "pick_columns", "read_frame", 
 
 
 SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
-# Taken for labels whatever they hold, and if they hold classes.
+# Names of columns of labels: always, and if they hold classes.
 _LABELS, _PERHAPS_LABELS = ("label", "y"), ("labels", "target", "targets", "class", "species")
 _INDEX = ("index", "id", "row", "rowid", "row_id", "row_names", "rownames")
 _DECIMAL_COMMA = re.compile(r"\s*[+-]?\d+,\d+\s*")
@@ -47,11 +47,11 @@ class Columns:
 
 @dataclasses.dataclass(frozen=True)
 class TableOptions:
-    """What is not to be guessed of a table.
+    """Overrides of guesses about a table.
 
     Attributes:
-        header: whether the first row holds the names of the columns; None to see.
-        label_column: the name of the column of labels; ``""`` for none, None to see.
+        header: whether the first row holds the names of the columns; None to detect it.
+        label_column: the name of the column of labels; ``""`` for none, None to detect it.
         drop: names of columns to leave out.
         found: takes the columns of what was read, where they have names.
     """
@@ -67,8 +67,8 @@ def read_table(path: Path, options: TableOptions, notes: list[str]) -> tuple[Any
 
     Args:
         path: the file.
-        options: what is known of it.
-        notes: takes a sentence for each guess.
+        options: overrides of guesses.
+        notes: collects a sentence for each guess.
 
     Returns:
         A pandas ``DataFrame`` whose index counts the lines, and whether its columns have names.
@@ -129,12 +129,12 @@ def _read_text(path: Path, options: TableOptions, notes: list[str]) -> tuple[Any
 def read_frame(
     frame: Any, options: TableOptions, notes: list[str], named: bool = True
 ) -> dict[str, Any]:
-    """What a data frame holds: ``x``, an array of numbers, and perhaps ``y``, labels of any kind.
+    """Reads a data frame: ``x``, an array of numbers, and perhaps ``y``, labels of any kind.
 
     Args:
         frame: a pandas ``DataFrame``; its index counts the lines.
-        options: what is known of it.
-        notes: takes a sentence for each guess.
+        options: overrides of guesses.
+        notes: collects a sentence for each guess.
         named: whether the columns have names of their own.
 
     Raises:
@@ -231,7 +231,7 @@ def _first_rows(path: Path) -> list[tuple[int, str]]:
 
 
 def _separator(line: str) -> str:
-    """The separator of a line: whichever is there that a number cannot hold, or else a comma."""
+    """The separator of a line: the first mark found that is no part of a number, or a comma."""
     bare = re.sub(r'"[^"]*"', "", line)
     return next((mark for mark in ("\t", ";", ",", "|") if mark in bare), ",")
 
@@ -246,16 +246,16 @@ def _is_number(cell: str, comma: bool = False) -> bool:
 
 
 def _has_header(names: Sequence[str], cells: Sequence[str], comma: bool) -> bool:
-    """Words are a header, and so is a count from 0 above numbers that do not go on counting."""
+    """Words are a header, and so is a count from 0 above a row that does not repeat it."""
     if not all(_is_number(name, comma) for name in names):
         return True
     counted = [str(i) for i in range(len(names))]
-    # An index has no name there.
+    # The name of an index is empty.
     return len(names) > 1 and names in (counted, ["", *counted[:-1]]) and list(cells) != names
 
 
 def _blank(path: Path, frame: Any) -> Any:
-    """Which rows are blank lines; a row of gaps is none."""
+    """Which rows are blank lines; a row of empty cells is not."""
     empty = frame.isna().all(axis=1).to_numpy().copy()
     if empty.any():
         opened: Any = gzip.open if path.suffix.lower() == ".gz" else open
@@ -276,7 +276,7 @@ def _check_named(options: TableOptions, names: Sequence[str]) -> None:
 def _indices(
     frame: Any, names: Sequence[str], dropped: set[int], options: TableOptions, notes: list[str]
 ) -> set[int]:
-    """Columns that number the rows, and are no data."""
+    """Columns that only count the rows."""
     found = set()
     for i, name in enumerate(names):
         nameless = name == "" or name.startswith("Unnamed: ")

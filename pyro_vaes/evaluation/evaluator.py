@@ -60,6 +60,10 @@ def evaluate(
 ) -> Evaluation:
     """Evaluates a VAE.
 
+    >>> report = pv.evaluate(vae, torch.randn(20, 4), num_samples=100)
+    >>> report.num_data, report.log_marginal.shape, report.elbo < 0 < report.nll_se
+    (20, torch.Size([20]), True)
+
     Args:
         vae: the model.
         data: a split, tensor, array, ``Dataset`` or ``DataLoader``.
@@ -135,6 +139,9 @@ def log_marginal(
     """The importance-weighted estimate of log p(x), or of log p(x | y), for each datum.
 
     Burda et al., "Importance weighted autoencoders" (2016), equation 8.
+
+    >>> pv.log_marginal(vae, torch.randn(20, 4), num_samples=100).shape
+    torch.Size([20])
 
     Args:
         vae: the model.

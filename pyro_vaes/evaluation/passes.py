@@ -93,7 +93,7 @@ class Pass:
         num_samples: S.
         seed: of all draws.
         chunk_size: decoder evaluations at once.
-        proposal: one of :data:`~pyro_vaes.evaluation.proposals.PROPOSALS`.
+        proposal: one of :data:`~pyro_vaes.core.choices.PROPOSALS`.
         encoder: whether the encoder's own figures are asked for (the ELBO and its terms).
         diagnostics: whether more than these.
         start: where annealing starts, ``refined`` or ``prior``.

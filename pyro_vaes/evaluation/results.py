@@ -36,6 +36,10 @@ class Evaluation:
     None, and ``reasons`` says why. In a conditional model all is given the label: p(x) reads
     p(x | y), q(z) reads q(z | y), and so on.
 
+    >>> report = pv.evaluate(vae, torch.randn(1, 4), proposal="encoder")
+    >>> report.to_dict()["nll_se_reason"]
+    'one datum has no standard error'
+
     Attributes:
         num_data: number of data.
         num_samples: S, posterior draws for each datum.

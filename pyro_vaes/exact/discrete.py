@@ -19,6 +19,13 @@ __all__ = ["Discrete"]
 class Discrete:
     """A VAE whose z takes K states and whose x takes M: every expectation is a sum.
 
+    >>> from pyro_vaes.exact import Discrete
+    >>> half = torch.full((2, 2), 0.5)
+    >>> p_x_given_z = torch.tensor([[0.9, 0.1], [0.2, 0.8]])
+    >>> model = Discrete(half[0], p_x_given_z, posterior=half, data=half[0])
+    >>> torch.allclose(model.elbo()[0] + model.gap(), model.log_prob)
+    True
+
     Args:
         prior: p(z), ``(K,)``.
         likelihood: p(x | z), ``(K, M)``, a row for each z.

@@ -35,7 +35,12 @@ __all__ = ["LinearGaussian", "LinearPosterior", "diagonal_posterior"]
 
 
 class Identity(Described):
-    """The network that does nothing: on it, a part's head is linear in what the part is given."""
+    """The network that does nothing: on it, a part's head is linear in what the part is given.
+
+    >>> from pyro_vaes.exact import Identity
+    >>> pv.NormalPosterior(Identity(4), latent_dim=2).head
+    Linear(in_features=4, out_features=4, bias=True)
+    """
 
     def __init__(self, in_features: int) -> None:
         super().__init__()
@@ -47,6 +52,11 @@ class Identity(Described):
 
 class LinearPosterior(Described):
     """The normal q(z | x) = N(A x + c, L L') with a full covariance.
+
+    >>> from pyro_vaes.exact import LinearPosterior
+    >>> posterior = LinearPosterior(torch.ones(2, 4), torch.zeros(2), torch.eye(2))
+    >>> posterior(torch.ones(1, 4)).mean.tolist()
+    [[4.0, 4.0]]
 
     Args:
         weight: A, ``(d, D)``.
@@ -70,7 +80,13 @@ class LinearPosterior(Described):
 
 
 def diagonal_posterior(weight: Tensor, bias: Tensor, scale: Tensor) -> NormalPosterior:
-    """The library's own N(A x + c, diag(s)^2), from A ``(d, D)``, c ``(d,)`` and s ``(d,)``."""
+    """The library's own N(A x + c, diag(s)^2), from A ``(d, D)``, c ``(d,)`` and s ``(d,)``.
+
+    >>> from pyro_vaes.exact import diagonal_posterior
+    >>> posterior = diagonal_posterior(torch.ones(2, 4), torch.zeros(2), torch.ones(2))
+    >>> posterior(torch.ones(1, 4)).mean.tolist()
+    [[4.0, 4.0]]
+    """
     posterior = NormalPosterior(Identity(weight.shape[1]), len(weight)).to(weight.dtype)
     weights, biases = (weight, torch.zeros_like(weight)), (bias, 2 * scale.log())
     _fill(posterior.head, torch.cat(weights), torch.cat(biases))
@@ -88,6 +104,12 @@ class LinearGaussian:
 
     Begins with p(z | x) as its posterior. Everything is computed from the parameters as they are
     when asked: it stays exact while ``.vae`` is trained, and can be differentiated.
+
+    >>> from pyro_vaes.exact import LinearGaussian
+    >>> model = LinearGaussian(torch.tensor([[1.0], [2.0]]), torch.zeros(2), scale=0.5)
+    >>> x = model.vae.sample(10)
+    >>> torch.allclose(model.elbo(x), model.log_prob(x), atol=1e-4)
+    True
 
     Args:
         weight: W, ``(D, d)``.

@@ -24,6 +24,12 @@ class Quadrature:
     reach far beyond. They are halved until no figure moves by more than the tolerance. With smooth
     networks (``tanh``) many more digits are exact then; with kinks (``relu``) they come dear.
 
+    >>> from pyro_vaes.exact import LinearGaussian, Quadrature
+    >>> model = LinearGaussian(torch.tensor([[1.0], [2.0]]), torch.zeros(2), scale=0.5)
+    >>> x = model.vae.sample(10)
+    >>> torch.allclose(Quadrature(model.vae).log_prob(x).float(), model.log_prob(x), atol=1e-3)
+    True
+
     Args:
         vae: the VAE; what is looked at is a copy of it as it is now.
         tolerance: in nats.

@@ -18,9 +18,9 @@ __all__ = ["CouplingLayer", "RealNVPLayer"]
 
 
 class CouplingLayer(FlowLayer):
-    """One half of z is transformed given the other; the halves take turns.
+    """One half of z is transformed given the other; the halves alternate.
 
-    A subclass says how: :meth:`couple` is given the network, which maps the half that stays (and
+    A subclass defines the transform in :meth:`couple`, from a network that maps the fixed half (and
     the context) to parameters of the sizes passed to this constructor.
     """
 

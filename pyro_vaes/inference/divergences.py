@@ -27,6 +27,13 @@ __all__ = ["MMD", "Adversarial", "Divergence", "mmd2"]
 class Divergence(nn.Module):
     """Base of the divergences: called as ``divergence(z, prior)``.
 
+    >>> from pyro_vaes.inference import Divergence
+    >>> class MeanDistance(Divergence):
+    ...     def forward(self, z, prior):
+    ...         return (z.mean(-2) - prior.mean.mean(-2)).square().sum(-1).mean()
+    >>> objective = pv.InfoELBO(0.0, 10.0, MeanDistance())
+    >>> loss = objective.loss(vae.model, vae.guide, torch.randn(10, 4))
+
     Args of the call:
         z: reparameterised draws of the posterior, ``(..., n, D)``, one for each of n data; leading
             dimensions (particles) are averaged over.
@@ -142,6 +149,10 @@ class MMD(Divergence):
     whose draws cannot (a mixture, a VampPrior) learns from the KL alone, and the divergence pulls
     the posterior only.
 
+    >>> z, prior = torch.randn(100, 2), vae.p_z().expand([100])
+    >>> abs(pv.MMD()(z, prior).item()) < 0.2
+    True
+
     Args:
         kernel: ``imq`` (inverse multiquadric, heavy tails: draws far off still feel a pull) or
             ``rbf``.
@@ -185,6 +196,10 @@ class Adversarial(Divergence):
 
     The first weights come from torch's global generator: seed before. ``fit`` saves and resumes
     discriminator and optimiser with the rest.
+
+    >>> divergence = pv.Adversarial(latent_dim=2, hidden_dims=[32], steps=5)
+    >>> objective = pv.InfoELBO(alpha=1.0, lambda_=1.0, divergence=divergence)
+    >>> loss = objective.loss(vae.model, vae.guide, torch.randn(10, 4))
 
     Args:
         latent_dim: size of z.

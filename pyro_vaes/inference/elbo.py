@@ -134,6 +134,9 @@ class ELBO(Trace_ELBO):
     With the defaults this is Pyro's ``Trace_ELBO`` for reparameterised guides: same estimate, same
     gradients. The weights are tensors, so that a schedule changes them without retracing.
 
+    >>> svi = SVI(vae.model, vae.guide, Adam({"lr": 1e-3}), pv.ELBO(free_bits=2.0))
+    >>> loss = svi.step(torch.randn(10, 4))
+
     Args:
         kl_weight: factor on the KL, at least 0. Pyro's ``poutine.scale`` refuses 0; this does not.
         free_bits: nats of KL for each datum that cost nothing: the batch's mean KL is replaced by
@@ -233,6 +236,9 @@ class BetaELBO(ELBO):
 
     Higgins et al., "beta-VAE" (2017), equation 4. With ``beta=0`` nothing pulls the posterior
     towards the prior.
+
+    >>> svi = pv.FastSVI(vae.model, vae.guide, Adam({"lr": 1e-3}), pv.BetaELBO(4.0))
+    >>> loss = svi.step(torch.randn(10, 4))
     """
 
     def __init__(self, beta: float, *, free_bits: float = 0.0, **options: Any) -> None:

@@ -31,6 +31,12 @@ class InfoELBO(ELBO):
     enters once for each datum, so that it does not fade as batches grow. A KL warm-up raises the
     weight of the KL only: D does not make posteriors collapse.
 
+    >>> objective = pv.InfoELBO(alpha=0.0, lambda_=10.0, divergence=pv.MMD())
+    >>> objective.kl_weight.item(), objective.divergence_weight.item()
+    (1.0, 9.0)
+    >>> objective.loss(vae.model, vae.guide, torch.randn(10, 4)) > 0
+    True
+
     Args:
         alpha: weight of the mutual information of x and z, at most 1.
         lambda_: weight of the divergence of q(z) from p(z), at least ``1 - alpha``.

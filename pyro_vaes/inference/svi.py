@@ -1,9 +1,8 @@
 """A drop-in for ``pyro.infer.SVI`` that does the same work in fewer, larger pieces.
 
-Textbook Pyro pays at every step for its effect handlers, for validation, for reading the loss site
-by site and for one optimiser for each tensor. :class:`FastSVI` runs one fused optimiser over all
-parameters, validates the first step only, and can record a step's tensor operations once (with
-their gradients) and replay them without Pyro, or compile them.
+At every step Pyro pays for effect handlers, validation, a loss read site by site, and one optimiser
+per tensor. :class:`FastSVI` uses one fused optimiser, validates the first step only, and can record
+a step's tensor operations and gradients once, to replay or compile them without Pyro.
 """
 
 from __future__ import annotations
@@ -59,12 +58,14 @@ class FastSVI(SVI):
       ``capturable`` optimisers or with numbers fetched from the host it stays ``traced``.
     - ``auto``: ``traced``.
 
-    A recorded step sees parameters, buffers and weights of the objective by reference, so a
-    schedule may change their values. It also notices that what the model reads (attributes,
-    closures, globals, a module's training flag) is another object or number, and is then recorded
-    anew. What cannot be replayed (arrays and objects as arguments, values or shapes that the data
-    decide, numbers that are others at each step) runs in eager mode; this is said once, and
-    ``mode`` is the mode that steps are run in.
+    A recorded step reads parameters, buffers and weights of the objective by reference, so
+    schedules may change them. If an attribute, closure, global or training flag that the model
+    reads is replaced, the step is recorded again. A step that cannot be replayed (arrays or objects
+    as arguments, values or shapes that depend on the data, numbers that change at every step) runs
+    in eager mode, with one warning; ``mode`` is the mode in use.
+
+    >>> svi = pv.FastSVI(vae.model, vae.guide, Adam({"lr": 1e-3}), mode="traced")
+    >>> losses = [svi.step(torch.randn(10, 4)) for _ in range(3)]
 
     Args:
         model: a Pyro model.
@@ -185,8 +186,7 @@ class FastSVI(SVI):
     def prepare(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Finds the parameters and makes the optimiser, without a step and without randomness.
 
-        Runs the model and guide once, with Pyro's validation. Not needed before :meth:`step`;
-        useful where the optimiser's state is to be restored first.
+        Runs model and guide once, with validation. Needed only to restore an optimiser's state.
         """
         met: dict[str, Tensor] = {}
         keeper = Keeper()

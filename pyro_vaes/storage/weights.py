@@ -38,6 +38,9 @@ def save(vae: VAE, folder: str | Path, record: Mapping[str, Any] | None = None) 
 
     A VAE with modules of the user's own is written without the latter; see :func:`load`.
 
+    >>> pv.save(vae, "runs/first", {"learning_rate": 1e-3}).name
+    'weights.safetensors'
+
     Args:
         vae: the model.
         folder: created if absent.
@@ -57,6 +60,11 @@ def save(vae: VAE, folder: str | Path, record: Mapping[str, Any] | None = None) 
 
 def load(folder: str | Path, into: VAE | None = None) -> VAE:
     """Reads a VAE that :func:`.save` or a training run wrote. Nothing from the folder is executed.
+
+    >>> path = pv.save(vae, "runs/first")
+    >>> copy = pv.load("runs/first")
+    >>> torch.equal(vae.decode(torch.zeros(2)), copy.decode(torch.zeros(2)))
+    True
 
     Args:
         folder: the run folder.

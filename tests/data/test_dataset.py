@@ -406,8 +406,11 @@ BAD = {
     "labels of objects": ((GOOD, [object()] * N), "labels that are real numbers; got dtype obj"),
     "masked data": (np.ma.masked_values(GOOD.numpy(), GOOD[3, 2].item()), "1 masked"),
     "masked labels": ((GOOD, np.ma.masked_equal(np.arange(N) % 2, 1)), "masked"),
-    "unix times": (1.6e9 + np.arange(50.0)[:, None], "single precision can tell apart.*Subtract"),
-    "whole unix times": (1_600_000_000 + np.arange(50)[:, None], "single precision can tell"),
+    "unix times": (1.6e9 + np.arange(50.0)[:, None], "single precision can distinguish.*Subtract"),
+    "whole unix times": (
+        1_600_000_000 + np.arange(50)[:, None],
+        "single precision can distinguish",
+    ),
     "empty data set": (Items([]), "at least one row"),
     "ragged data set": (Items([torch.zeros(2), torch.zeros(3)]), "one shape"),
     "data set of pictures": (Items([object()] * 3), "transform that makes tensors"),

@@ -55,6 +55,13 @@ TOYS = [
         id="evaluate",
     ),
     pytest.param(
+        "proposals.py",
+        [],
+        ["proposals_cost"],
+        ["encoder", "auto"],
+        id="proposals",
+    ),
+    pytest.param(
         "growth.py",
         ["--curve", "K"],
         ["growth_K"],
@@ -67,9 +74,6 @@ TOYS = [
         ["together"],
         ["one after another, traced", "pyro_vaes together, traced"],
         id="together",
-        marks=pytest.mark.skipif(
-            not importlib.util.find_spec("pyro_vaes.sweep"), reason="no sweeps in this version"
-        ),
     ),
     pytest.param(
         "course_job.py",

@@ -255,7 +255,7 @@ _RESUME = """
 import json, sys
 from pathlib import Path
 from pyro_vaes import cli
-from pyro_vaes.run_folder import RunFolder
+from pyro_vaes.training.run_folder import RunFolder
 
 out, log, done = Path(sys.argv[1]), RunFolder.log, []
 

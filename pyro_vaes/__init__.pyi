@@ -1,4 +1,5 @@
 from . import flows as flows
+from . import sklearn as sklearn
 from ._version import __version__ as __version__
 from .data.dataset import DataSet as DataSet
 from .data.dataset import load_data as load_data

@@ -10,13 +10,16 @@ from torch import Tensor
 
 from pyro_vaes.data.splits import as_split
 from pyro_vaes.data.units import units_of
+from pyro_vaes.evaluation.draws import draws, row_blocks
 from pyro_vaes.evaluation.evaluator import _checked, _on_device
 from pyro_vaes.evaluation.passes import Found, Pass
 from pyro_vaes.evaluation.proposals.annealed import CHAINS, TOLERANCE
 from pyro_vaes.evaluation.reliability import reliability
+from pyro_vaes.evaluation.tally import Tally
+from pyro_vaes.inference.noise import normals_drawn_by
 from pyro_vaes.vae import VAE, check_labels, evaluating
 
-__all__ = ["Scores", "nearest_rows", "score"]
+__all__ = ["Scores", "nearest_rows", "score", "score_alone"]
 
 
 # Rows compared at once with all training rows.
@@ -131,6 +134,43 @@ def score(
     with evaluating(vae):
         way = Pass(vae, num_samples, seed, chunk_size, proposal, False, False, start)
         found = way.run(x, labels)
+    return _scores(found, num_samples)
+
+
+def score_alone(vae: VAE, x: Any, *, num_samples: int, seed: int = 0) -> Scores:
+    """Scores by the encoder's draws, each row as if it were the only one.
+
+    All rows have the same noise, so that a score is a function of its row, whatever stands next to
+    it; in float32 to rounding. Errors of different rows are not independent.
+
+    Args:
+        vae: the model, without labels.
+        x: data, as for :func:`.evaluate`.
+        num_samples: draws S per row.
+        seed: seed of the draws.
+    """
+    chunk_size = _checked(vae, num_samples, None, "encoder", "refined")
+    x, _ = _on_device(vae, x)
+    check_labels(vae, x, None)
+    parts = []
+    with evaluating(vae), normals_drawn_by(_for_all_rows):
+        for block in row_blocks(vae, x, None):
+            tally = Tally(block, num_samples, diagnostics=True)
+            first = dataclasses.replace(block, first=0)  # Each block has the noise of the first.
+            for some in draws(vae, first, num_samples, seed, chunk_size):
+                tally.add(some)
+            parts.append(tally.result())
+    values = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return _scores(Found(values, [], "encoder", []), num_samples)
+
+
+def _for_all_rows(shape: Any, dtype: Any, device: Any) -> Tensor:
+    """Noise of shape ``(samples, rows, ...)`` that is the same for all rows."""
+    samples, _, *rest = shape
+    return torch.randn(samples, 1, *rest, dtype=dtype, device=device).expand(shape)
+
+
+def _scores(found: Found, num_samples: int) -> Scores:
     count = CHAINS if found.proposal == "annealed" else num_samples
     unreliable, warnings = _judged(found, num_samples)
     return Scores(

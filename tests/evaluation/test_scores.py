@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import pyro_vaes as pv
-from pyro_vaes.evaluation.scores import Scores
+from pyro_vaes.evaluation.scores import Scores, score_alone
 
 
 class Decoder(nn.Module):
@@ -117,6 +117,27 @@ def test_labels_are_needed_where_they_are_and_none_else():
     pair = (x, torch.ones(4, dtype=torch.long))
     torch.testing.assert_close(one, pv.score(vae, pair, num_samples=5, proposal="encoder").log_p)
     assert not torch.equal(one, zero)
+
+
+@pytest.mark.parametrize("posterior", ["exact", "full", "iaf", "planar"])
+def test_a_row_scored_alone_has_the_score_that_it_has_among_others(known, posterior):
+    model, x, exact = known
+    vae = model(2.0)
+    if posterior != "exact":
+        torch.manual_seed(1)
+        kind = pv.FullNormalPosterior if posterior == "full" else pv.NormalPosterior
+        q = kind(pv.MLP(4, [8]), 2)
+        if posterior != "full":
+            q = pv.FlowPosterior(q, getattr(pv.flows, posterior)(2, 2))
+        vae = pv.VAE(vae.prior, q.double(), vae.likelihood)
+    scores = score_alone(vae, x, num_samples=200)
+    assert scores.proposal == "encoder" and len(scores) == 150
+    for row in (0, 63, 64, 149):
+        alone = score_alone(vae, x[row : row + 1], num_samples=200)
+        torch.testing.assert_close(scores.log_p[row], alone.log_p[0], rtol=1e-12, atol=0)
+    if posterior == "exact":
+        away = (scores.log_p - exact) / scores.log_p_se
+        assert away.abs().max() < 5
 
 
 def made(values, proposal="encoder"):

@@ -119,11 +119,13 @@ def test_every_public_name_is_in_the_reference() -> None:
         value = getattr(importlib.import_module(module), name)
         if module == "pyro_vaes.flows.recipes":
             assert value is getattr(pv.flows, name)
+        elif module == "pyro_vaes.sklearn":
+            assert value is getattr(pv.sklearn, name)
         else:
             assert value is getattr(pv, name)
             found.add(name)
     # What is no class or function stands in the text of the page.
-    assert found | {"flows", "__version__"} == set(pv.__all__)
+    assert found | {"flows", "sklearn", "__version__"} == set(pv.__all__)
     recipes = {name for module, name in listed if module == "pyro_vaes.flows.recipes"}
     assert recipes == set(pv.flows.LAYERS)
 

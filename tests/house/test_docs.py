@@ -6,6 +6,7 @@ import functools
 import importlib
 import inspect
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,25 @@ def run(page: str) -> dict[str, Any]:
     for example in examples:
         example.evaluate()
     return document.namespace
+
+
+def test_commands_of_a_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pyro_vaes.cli import main
+
+    few = {"score": ["--samples", "30", "--proposal", "encoder"]}
+    few["evaluate"] = few["score"]
+    few["train"] = ["--epochs", "2", "--warmup-epochs", "0", "--samples", "5"]
+    page = (DOCS / "using-a-model.md").read_text("utf-8")
+    lines = re.findall(r"^pyro-vaes (.*)$", page, re.M)
+    assert len(lines) == 8
+    rows = "".join(f"{i},{170 + i % 7},{101_000 + 31 * i % 300}\n" for i in range(60))
+    monkeypatch.chdir(tmp_path)
+    for name in ("measurements.csv", "new.csv"):
+        Path(name).write_text("id,height_cm,pressure_pa\n" + rows)
+    for line in lines:
+        command, *options = shlex.split(line)
+        main([command, *options, *few.get(command, [])])
+        assert "--out" not in options or Path(options[options.index("--out") + 1]).exists()
 
 
 def test_readme_shows_what_its_example_prints(monkeypatch: pytest.MonkeyPatch) -> None:

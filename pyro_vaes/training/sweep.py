@@ -99,6 +99,8 @@ def fit_many(
         mode=mode,
     )
     options.check(val is not None)
+    if getattr(train, "weights", None) is not None:
+        raise ValueError("Expected rows without weights for a sweep; got some. Train one by one.")
     if mode not in ("traced", "compiled"):
         raise ValueError(f"Expected mode traced or compiled for a sweep; got {mode!r}.")
     objectives = objectives or [ELBO() for _ in vaes]

@@ -45,7 +45,7 @@ class VAEEstimator(  # type: ignore[misc]
 ):
     """A VAE of rows of numbers.
 
-    >>> import numpy as np, pyro_vaes as pv
+    >>> import numpy as np
     >>> X = np.random.default_rng(0).normal(5, 2, (60, 3))
     >>> model = pv.sklearn.VAEEstimator(latent_dim=2, epochs=2, random_state=0).fit(X)
     >>> model.transform(X).shape, model.sample(4).shape

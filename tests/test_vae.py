@@ -522,7 +522,8 @@ def test_looking_changes_nothing_and_depends_on_no_mode(layer):
     state = copy.deepcopy(vae.state_dict())
     modes = [module.training for module in vae.modules()]
     x = torch.randn(9, 4)
-    for look in (vae.encode, vae.reconstruct, lambda x: vae.decode(x[:, :2])):
+    paths = (lambda x: vae.interpolate(x, -x, 3), lambda x: vae.traverse(x, steps=3))
+    for look in (vae.encode, vae.reconstruct, lambda x: vae.decode(x[:, :2]), *paths):
         assert torch.equal(look(x), look(x))
         torch.testing.assert_close(look(x)[:2], look(x[:2]))
     vae.sample(3)

@@ -30,6 +30,10 @@ _ROWS = 256
 class Scores:
     """The scores of some rows, in their order.
 
+    >>> new, old = (pv.score(vae, torch.randn(n, 4), num_samples=50) for n in (5, 9))
+    >>> new.log_p.shape, new.p_values(old).min() >= 0.1
+    (torch.Size([5]), tensor(True))
+
     Attributes:
         log_p: the estimate of log p(x), or of log p(x | y), in nats, ``(n,)``, float64.
         log_p_se: its Monte Carlo standard error, from the spread of the weights (delta method); it
@@ -60,13 +64,6 @@ class Scores:
         "Algorithmic learning in a random world", 2005). Rows that the model was trained on score
         higher than others if it is overfitted, and so make others look more unusual than they are;
         rows held out do not.
-
-        >>> import torch
-        >>> some = [torch.tensor([-3.0, -1.0]), torch.tensor([-4.0, -3.0, -2.0])]
-        >>> same = dict(pareto_k=None, unreliable=None, num_samples=9, proposal="encoder")
-        >>> new, old = (Scores(log_p=s, log_p_se=s * 0, **same) for s in some)
-        >>> new.p_values(old).tolist()
-        [0.75, 1.0]
 
         Args:
             reference: scores by the same proposal from as many draws, of training or held-out rows.
@@ -104,10 +101,7 @@ def score(
 ) -> Scores:
     """Scores rows by the importance-weighted estimate of log p(x), each with its own error.
 
-    >>> import torch, pyro_vaes as pv
-    >>> likelihood = pv.NormalLikelihood(pv.MLP(2, [8]), (3,))
-    >>> vae = pv.VAE(pv.NormalPrior(2), pv.NormalPosterior(pv.MLP(3, [8]), 2), likelihood)
-    >>> scores = pv.score(vae, torch.randn(5, 3), num_samples=50)
+    >>> scores = pv.score(vae, torch.randn(5, 4), num_samples=50)
     >>> scores.log_p.shape, scores.unreliable.shape
     (torch.Size([5]), torch.Size([5]))
 
@@ -210,8 +204,7 @@ def nearest_rows(x: Any, train: Any, *, shared: bool = False) -> tuple[Tensor, T
     deviations of its element over the training rows. Synthetic rows that are much nearer than rows
     held out copy what the model was trained on.
 
-    >>> import torch
-    >>> nearest_rows([[0.0, 1.0]], [[0.0, 1.0], [4.0, 3.0]])
+    >>> pv.nearest_rows([[0.0, 1.0]], [[0.0, 1.0], [4.0, 3.0]])
     (tensor([0.], dtype=torch.float64), tensor([0]))
 
     Args:

@@ -32,6 +32,8 @@ __all__ = [
 
 # Rows, at most, that new ones are compared with, and that a picture shows.
 _REFERENCE, _SHOWN = 1000, 12
+# A p-value that is worth a look.
+_UNUSUAL = 0.01
 _SPLITS = ("train", "val", "test")
 
 
@@ -207,7 +209,11 @@ def score_command(
     columns = _columns(scores)
     if compared is not None:
         columns["p_value"] = scores.p_values(score(vae, *compared[:2], **options)).cpu().numpy()
-        click.echo(compared[2])
+        low = int((columns["p_value"] <= _UNUSUAL).sum())
+        click.echo(
+            f"{compared[2]} {low} of {len(scores)} are {_UNUSUAL} or less; of rows like those of "
+            f"the run about {_UNUSUAL * len(scores):.3g} would be."
+        )
     if used.suffix == ".npy":
         import numpy as np
 

@@ -238,11 +238,19 @@ def _nearest(some: Tensor, known: Tensor, spread: Tensor) -> tuple[Tensor, Tenso
     """The least Euclidean distances and where they are, a part of the known rows at a time."""
     best = some.new_full((len(some),), torch.inf)
     index = torch.zeros(len(some), dtype=torch.long)
-    # By products of matrices, copies would not be at distance 0.
-    exact = "donot_use_mm_for_euclid_dist"
     for first in range(0, len(known), _ROWS):
-        part = known[first : first + _ROWS].double() / spread
-        least, at = torch.cdist(some, part, compute_mode=exact).min(1)
+        least, at = _distances(some, known[first : first + _ROWS].double() / spread).min(1)
         index = torch.where(least < best, first + at, index)
         best = torch.minimum(best, least)
     return best, index
+
+
+def _distances(a: Tensor, b: Tensor) -> Tensor:
+    """Euclidean distances ``(len(a), len(b))``; gaps (NaN) count like what was seen of both."""
+    if not (a.isnan().any() or b.isnan().any()):
+        # By products of matrices, copies would not be at distance 0.
+        return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+    squares = (a[:, None] - b).square()
+    seen = (~squares.isnan()).sum(-1)
+    mean = squares.nansum(-1) / seen
+    return torch.where(seen > 0, mean * a.shape[1], torch.inf).sqrt()

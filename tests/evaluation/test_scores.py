@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import pyro_vaes as pv
-from pyro_vaes.evaluation.scores import Scores, score_alone
+from pyro_vaes.evaluation.scores import Scores, _distances, score_alone
 
 
 class Decoder(nn.Module):
@@ -190,3 +190,13 @@ def test_nearest_pictures_share_one_unit():
     train = torch.tensor([[[0, 200], [10, 0]], [[0, 100], [30, 0]]], dtype=torch.uint8)
     distance, _ = pv.nearest_rows(train[:1] + 1, train, shared=True)
     assert distance.item() == pytest.approx(1 / train.double().std(correction=0).item())
+
+
+def test_gaps_count_like_what_was_seen_of_both_rows():
+    gap = float("nan")
+    a = torch.tensor([[0.0, gap, 3.0], [gap, 1.0, gap], [gap, gap, 2.0]])
+    b = torch.tensor([[1.0, 5.0, 3.0], [0.0, gap, gap]])
+    expected = torch.tensor([[1.5**0.5, 0.0], [48**0.5, math.inf], [3**0.5, math.inf]])
+    torch.testing.assert_close(_distances(a, b), expected)
+    whole = torch.randn(4, 3)
+    torch.testing.assert_close(_distances(whole, b[:1]), torch.cdist(whole, b[:1]))

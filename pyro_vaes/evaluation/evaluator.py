@@ -95,6 +95,8 @@ def evaluate(
         ValueError: for data that do not fit the parts, or a proposal that does not fit the model.
     """
     chunk_size = _checked(vae, num_samples, chunk_size, proposal, start)
+    if getattr(data, "weights", None) is not None:
+        raise ValueError("Expected rows without weights; got some. Average those of score().")
     x, y = _on_device(vae, data)
     y = check_labels(vae, x, y)
     with evaluating(vae):

@@ -235,7 +235,9 @@ class Pass:
                 block.posterior, num_data, self.num_samples, self.seed
             )
         fitted = estimate if isinstance(estimate, Fitted) else None
-        own = Tally(block, self.num_samples, keep, self.diagnostics)
+        # The estimate of log p(x) is judged, whoever's draws it is made of.
+        judged = self.diagnostics or (kind == "encoder" and not self.encoder)
+        own = Tally(block, self.num_samples, keep, judged)
         half = self.num_samples // 2 if kind == "mixed" else 0
         best = Tally(block, self.num_samples, diagnostics=True)
         source: Any = None if fitted is None else fitted.proposal

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import math
 import operator
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -17,6 +16,8 @@ from torch import Tensor, nn
 
 from pyro_vaes.core.described import Described
 from pyro_vaes.core.labels import as_labels, takes_labels, with_labels
+from pyro_vaes.core.looking import in_evaluation_mode, in_pieces, mean_of
+from pyro_vaes.core.paths import bulk_of, line, walks
 
 __all__ = ["VAE", "check_data", "check_labels", "drawn", "evaluating"]
 
@@ -28,9 +29,6 @@ _counter = itertools.count()
 # The parameter last put into the store under a name.
 _announced: weakref.WeakValueDictionary[str, Tensor] = weakref.WeakValueDictionary()
 
-# Draws for a mean without a closed form, and numbers drawn at once.
-_MEAN_DRAWS = 512
-_MEAN_NUMBERS = 2**20
 # Rows encoded, decoded or drawn at once: hidden layers need memory, too.
 _PIECE = 4096
 
@@ -183,8 +181,8 @@ class VAE(Described):
             raise ValueError(f"Expected n of 0 or more; got {n}.")
         labels = self._check_labels(y, n)
         if n > _PIECE:
-            return _in_pieces(
-                lambda rows, some: self.sample(len(rows), some, mean=mean), range(n), labels
+            return in_pieces(
+                lambda rows, some: self.sample(len(rows), some, mean=mean), range(n), labels, _PIECE
             )
         with in_evaluation_mode(self):
             prior = self.p_z(labels)
@@ -210,7 +208,7 @@ class VAE(Described):
         needed = y is not None or takes_labels(self.posterior)
         if num_samples is None and np.ndim(x) > 1 and len(x) > _PIECE:
             labels = self._check_labels(y, len(x)) if needed else None
-            return _in_pieces(self.encode, x, labels)
+            return in_pieces(self.encode, x, labels, _PIECE)
         x = self._tensor(x, "data x")
         labels = self._check_labels(y, len(x)) if needed else None
         with in_evaluation_mode(self):
@@ -231,7 +229,8 @@ class VAE(Described):
         if not z.dim() or (latent_dim is not None and z.shape[-1] != latent_dim):
             raise ValueError(f"Expected z of shape (..., {latent_dim}); got {tuple(z.shape)}.")
         if z.dim() == 2 and len(z) > _PIECE:
-            return _in_pieces(self.decode, z, None if y is None else self._check_labels(y, len(z)))
+            labels = None if y is None else self._check_labels(y, len(z))
+            return in_pieces(self.decode, z, labels, _PIECE)
         if y is not None:
             lone = z.dim() > 1 and not as_labels(y).dim()
             y = self._check_labels(y, z.shape[-2] if lone else None)
@@ -241,6 +240,54 @@ class VAE(Described):
     def reconstruct(self, x: Any, y: Any = None) -> Tensor:
         """The likelihood's mean at the posterior mean of x."""
         return self.decode(self.encode(x, y), y)
+
+    def interpolate(self, a: Any, b: Any, steps: int = 8, y: Any = None) -> Tensor:
+        """Means of data on the straight lines from the codes of some rows to those of others.
+
+        Args:
+            a: data ``(n, *event_shape)`` where the lines begin.
+            b: as many, where they end.
+            steps: data on each line, from the reconstruction of a's row to that of b's.
+            y: labels ``(n,)``, or one label for all.
+
+        Returns:
+            ``(n, steps, *event_shape)``.
+
+        Raises:
+            ValueError: for fewer than 2 steps, or another number of rows in b.
+        """
+        z = line(self.encode(a, y), self.encode(b, y), steps)
+        return self._decode_stack(z, y).movedim(0, 1)
+
+    def traverse(self, x: Any, units: Any = None, steps: int = 7, y: Any = None) -> Tensor:
+        """Means of data as one unit of a row's code after the other runs through the prior.
+
+        It goes from the 2.5 % to the 97.5 % quantile of 1000 fixed draws from the prior, the other
+        units staying at the posterior mean.
+
+        Args:
+            x: data ``(n, *event_shape)`` to begin from.
+            units: which ones, from 0; the active ones are in ``evaluate(...).active``. None: all.
+            steps: data for each unit.
+            y: labels ``(n,)``, or one label for all.
+
+        Returns:
+            ``(n, len(units), steps, *event_shape)``.
+
+        Raises:
+            ValueError: for fewer than 2 steps, or for units that are none of the code's.
+        """
+        z = self.encode(x, y)
+        with in_evaluation_mode(self):
+            prior = self.p_z(self._check_labels(y, len(z)) if self.prior_is_conditional else None)
+            z = walks(z, *bulk_of(prior), units, steps)
+        return self._decode_stack(z.flatten(0, 1), y).unflatten(0, z.shape[:2]).movedim(2, 0)
+
+    def _decode_stack(self, z: Tensor, y: Any) -> Tensor:
+        """Means at z ``(k, n, latent_dim)`` of n rows: ``(k, n, *event_shape)``."""
+        labels = None if y is None else self._check_labels(y, z.shape[1])
+        labels = None if labels is None else labels.repeat(len(z))
+        return self.decode(z.flatten(0, 1), labels).unflatten(0, z.shape[:2])
 
     def _data(self, x: Any) -> Tensor:
         if isinstance(x, Tensor) and x.dtype != torch.uint8:
@@ -306,48 +353,6 @@ def _announce(name: str, parameter: Tensor) -> None:
         store[name] = parameter
     _announced[name] = parameter
     pyro.param(name, parameter)
-
-
-def _in_pieces(work: Callable[[Any, Tensor | None], Tensor], rows: Any, y: Tensor | None) -> Tensor:
-    """Applies a function to rows and their labels, a piece at a time."""
-    result = None
-    for start in range(0, len(rows), _PIECE):
-        piece = slice(start, start + _PIECE)
-        part = work(rows[piece], None if y is None else y[piece])
-        if result is None:
-            result = part.new_empty(len(rows), *part.shape[1:])
-        # Copied, since small results kept among large freed ones fragment the memory.
-        result[piece] = part
-    return cast(Tensor, result)
-
-
-@contextmanager
-def in_evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients; afterwards each module is back in its mode."""
-    modes = [(part, part.training) for part in module.modules()]
-    with torch.no_grad():
-        module.eval()
-        try:
-            yield
-        finally:
-            for part, training in modes:
-                part.training = training
-
-
-def mean_of(distribution: Any) -> Tensor:
-    """The mean of a distribution, or the average of fixed draws if it has no analytic one."""
-    try:
-        return cast(Tensor, distribution.mean)
-    except NotImplementedError:
-        numbers = math.prod((*distribution.batch_shape, *distribution.event_shape))
-        most = max(1, _MEAN_NUMBERS // max(1, numbers))
-        pieces = [min(most, _MEAN_DRAWS - done) for done in range(0, _MEAN_DRAWS, most)]
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            return cast(
-                Tensor,
-                sum(distribution.sample((count,)).sum(0) for count in pieces) / _MEAN_DRAWS,
-            )
 
 
 @contextmanager

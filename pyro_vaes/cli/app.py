@@ -10,8 +10,10 @@ from contextlib import suppress
 import click
 
 from pyro_vaes._version import __version__
+from pyro_vaes.cli.apply import encode_command, reconstruct_command, score_command
 from pyro_vaes.cli.course import report_command, reproduce, study_command
 from pyro_vaes.cli.evaluate import evaluate_command, parts_command, sample_command
+from pyro_vaes.cli.paths import interpolate_command, traverse_command
 from pyro_vaes.cli.train import train_command
 from pyro_vaes.core.errors import InputError, RunError, SignalStop
 from pyro_vaes.runs.memory import keep_freed_memory
@@ -40,6 +42,11 @@ for command in (
     train_command,
     evaluate_command,
     sample_command,
+    score_command,
+    encode_command,
+    reconstruct_command,
+    interpolate_command,
+    traverse_command,
     study_command,
     reproduce,
     report_command,

@@ -79,9 +79,10 @@ def _train(
     """
     import torch  # Imported here, so that help and mistyped flags answer at once.
 
-    from pyro_vaes.runs.build import build, data_of
+    from pyro_vaes.runs.build import build, data_of, start_from_init
     from pyro_vaes.runs.run import threads, trainer_of
     from pyro_vaes.runs.summary import finished, report_text, summarise
+    from pyro_vaes.training.checkpoint import CHECKPOINT
     from pyro_vaes.training.distributed import join_processes, refuse_tasks
     from pyro_vaes.training.signals import watched
 
@@ -107,6 +108,8 @@ def _train(
         config, more = check_warmup_steps(config, explicit, steps)
         torch.manual_seed(config.training.seed)
         vae, choices = build(config, data)
+        if out is None or not (out / CHECKPOINT).exists():  # That has the weights to go on with.
+            start_from_init(vae, config)
         trainer = trainer_of(vae, data, config)
     fresh = out is None
     with processes.together():

@@ -25,7 +25,7 @@ from pyro_vaes.data.guesses import find_images, is_bytes, oddities
 from pyro_vaes.data.named import read_digits, read_torchvision
 from pyro_vaes.data.precision import in_single
 from pyro_vaes.data.splits import Split
-from pyro_vaes.data.spreadsheets import TableOptions
+from pyro_vaes.data.spreadsheets import Columns, TableOptions
 from pyro_vaes.data.tables import ROWS, Pair, suffix_of
 
 __all__ = ["DataSet", "load_data"]
@@ -68,6 +68,7 @@ class DataSet:
         reason: why this kind, as a clause.
         label_names: the classes in the order of their labels, if these had to be numbered.
         notes: sentences on guesses about the source and on oddities in the data.
+        columns: the names of a table's columns, None where there are none.
     """
 
     name: str
@@ -81,6 +82,7 @@ class DataSet:
     reason: str = "it was asked for"
     label_names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
+    columns: Columns | None = None
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -212,6 +214,7 @@ def load_data(
     """
     num_levels, val_fraction, test_fraction = map(plain, (num_levels, val_fraction, test_fraction))
     notes: list[str] = []
+    options = TableOptions(header, label_column, tuple(drop))
     label_names: tuple[str, ...] | None = None
     name = source if isinstance(source, str) and source in NAMES else None
     if name is not None and labels is not None:
@@ -224,7 +227,6 @@ def load_data(
         splits = _torchvision(name, root, binarization or "dynamic")
         image_shape = image_shape or (1, 28, 28)
     else:
-        options = TableOptions(header, label_column, tuple(drop))
         pairs, label_names = _read(source, labels, options, notes)
         first = pairs.get("train", pairs.get("all"))
         shape = tuple(first[0].shape[1:]) if first else ()
@@ -254,6 +256,7 @@ def load_data(
         reason=reason,
         label_names=label_names,
         notes=tuple(notes),
+        columns=options.found[-1] if options.found else None,
     )
 
 

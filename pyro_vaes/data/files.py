@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from pyro_vaes.data.tables import (
     suffix_of,
 )
 
-__all__ = ["read"]
+__all__ = ["SUFFIXES", "read", "read_columns"]
 
 
 SUFFIXES = (".csv", ".csv.gz", ".h5ad", ".npy", ".npz", ".parquet", ".tsv", ".tsv.gz")
@@ -100,6 +101,37 @@ def _read_file(path: Path, options: Any = None, notes: list[str] | None = None) 
         from pyro_vaes.data.pictures import read_pictures
 
         return read_pictures(path, notes)
+    with _readable(path, suffix):
+        if suffix in (".npy", ".npz"):
+            return _read_numpy(path)
+        return _read_anndata(path) if suffix == ".h5ad" else _read_table(path, options, notes)
+
+
+def read_columns(path: Path, columns: Any, labelled: bool) -> tuple[Any, Any, Mapping[str, Any]]:
+    """Reads columns of a table that are known by name.
+
+    Args:
+        path: of the file, whose first row holds names.
+        columns: :class:`~pyro_vaes.data.spreadsheets.Columns`.
+        labelled: whether labels are needed.
+
+    Returns:
+        See :func:`~pyro_vaes.data.spreadsheets.pick_columns`.
+
+    Raises:
+        DataError: for anything that cannot be read or used.
+    """
+    from pyro_vaes.data.spreadsheets import TableOptions, pick_columns, read_table
+
+    path = path.expanduser()
+    with _readable(path, suffix_of(path)):
+        frame, _ = read_table(path, TableOptions(header=True), [])
+        return pick_columns(frame, columns, labelled)
+
+
+@contextmanager
+def _readable(path: Path, suffix: str) -> Iterator[None]:
+    """Refuses a file that is none of data, or turns out inside to be damaged."""
     if suffix not in SUFFIXES:
         raise DataError(f"Expected a file ending in {', '.join(SUFFIXES)}; got {suffix or 'none'}.")
     if not path.is_file():
@@ -107,9 +139,7 @@ def _read_file(path: Path, options: Any = None, notes: list[str] | None = None) 
     if not path.stat().st_size:
         raise DataError("Expected a file with data; got an empty one.")
     try:
-        if suffix in (".npy", ".npz"):
-            return _read_numpy(path)
-        return _read_anndata(path) if suffix == ".h5ad" else _read_table(path, options, notes)
+        yield
     except DataError:
         raise
     # A damaged file fails in many ways (zip, zlib, header, encoding, sizes beyond memory).

@@ -37,12 +37,15 @@ class Split:
         transform: applied to each training batch with fresh randomness (dynamic binarisation,
             augmentation), or None.
         dtype: the number format of batches of bytes.
+        weights: how much each row counts in training, ``(n,)``, 0 or more, or None for all alike.
+            A training epoch draws its rows by their weights; a validation set counts them so.
     """
 
     x: Tensor
     y: Tensor | None = None
     transform: Transform | None = None
     dtype: torch.dtype = torch.float32
+    weights: Tensor | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "x", check_rows(self.x))
@@ -50,6 +53,8 @@ class Split:
             raise DataError(f"Expected a label for each of {len(self.x)} rows; got {len(self.y)}.")
         if self.y is not None:
             object.__setattr__(self, "y", read_labels(self.y, len(self.x)))
+        if self.weights is not None:
+            object.__setattr__(self, "weights", _read_weights(self.weights, len(self.x)))
 
     def __len__(self) -> int:
         return len(self.x)
@@ -67,6 +72,8 @@ class Split:
         """Feeds the rows to a hash of ``hashlib``, bytes like the numbers they stand for."""
         for part in self.x.split(ROWS):
             digest.update(self.numbers(part).cpu().contiguous().numpy().data)
+        if self.weights is not None:
+            digest.update(self.weights.numpy().data)
 
     def frozen(self, seed: int = 0) -> Split:
         """This split with its transform applied once to all rows, and then removed."""
@@ -74,6 +81,21 @@ class Split:
             return self
         x = self.transform(self.numbers(self.x), torch.Generator().manual_seed(seed))
         return dataclasses.replace(self, x=x, transform=None)
+
+
+def _read_weights(value: Any, n: int) -> Tensor:
+    """Weights as float64 on the CPU, refused if they are not one number of at least 0 a row."""
+    try:
+        weights = torch.as_tensor(value).detach().to("cpu", torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"Expected weights that are numbers; got {value!r:.60}.") from error
+    if weights.shape != (n,):
+        raise DataError(
+            f"Expected a weight for each of {n} rows, shape ({n},); got {tuple(weights.shape)}."
+        )
+    if not bool(((weights >= 0) & weights.isfinite()).all() and weights.any()):
+        raise DataError("Expected finite weights of 0 or more, one of them above 0; got others.")
+    return weights.contiguous()
 
 
 def as_split(data: Any, labels: Any = None) -> Split:
@@ -128,17 +150,31 @@ def _batches(
     split: Split, batch_size: int, generator: torch.Generator | None
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     x, y = split.x, split.y
-    if generator is None:
+    if generator is None and split.weights is None:
         for start in range(0, len(x), batch_size):
             stop = start + batch_size
             yield split.numbers(x[start:stop]), None if y is None else y[start:stop]
         return
-    order = torch.randperm(len(x), generator=generator, device=generator.device)
-    for index in torch.split(order.to(x.device), batch_size):
+    for index in torch.split(_order(split, generator).to(x.device), batch_size):
         rows = split.numbers(x.index_select(0, index))
-        if split.transform is not None:
+        if split.transform is not None and generator is not None:
             rows = split.transform(rows, generator)
         yield rows, None if y is None else y.index_select(0, index)
+
+
+def _order(split: Split, generator: torch.Generator | None) -> Tensor:
+    """Which rows make an epoch; with weights, some come more than once and others not at all."""
+    n = len(split)
+    if split.weights is None:
+        assert generator is not None
+        return torch.randperm(n, generator=generator, device=generator.device)
+    fixed = generator is None
+    source = torch.Generator().manual_seed(0) if generator is None else generator
+    share = torch.rand(n, dtype=torch.float64, generator=source, device=source.device).cpu()
+    if fixed:  # In order, one in each n-th: what is validated on is spread evenly.
+        share = (torch.arange(n) + share) / n
+    sums = split.weights.cumsum(0)
+    return torch.searchsorted(sums, share * sums[-1], right=True).clamp(max=n - 1)
 
 
 def pseudo_inputs(

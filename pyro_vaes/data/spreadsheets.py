@@ -20,7 +20,7 @@ import numpy as np
 
 from pyro_vaes.core.errors import DataError
 
-__all__ = ["SUFFIXES", "TableOptions", "read_frame", "read_text_table"]
+__all__ = ["SUFFIXES", "Columns", "TableOptions", "pick_columns", "read_frame", "read_table"]
 
 
 SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
@@ -33,6 +33,19 @@ _MOST_CLASSES = 30
 
 
 @dataclasses.dataclass(frozen=True)
+class Columns:
+    """The columns of a table by name.
+
+    Attributes:
+        names: those that make a row, in order.
+        label: the one that holds the labels, or None.
+    """
+
+    names: tuple[str, ...]
+    label: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class TableOptions:
     """Overrides of guesses about a table.
 
@@ -40,15 +53,17 @@ class TableOptions:
         header: whether the first row holds the names of the columns; None to detect it.
         label_column: the name of the column of labels; ``""`` for none, None to detect it.
         drop: names of columns to leave out.
+        found: takes the columns of what was read, where they have names.
     """
 
     header: bool | None = None
     label_column: str | None = None
     drop: tuple[str, ...] = ()
+    found: list[Columns] = dataclasses.field(default_factory=list, compare=False)
 
 
-def read_text_table(path: Path, options: TableOptions, notes: list[str]) -> Any:
-    """Reads a text file of rows.
+def read_table(path: Path, options: TableOptions, notes: list[str]) -> tuple[Any, bool]:
+    """Reads a text file of rows, or a ``.parquet`` file.
 
     Args:
         path: the file.
@@ -56,8 +71,21 @@ def read_text_table(path: Path, options: TableOptions, notes: list[str]) -> Any:
         notes: collects a sentence for each guess.
 
     Returns:
-        See :func:`read_frame`.
+        A pandas ``DataFrame`` whose index counts the lines, and whether its columns have names.
     """
+    if path.suffix.lower() != ".parquet":
+        return _read_text(path, options, notes)
+    import pandas as pd
+
+    try:
+        return pd.read_parquet(path).reset_index(drop=True), True
+    except ImportError as error:
+        raise DataError(
+            "Expected a library that reads parquet files; got none. Run pip install pyarrow."
+        ) from error
+
+
+def _read_text(path: Path, options: TableOptions, notes: list[str]) -> tuple[Any, bool]:
     import pandas as pd
 
     (line, first), (next_line, second) = _first_rows(path)
@@ -71,6 +99,8 @@ def read_text_table(path: Path, options: TableOptions, notes: list[str]) -> Any:
     if separator != "," or comma:
         named = {"\t": "tabs"}.get(separator, repr(separator))
         notes.append(f"Columns are separated by {named}{', with decimal commas' * comma}.")
+    if header and not second:
+        raise DataError("Expected rows with numbers in them; got none below the names.")
     skipped = (next_line if header else line) - 1
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -93,7 +123,7 @@ def read_text_table(path: Path, options: TableOptions, notes: list[str]) -> Any:
         )
     if header and len(frame):
         frame.columns = pd.Index(names)
-    return read_frame(frame, options, notes, named=header)
+    return frame, header
 
 
 def read_frame(
@@ -124,6 +154,9 @@ def read_frame(
     for i in kept:
         place = f"column {names[i]!r} ({letters[i]})" if named else f"column {letters[i]}"
         columns.append(_numbers(frame.iloc[:, i], place, notes))
+    if named:
+        of_labels = None if label is None else names[label]
+        options.found.append(Columns(tuple(names[i] for i in kept), of_labels))
     found: dict[str, Any] = {"x": np.stack(columns, axis=1)}
     if label is not None:
         if frame.iloc[:, label].isna().any():
@@ -136,6 +169,51 @@ def read_frame(
                 f"column {names[label]!r} if it is no label.)"
             )
     return found
+
+
+def pick_columns(frame: Any, columns: Columns, labelled: bool) -> tuple[Any, Any, dict[str, Any]]:
+    """The columns of a table in an order that is known, whatever order they stand in.
+
+    Args:
+        frame: as :func:`read_table` reads it.
+        columns: what is wanted, by name.
+        labelled: whether labels are needed.
+
+    Returns:
+        ``x``, an array of numbers; the labels or None; and the columns that are not in x, by name.
+
+    Raises:
+        DataError: for columns that are missing or there twice, and for cells that are no numbers.
+    """
+    if not len(frame):
+        raise DataError("Expected rows with numbers in them; got none.")
+    names = [str(name) for name in frame.columns]
+    wanted = [*columns.names, *([columns.label] if labelled and columns.label else [])]
+    missing = [name for name in wanted if name not in names]
+    if missing:
+        shown = ", ".join(map(repr, missing[:5])) + ", ..." * (len(missing) > 5)
+        raise DataError(
+            f"Expected columns called {shown} ({len(missing)} of {len(wanted)} are missing); got "
+            f"{', '.join(filter(None, names[:20]))}{', ...' * (len(names) > 20)}."
+        )
+    twice = [name for name in wanted if names.count(name) > 1]
+    if twice:
+        raise DataError(f"Expected one column called {twice[0]!r}; got {names.count(twice[0])}.")
+    at = {name: i for i, name in enumerate(names)}
+    x = np.stack(
+        [
+            _numbers(frame.iloc[:, at[name]], f"column {name!r} ({_letter(at[name])})", [])
+            for name in columns.names
+        ],
+        axis=1,
+    )
+    labels = frame.iloc[:, at[columns.label]].to_numpy() if labelled and columns.label else None
+    rest = {
+        name or f"column {_letter(i)}": frame.iloc[:, i].to_numpy()
+        for i, name in enumerate(names)
+        if name not in columns.names
+    }
+    return x, labels, rest
 
 
 # --- guesses ------------------------------------------------------------------------------------

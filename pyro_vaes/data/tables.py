@@ -27,21 +27,21 @@ from pyro_vaes.core.errors import DataError
 from pyro_vaes.data.class_names import Names
 from pyro_vaes.data.precision import in_single
 
-__all__ = ["ROWS", "Pair", "check_rows", "read_labels", "read_pair", "suffix_of"]
+__all__ = ["LABEL_KEYS", "ROWS", "Pair", "check_rows", "read_labels", "read_pair", "suffix_of"]
 
 
 Pair = tuple[Tensor, Tensor | None]
 # Rows processed at once, which bounds the memory of intermediate results.
 ROWS = 1024
-# Names of the labels in a mapping of arrays; the first is our own.
-_LABEL_KEYS = ("y", "label", "labels", "target", "targets")
+#: Names of the labels in a mapping of arrays; the first is our own.
+LABEL_KEYS = ("y", "label", "labels", "target", "targets")
 
 
 def _read_one(
     source: Mapping[str, Any], x: Any, labels: Any, notes: list[str]
 ) -> tuple[dict[str, Pair], tuple[str, ...] | None]:
     """The rows of a mapping without splits."""
-    keys = [key for key in source if key.lower() in _LABEL_KEYS and "x" in source]
+    keys = [key for key in source if key.lower() in LABEL_KEYS and "x" in source]
     if len(keys) > 1:
         raise DataError(f"Expected one array of labels; got {', '.join(keys)}.")
     if "x" in source:
@@ -100,20 +100,11 @@ def read_pair(source: Any, labels: Any = None, names: Names | None = None) -> Pa
 
 def _read_table(path: Path, options: Any, notes: list[str]) -> Any:
     """A table, read by pandas; guesses go to the notes."""
-    from pyro_vaes.data.spreadsheets import TableOptions, read_frame, read_text_table
+    from pyro_vaes.data.spreadsheets import TableOptions, read_frame, read_table
 
     options = TableOptions() if options is None else options
-    if path.suffix.lower() != ".parquet":
-        return read_text_table(path, options, notes)
-    import pandas as pd
-
-    try:
-        frame = pd.read_parquet(path)
-    except ImportError as error:
-        raise DataError(
-            "Expected a library that reads parquet files; got none. Run pip install pyarrow."
-        ) from error
-    return read_frame(frame.reset_index(drop=True), options, notes)
+    frame, named = read_table(path, options, notes)
+    return read_frame(frame, options, notes, named=named)
 
 
 def _read_anndata(path: Path) -> Any:

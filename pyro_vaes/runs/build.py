@@ -18,10 +18,12 @@ from pyro_vaes.runs.data_source import load_for
 from pyro_vaes.runs.options import ConfigError
 from pyro_vaes.runs.registry import REGISTRY, builder_of
 from pyro_vaes.runs.schema import RunConfig
+from pyro_vaes.storage.files import RunFolderError
+from pyro_vaes.storage.weights import load
 from pyro_vaes.training.options import device_of
 from pyro_vaes.vae import VAE
 
-__all__ = ["build", "build_objective", "data_of", "device_of_flag"]
+__all__ = ["build", "build_objective", "data_of", "device_of_flag", "start_from_init"]
 
 
 # This many labels are always accepted.
@@ -107,6 +109,20 @@ def _remark_on_images(config: RunConfig, data: DataSet, remarks: list[str]) -> N
             remarks.append("--augment has no effect: the data are no images.")
     elif augment and data.name not in NAMES:
         remarks.append(f"Training images are moved a little (--augment {augment:g}; 0 for none).")
+
+
+def start_from_init(vae: VAE, config: RunConfig) -> None:
+    """Gives a VAE the weights of the run that ``--init`` names, units of the data included.
+
+    Raises:
+        ConfigError: if there are none, or they are of another model.
+    """
+    if config.training.init == "none":
+        return
+    try:
+        load(Path(config.training.init).expanduser(), into=vae)
+    except RunFolderError as error:
+        raise ConfigError(f"Invalid value for '--init': {error}") from error
 
 
 def build_objective(config: RunConfig) -> pyro.infer.ELBO:

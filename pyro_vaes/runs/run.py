@@ -91,6 +91,9 @@ def record_of(config: RunConfig, data: DataSet) -> dict[str, Any]:
             "num_labels": data.num_labels if config.data.conditional else None,
             "labels": list(data.labels) if config.data.conditional else None,
             "label_names": data.label_names and list(data.label_names),
+            "kind": data.kind,
+            "columns": data.columns and list(data.columns.names),
+            "label_column": data.columns and data.columns.label,
             "digest": data.digest,
         },
     }

@@ -92,6 +92,8 @@ def fit_many(
     own = {"learning_rate": 1e-3, "warmup_steps": 0, "seed": 0, "precision": "float32"}
     options, count = FitOptions.of({**locals(), **own}), len(vaes)
     options.check(val is not None)
+    if getattr(train, "weights", None) is not None:
+        raise ValueError("Expected rows without weights for a sweep; got some. Train one by one.")
     if mode not in ("traced", "compiled"):
         raise ValueError(f"Expected mode traced or compiled for a sweep; got {mode!r}.")
     objectives = objectives or [ELBO() for _ in vaes]

@@ -315,7 +315,7 @@ def test_damaged_checkpoint_is_not_resumed(capsys, tmp_path, finished):
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     refused(capsys, "train", "--resume", "--epochs", 4, "--out", folder)
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
-    # Beginning anew would write over the weights.
+    # A new run would overwrite the weights.
     path.unlink()
     line = refused(capsys, "train", "--resume", "--epochs", 4, "--out", folder)
     assert "checkpoint" in line and "weights" in line

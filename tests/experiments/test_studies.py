@@ -109,7 +109,7 @@ def test_a_comparison_is_the_mean_over_rows_for_each_seed():
 
 
 def test_p_values_at_the_edges():
-    assert Difference.of(np.array([0.3])).p == 1  # One seed tells nothing of the others.
+    assert Difference.of(np.array([0.3])).p == 1  # One seed says nothing about others.
     assert Difference.of(np.zeros(5)).p == 1
     assert Difference.of(np.full(5, 0.25)).p == 0
     # Two standard errors of three seeds are no discovery.
@@ -574,5 +574,5 @@ def test_freed_memory_is_kept_where_there_is_a_glibc():
         pytest.skip("glibc is Linux's")
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     kept, faults = map(int, done.stdout.split())
-    # 4 MB are a thousand pages: each of the hundred tensors would be met anew.
+    # 4 MB are a thousand pages: each of the hundred tensors would be allocated again.
     assert not kept or faults < 5000

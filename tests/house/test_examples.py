@@ -17,7 +17,7 @@ from pyro.optim import Adam
 import pyro_vaes as pv
 
 FACES = ("data", "distributions", "evaluation", "exact", "flows", "inference", "networks")
-FACES += ("plotting", "training", "vae")
+FACES += ("plotting", "sklearn", "training", "vae")
 MODULES = [pv, *(importlib.import_module(f"pyro_vaes.{face}") for face in FACES)]
 VALUES = [getattr(module, name) for module in MODULES for name in module.__all__]
 PUBLIC: dict[str, Any] = {

@@ -75,8 +75,8 @@ def test_one_minus_beta_and_beta_is_the_beta_vae() -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ((1.5, 1.0, MMD()), r"alpha of at most 1, for the KL's weight 1 - alpha is negative"),
-        ((0.5, 0.4, MMD()), r"alpha \+ lambda_ of at least 1, for the divergence's weight"),
+        ((1.5, 1.0, MMD()), r"alpha of at most 1, since the KL's weight 1 - alpha is negative"),
+        ((0.5, 0.4, MMD()), r"alpha \+ lambda_ of at least 1, since the divergence's weight"),
         ((0.5, 1.0, None), r"a divergence for its weight alpha \+ lambda_ - 1 = 0.5"),
         ((math.nan, 1.0, MMD()), "finite"),
         ((0.0, math.inf, MMD()), "finite"),

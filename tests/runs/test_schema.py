@@ -39,7 +39,7 @@ def other(option: Option) -> Any:
 
 
 def follow(option: Option) -> set[str]:
-    """The options that change with one: a warm-up is told in one unit."""
+    """The options that change with one: a warm-up is given in one unit."""
     return {option.name, "warmup_epochs"} if option.name == "warmup_steps" else {option.name}
 
 

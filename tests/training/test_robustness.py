@@ -106,7 +106,7 @@ FILES = ["config.yaml", "state.safetensors", WEIGHTS, "metrics.jsonl", "summary.
 
 
 def fill_disk(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """From now on there is no room for files of one name."""
+    """From now on the disk is full for files of one name."""
     replace, opened = os.replace, Path.open
 
     def moved(source: Path, target: Path) -> None:
@@ -207,7 +207,7 @@ def test_a_read_only_folder(
         lambda p, mode="r", *a, **k: (opened if mode[0] == "r" else read_only)(p, mode),
     )
     monkeypatch.setattr(Path, "write_bytes", read_only)
-    # A finished run may be looked at; one to go on with must be written.
+    # A finished run may be read; one to resume must be written.
     assert run(*train(out, "--resume")) == 0
     assert "Read-only file system" in refused(capsys, *train(out, "--resume", epochs=4))
     monkeypatch.undo()
@@ -361,7 +361,7 @@ def test_weights_of_another_run_are_refused(
     # A finished run is put right by what its own checkpoint holds.
     assert run(*train(mine, "--resume")) == 0
     assert same_weights(mine, finished)
-    # The other run's checkpoint is no way to go on with this one.
+    # The other run's checkpoint must not resume this one.
     shutil.copy(other / CHECKPOINT, mine / CHECKPOINT)
     line = refused(capsys, "train", "--resume", "--out", mine)
     assert "the run" in line

@@ -108,7 +108,7 @@ def _train(
         config, more = check_warmup_steps(config, explicit, steps)
         torch.manual_seed(config.training.seed)
         vae, choices = build(config, data)
-        if out is None or not (out / CHECKPOINT).exists():  # That has the weights to go on with.
+        if out is None or not (out / CHECKPOINT).exists():  # It has the weights.
             start_from_init(vae, config)
         trainer = trainer_of(vae, data, config)
     fresh = out is None

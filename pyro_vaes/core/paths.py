@@ -12,7 +12,7 @@ from torch import Tensor
 __all__ = ["bulk_of", "line", "walks"]
 
 
-# Of so many fixed draws, sorted, these two hold 95 % between them.
+# Of this many fixed draws, sorted, these two enclose 95 %.
 _DRAWS, _ENDS = 1000, (25, 974)
 
 

@@ -66,4 +66,5 @@ def units_of(x: Any, event_shape: Sequence[int], shared: bool = False) -> tuple[
     size = torch.where(low == 0, 1.0, low.abs())
     center, spread = torch.where(still, low, center), torch.where(still, size, spread)
     shape = tuple(event_shape)
-    return tuple(t.expand(rows[0].numel()).reshape(shape) for t in (center, spread))  # type: ignore[return-value]
+    center, spread = (t.expand(rows[0].numel()).reshape(shape) for t in (center, spread))
+    return center, spread

@@ -61,7 +61,7 @@ INGREDIENTS: list[tuple[str, str, dict[str, Any]]] = [
     ("no KL warm-up", "default", {"warmup_epochs": 0.0}),
     ("LeakyReLU", "default", {"activation": "leaky_relu"}),
 ]
-# The same for the convolutional recipe: what it has beside the default's ingredients.
+# The same for the convolutional recipe: its ingredients besides the default's.
 CONVOLUTIONS: list[tuple[str, str, dict[str, Any]]] = [
     ("digits-conv", "digits-conv", {}),
     ("no sharpness", "digits-conv", {"sharpness": False}),

@@ -21,6 +21,8 @@ from .networks.convolutions import ConvDecoder as ConvDecoder
 from .networks.convolutions import ConvEncoder as ConvEncoder
 from .networks.mlp import MLP as MLP
 from .networks.mlp import GatedMLP as GatedMLP
+from .parts.chains import ChainPosterior as ChainPosterior
+from .parts.chains import ChainPrior as ChainPrior
 from .parts.gtm import GTMPrior as GTMPrior
 from .parts.gtm import GTMPseudoInputs as GTMPseudoInputs
 from .parts.likelihoods import AutoregressiveLikelihood as AutoregressiveLikelihood

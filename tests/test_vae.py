@@ -97,7 +97,7 @@ def test_a_copy_trains_its_own_parameters():
     train(clone, x)
     assert not changed(of_vae, vae)
     assert changed(of_clone, clone) == set(of_clone)
-    # And the original goes on as if nothing had happened.
+    # And the original is not affected.
     train(vae, x)
     assert changed(of_vae, vae) == set(of_vae)
 
@@ -355,7 +355,7 @@ def test_encoding_is_the_posterior_mean_the_same_at_each_call(posterior):
     assert torch.equal(vae.encode(x), first)
     draws = vae.encode(x, num_samples=20_000)
     assert draws.shape == (20_000, 5, 2)
-    # 512 draws stand behind a flow's mean.
+    # A flow's mean is estimated from 512 draws.
     assert ((draws.mean(0) - first).abs() < 5 * draws.std(0) / 512**0.5).all()
     torch.testing.assert_close(vae.reconstruct(x), vae.decode(first))
 

@@ -38,6 +38,7 @@ _MODULES: Mapping[str, tuple[str, ...]] = {
     "flows.recipes": ("FlowRecipe",),
     "networks.convolutions": ("ConvDecoder", "ConvEncoder"),
     "networks.mlp": ("GatedMLP", "MLP"),
+    "parts.chains": ("ChainPosterior", "ChainPrior"),
     "parts.gtm": ("GTMPrior", "GTMPseudoInputs", "Grid"),
     "parts.likelihoods": (
         "AutoregressiveLikelihood",
@@ -227,9 +228,21 @@ def _rebuild(description: Any, built: list[Any]) -> Any:
     cls = _class_named(description["class"])
     given = sorted(description["arguments"].items())
     arguments = {key: _rebuild(item, built) for key, item in given}
-    value = cls(**arguments)
+    value = _constructed(cls, arguments)
     built.append(value)
     return value
+
+
+def _constructed(cls: Any, arguments: dict[str, Any]) -> Any:
+    """Calls a constructor with arguments by name; those like ``*links`` are passed by place."""
+    signature = inspect.signature(cls)
+    kinds = {parameter.kind for parameter in signature.parameters.values()}
+    if inspect.Parameter.VAR_POSITIONAL not in kinds:
+        return cls(**arguments)
+    if not arguments.keys() <= signature.parameters.keys():
+        raise SpecError(f"Expected arguments of {cls.__name__}; got {', '.join(arguments)}.")
+    bound = inspect.BoundArguments(signature, cast(Any, arguments))
+    return cls(*bound.args, **bound.kwargs)
 
 
 def _class_named(name: Any) -> Any:

@@ -56,7 +56,7 @@ def oddities(
         i = int(still.nonzero()[0])
         notes.append(
             f"{int(still.sum())} of {x.shape[1]} elements never vary in training (element {i} is "
-            f"always {x[0, i]:g}): their density is that of the floor under the scales."
+            f"always {x[0, i]:g}): the smallest scale sets their density."
         )
     if kind == "real" and len(x) > 2 and (found := _farthest(x)) is not None:
         notes.append(
@@ -68,7 +68,7 @@ def oddities(
     unseen = sorted(given - seen)
     if unseen:
         shown = ", ".join(names[label] if names else str(label) for label in unseen[:10])
-        notes.append(f"No training row has the label {shown}: what is said of it means little.")
+        notes.append(f"No training row has the label {shown}: figures for it mean little.")
     return notes
 
 

@@ -1,6 +1,7 @@
 """Distributions that Pyro lacks or gets wrong."""
 
 from pyro_vaes.distributions.autoregressive import AutoregressiveLevels
+from pyro_vaes.distributions.chains import Chain
 from pyro_vaes.distributions.levels import (
     CategoricalLevels,
     DiscretizedLogisticLevels,
@@ -12,6 +13,7 @@ from pyro_vaes.distributions.transformed import FlowDistribution
 __all__ = [
     "AutoregressiveLevels",
     "CategoricalLevels",
+    "Chain",
     "DiscretizedLogisticLevels",
     "FlowDistribution",
     "Mixture",

@@ -93,8 +93,8 @@ class Discrete:
     def augmented(self) -> tuple[Tensor, Tensor, Tensor]:
         """The expressions (5), (6) and (7).
 
-        The first is the average ELBO. The other two are less by E[log p_D(x)], the constant of (5):
-        it is -KL(q(x, z) || p(x, z)) alone that (6) and (7) rewrite.
+        The first is the average ELBO. The other two are smaller by E[log p_D(x)], the constant of
+        (5): they rewrite -KL(q(x, z) || p(x, z)) alone.
         """
         return (
             -_kl(self.joint.ravel(), self.log_joint.exp().ravel()) + self.data @ self.data.log(),
@@ -107,11 +107,11 @@ class Discrete:
         return self.reconstruction, self.entropy, self.aggregated @ self.prior.log()
 
     def info_16(self, alpha: float, lambda_: float) -> Tensor:
-        """InfoVAE's objective as it is defined, (16)."""
+        """InfoVAE's objective by its definition, (16)."""
         return alpha * self.mutual_information - lambda_ * self.marginal_kl - self.decoder_kl
 
     def info_rewritten(self, alpha: float, lambda_: float) -> Tensor:
-        """InfoVAE's objective as question 4.3 rewrites it: (16) plus the constant E[log p_D(x)]."""
+        """InfoVAE's objective as it is estimated: (16) plus the constant E[log p_D(x)]."""
         pull = (1 - alpha) * self.kl + (alpha + lambda_ - 1) * self.marginal_kl
         return self.reconstruction - pull
 

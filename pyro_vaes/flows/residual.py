@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 import torch
 from pyro.distributions.transforms.planar import ConditionedPlanar
@@ -59,6 +59,7 @@ class SylvesterLayer(FlowLayer):
     With a context, Q, R, S and b are linear in it: an amortised flow. It starts near the identity.
     """
 
+    order: Tensor
     scores = False
 
     def __init__(
@@ -106,7 +107,7 @@ class SylvesterLayer(FlowLayer):
         if self.head is not None and context is not None:
             parameters = parameters + self.head(context)
         vectors, mixing, diagonal, bias = parameters.split(self.sizes, dim=-1)
-        basis = cast(Tensor, self.order)
+        basis = self.order
         if self.reflections:
             vectors = vectors.unflatten(-1, (self.reflections, self.dim))
             basis = householder_columns(vectors, self.columns)

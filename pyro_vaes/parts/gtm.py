@@ -34,6 +34,8 @@ class Grid(Described):
         ValueError: for a size below one or a network of another number of inputs.
     """
 
+    points: Tensor
+
     def __init__(self, network: Network, grid_size: int, num_labels: int) -> None:
         super().__init__()
         positive(grid_size=grid_size)
@@ -52,7 +54,7 @@ class Grid(Described):
 
     def features(self) -> Tensor:
         """The network's features ``(K, out_features)``, or ``(num_labels, K, out_features)``."""
-        points = cast(Tensor, self.points)
+        points = self.points
         labels = torch.arange(self.num_labels, device=points.device).unsqueeze(-1)
         return cast(Tensor, self.network(append_labels(points, labels, self.num_labels)))
 
@@ -131,7 +133,7 @@ class GTMPseudoInputs(Grid, InUnits):
         """The label of each pseudo-input, None without labels."""
         if not self.num_labels:
             return None
-        labels = torch.arange(self.num_labels, device=cast(Tensor, self.points).device)
+        labels = torch.arange(self.num_labels, device=self.points.device)
         return labels.repeat_interleave(self.num_components)
 
     def forward(self) -> Tensor:
@@ -157,7 +159,7 @@ class GTMPseudoInputs(Grid, InUnits):
             x: data ``(n, *event_shape)``.
             y: their labels ``(n,)``; each label's grid is placed on the plane of its own data.
         """
-        points = cast(Tensor, self.points)
+        points = self.points
         # Components in the network's units, so that the units of the data do not matter.
         low, width = self._frame(x)
         rows = ((flat(x, self.event_shape).double() - low) / width).to(points)
@@ -209,6 +211,8 @@ class GTMPrior(Grid):
         ValueError: for sizes below one or a network of another number of inputs.
     """
 
+    logits: Tensor
+
     def __init__(
         self,
         network: Network,
@@ -243,7 +247,7 @@ class GTMPrior(Grid):
             self.register_buffer("logits", logits)
 
     def forward(self, y: Tensor | None = None) -> Any:
-        features, logits = self.features(), cast(Tensor, self.logits)
+        features, logits = self.features(), self.logits
         loc = self.loc(features)
         head = self.log_scale
         log_scale = head(features) if isinstance(head, nn.Module) else head.expand(loc.shape)

@@ -376,6 +376,9 @@ class NormalLikelihood(Likelihood):
             never varies, and so the likelihood, would grow to infinity.
     """
 
+    center: Tensor
+    spread: Tensor
+
     # The log of a scale moves ten times as fast as its parameter: at a network's step size a scale
     # would otherwise take thousands of steps to fall tenfold.
     PACE = 10.0
@@ -403,13 +406,13 @@ class NormalLikelihood(Likelihood):
     @property
     def units(self) -> tuple[Tensor, Tensor]:
         """The centre and spread of each element, both of shape ``event_shape``."""
-        return cast(Tensor, self.center), cast(Tensor, self.spread)
+        return self.center, self.spread
 
     @property
     def scale(self) -> Tensor:
         """The standard deviation of each element given z, in the units of the data."""
         learned = (self.PACE * self.log_scale).exp()
-        return cast(Tensor, self.spread) * (self.min_scale + learned)
+        return self.spread * (self.min_scale + learned)
 
     @torch.no_grad()
     def initialize_from(self, x: Any, shared: bool = False) -> None:

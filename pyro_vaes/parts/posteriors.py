@@ -217,6 +217,8 @@ class FullNormalPosterior(Posterior):
     torch.Size([10, 16, 16])
     """
 
+    place: Tensor
+
     def __init__(
         self,
         network: Network,
@@ -242,7 +244,7 @@ class FullNormalPosterior(Posterior):
         scale = (0.5 * log_variance).exp()
         scale_tril = scale.diag_embed()
         if self.below is not None:
-            below = F.pad(self.below(features), (0, 1)).index_select(-1, cast(Tensor, self.place))
+            below = F.pad(self.below(features), (0, 1)).index_select(-1, self.place)
             below = below.unflatten(-1, (self.latent_dim, self.latent_dim))
             scale_tril = scale_tril + scale.unsqueeze(-1) * below
         return dist.MultivariateNormal(loc, scale_tril=scale_tril)

@@ -46,6 +46,9 @@ class NormalPrior(Described):
         num_labels: number of labels of a conditional prior p(z | y); 0 for none.
     """
 
+    zero: Tensor
+    one: Tensor
+
     def __init__(self, latent_dim: int, num_labels: int = 0) -> None:
         super().__init__()
         positive(latent_dim=latent_dim)
@@ -59,7 +62,7 @@ class NormalPrior(Described):
 
     def forward(self, y: Tensor | None = None) -> Any:
         if not self.num_labels:
-            return dist.Normal(cast(Tensor, self.zero), cast(Tensor, self.one)).to_event(1)
+            return dist.Normal(self.zero, self.one).to_event(1)
         y = _labels(y, self.num_labels)
         return dist.Normal(self.loc[y], self.log_scale[y].exp()).to_event(1)
 
@@ -80,6 +83,10 @@ class MixturePrior(Described):
         num_labels: number of labels, each with its own mixture; 0 for none.
         learn_weights: False keeps the weights uniform.
     """
+
+    loc: Tensor
+    log_scale: Tensor
+    logits: Tensor
 
     def __init__(
         self,
@@ -102,8 +109,8 @@ class MixturePrior(Described):
             self.register_buffer("logits", logits)
 
     def forward(self, y: Tensor | None = None) -> Any:
-        loc, log_scale = cast(Tensor, self.loc), cast(Tensor, self.log_scale)
-        logits = cast(Tensor, self.logits)
+        loc, log_scale = self.loc, self.log_scale
+        logits = self.logits
         if self.num_labels:
             y = _labels(y, self.num_labels)
             loc, log_scale, logits = loc[y], log_scale[y], logits[y]
@@ -150,6 +157,9 @@ class VampPrior(InUnits):
             lies outside the bounds, or a label is missing.
     """
 
+    inputs: Any
+    logits: Tensor
+    labels: Tensor | None
     start: Tensor | None
 
     optional_buffers = (*InUnits.optional_buffers, "start")
@@ -213,7 +223,7 @@ class VampPrior(InUnits):
             self.register_buffer("logits", logits)
         self._start_units()
         # Initial values, for moved(); a module of pseudo-inputs may be initialised later.
-        self.register_buffer("start", None if made else cast(Tensor, self.inputs).detach().clone())
+        self.register_buffer("start", None if made else self.inputs.detach().clone())
         self._set_labels(getattr(pseudo_inputs, "labels", None) if labels is None else labels)
 
     @property
@@ -232,13 +242,14 @@ class VampPrior(InUnits):
             center: a number, or one for each element: a tensor of the shape of a datum.
             spread: the same.
         """
+        inputs: Any = self.inputs
         if isinstance(self.inputs, nn.Module):
-            if hasattr(self.inputs, "set_units"):
-                cast(Any, self.inputs).set_units(center, spread)
+            if hasattr(inputs, "set_units"):
+                inputs.set_units(center, spread)
             return
-        values = self._to_data(cast(Tensor, self.inputs))
+        values = self._to_data(inputs)
         if self._hold_units(center, spread, values):
-            self.inputs.copy_(self._from_data(values))
+            inputs.copy_(self._from_data(values))
 
     @torch.no_grad()
     def moved(self, x: Any) -> Tensor | None:
@@ -277,11 +288,11 @@ class VampPrior(InUnits):
         """The pseudo-inputs ``(K, *event_shape)`` in the units of the data, within the bounds."""
         if isinstance(self.inputs, nn.Module):
             return cast(Tensor, self.inputs())
-        values, bounds = self._to_data(cast(Tensor, self.inputs)), self.bounds
+        values, bounds = self._to_data(self.inputs), self.bounds
         return values if bounds is None else _reflected(values, *bounds)
 
     def forward(self, y: Tensor | None = None) -> Any:
-        logits, labels = cast(Tensor, self.logits), cast("Tensor | None", self.labels)
+        logits, labels = self.logits, self.labels
         if labels is not None and y is not None:
             # Pseudo-inputs of other labels get weight zero; all rows share the components.
             logits = logits.masked_fill(labels != as_labels(y).unsqueeze(-1), -torch.inf)
@@ -321,6 +332,9 @@ class FlowPrior(Described):
         ValueError: if the flow cannot score any value, or its size is not ``latent_dim``.
     """
 
+    zero: Tensor
+    one: Tensor
+
     def __init__(self, latent_dim: int, transforms: FlowRecipe, num_labels: int = 0) -> None:
         super().__init__()
         positive(latent_dim=latent_dim)
@@ -338,11 +352,9 @@ class FlowPrior(Described):
 
     def forward(self, y: Tensor | None = None) -> Any:
         batch: Sequence[int] = ()
-        context, zero = None, cast(Tensor, self.zero)
+        context, zero = None, self.zero
         if self.num_labels:
             y = _labels(y, self.num_labels)
             context, batch = append_labels(zero.new_empty(*y.shape, 0), y, self.num_labels), y.shape
-        base = (
-            dist.Normal(zero, cast(Tensor, self.one)).expand([*batch, self.latent_dim]).to_event(1)
-        )
+        base = dist.Normal(zero, self.one).expand([*batch, self.latent_dim]).to_event(1)
         return FlowDistribution(base, self.flow(context))

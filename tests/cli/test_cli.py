@@ -315,7 +315,7 @@ def test_damaged_checkpoint_is_not_resumed(capsys, tmp_path, finished):
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     refused(capsys, "train", "--resume", "--epochs", 4, "--out", folder)
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
-    # Beginning anew would write over the weights.
+    # A new run would overwrite the weights.
     path.unlink()
     line = refused(capsys, "train", "--resume", "--epochs", 4, "--out", folder)
     assert "checkpoint" in line and "weights" in line
@@ -361,12 +361,12 @@ def test_training_uses_the_digits_split():
 
 def test_parts_lists_what_the_flags_take(capsys):
     from pyro_vaes.runs import schema as config
-    from pyro_vaes.runs.registry import CATALOGUE
+    from pyro_vaes.runs.registry import REGISTRY
 
     capsys.readouterr()
     assert run("parts") == 0
     text = capsys.readouterr().out
-    for option, entries in CATALOGUE.items():
+    for option, entries in REGISTRY.items():
         if option != "objective":
             choices = set(config.OPTIONS[option].choices) - {"auto", "none"}
             assert choices == set(entries)

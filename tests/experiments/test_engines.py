@@ -232,7 +232,7 @@ def test_a_cluster_that_loses_a_worker_and_a_node_finds_what_one_process_finds(
     begun = Counter(run for run, _ in notes(log, "begun"))
     assert len(lost) == 2
     assert begun == Counter(runs) + Counter(name for name, _ in lost)
-    # They went on: what an epoch took says that it is the one from before the loss.
+    # They resumed: the seconds of an epoch show that it is from before the loss.
     for name, metrics in lost:
         assert (far / "runs" / name / "metrics.jsonl").read_text().splitlines()[0] == metrics[0]
     tables = [pd.read_csv(out / "tiny.csv") for out in (small.out, far)]

@@ -1,4 +1,4 @@
-"""Priors: what they refuse, what is learned, and a VampPrior beside each posterior."""
+"""Priors: refusals, learned parameters, and a VampPrior with each posterior."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def test_event_shapes_of_pseudo_inputs():
     assert VampPrior(posterior, torch.rand(5, 1, 2, 2))().batch_shape == ()
     with pytest.raises(ValueError, match=r"\(K, 1, 2, 2\); got \(5, 4\)"):
         VampPrior(posterior, U)
-    # A posterior of one's own does not tell its shape: the pseudo-inputs do.
+    # A user's own posterior has no event_shape: the pseudo-inputs have one.
     assert VampPrior(OwnPosterior(2, (2, 2)), torch.rand(5, 2, 2))().batch_shape == ()
 
 

@@ -145,7 +145,7 @@ def _rows(
     if data is not None:
         if split is not None:
             raise ConfigError(
-                f"Invalid value for '--split': expected none beside --data; got {split}."
+                f"Invalid value for '--split': expected none with --data; got {split}."
             )
         return read_new(data, config, run, record, label=number)
     split = split or "test"

@@ -55,7 +55,7 @@ def mean_of(distribution: Any) -> Tensor:
 def in_pieces(
     work: Callable[[Any, Tensor | None], Tensor], rows: Any, y: Tensor | None, size: int
 ) -> Tensor:
-    """Applies a function to rows and their labels, so many of them at a time."""
+    """Applies a function to rows and their labels, ``size`` rows at a time."""
     result = None
     for start in range(0, len(rows), size):
         piece = slice(start, start + size)

@@ -125,7 +125,7 @@ def score(
 
     Raises:
         TypeError: for a model that is no ``VAE``.
-        ValueError: for data that the parts cannot take, or a proposal that the model does not allow.
+        ValueError: for data that the parts cannot take, or a proposal that does not suit the model.
     """
     chunk_size = _checked(vae, num_samples, chunk_size, proposal, start)
     x, labels = _on_device(vae, x)

@@ -224,17 +224,18 @@ def nearest_rows(x: Any, train: Any, *, shared: bool = False) -> tuple[Tensor, T
     Raises:
         ValueError: for rows of another shape.
     """
-    rows, known = as_split(x).frozen(), as_split(train).frozen()
+    known = as_split(train).frozen()
+    rows = as_split(x).frozen()
     if rows.event_shape != known.event_shape:
         raise ValueError(
             f"Expected rows of shape {known.event_shape}, as training rows are; "
             f"got {rows.event_shape}."
         )
     _, spread = units_of(known, known.event_shape, shared)
-    spread = spread.flatten()
+    spread = spread.flatten().to(known.x.device)
     near, place = [], []
     for some in rows.x.split(_ROWS):
-        best, index = _nearest(some.flatten(1).double() / spread, known.x.flatten(1), spread)
+        best, index = _nearest(some.flatten(1).to(spread) / spread, known.x.flatten(1), spread)
         near.append(best / spread.numel() ** 0.5)
         place.append(index)
     return torch.cat(near), torch.cat(place)
@@ -243,7 +244,7 @@ def nearest_rows(x: Any, train: Any, *, shared: bool = False) -> tuple[Tensor, T
 def _nearest(some: Tensor, known: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
     """The least Euclidean distances and where they are, a part of the known rows at a time."""
     best = some.new_full((len(some),), torch.inf)
-    index = torch.zeros(len(some), dtype=torch.long)
+    index = torch.zeros(len(some), dtype=torch.long, device=some.device)
     for first in range(0, len(known), _ROWS):
         least, at = _distances(some, known[first : first + _ROWS].double() / spread).min(1)
         index = torch.where(least < best, first + at, index)

@@ -17,7 +17,8 @@ nitpick_ignore_regex = [
     ("py:.*", r"(torch|pyro|numpy|sklearn|collections\.abc|pathlib|Tensor|nn)(\..*)?"),
     ("py:class", r"pyro_vaes\..*\._.*"),  # private bases
     ("py:class", r"pyro_vaes\..*\.T"),  # type variables
-    ("py:class", r"(list\[dict|tuple)\[str"),  # how Sphinx splits a field whose default it cannot read
+    # How Sphinx splits a field whose default it cannot read.
+    ("py:class", r"(list\[dict|tuple)\[str"),
 ]
 
 add_module_names = False

@@ -214,6 +214,11 @@ def score_command(
             f"{compared[2]} {low} of {len(scores)} are {_UNUSUAL} or less; of rows like those of "
             f"the run about {_UNUSUAL * len(scores):.3g} would be."
         )
+        if bool(scores.gaps.any()):
+            click.echo(
+                f"{int(scores.gaps.sum())} rows have gaps, and so no p-value: their log p(x) "
+                "is of fewer columns."
+            )
     if used.suffix == ".npy":
         import numpy as np
 

@@ -58,7 +58,7 @@ def write_table(out: Path, columns: Mapping[str, Any]) -> None:
 
 
 def _cell(value: Any) -> str:
-    # NumPy prints the fewest digits that distinguish a number from its neighbours in its precision.
+    # A number of NumPy's is written with as few digits as identify it in its own precision.
     return "" if value is None or value != value else str(value)
 
 

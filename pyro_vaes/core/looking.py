@@ -32,7 +32,12 @@ def in_evaluation_mode(module: nn.Module) -> Iterator[None]:
 
 
 def mean_of(distribution: Any) -> Tensor:
-    """The mean of a distribution, or the average of fixed draws if it has no analytic one."""
+    """The mean of a distribution, or the average of fixed draws if it has no analytic one.
+
+    >>> from pyro_vaes.vae import mean_of
+    >>> mean_of(dist.Normal(1.0, 2.0))
+    tensor(1.)
+    """
     try:
         return cast(Tensor, distribution.mean)
     except NotImplementedError:

@@ -39,7 +39,7 @@ class NewRows:
     Attributes:
         x: ``(n, *event_shape)``.
         y: labels ``(n,)``, or None for a model without.
-        carried: what is known of each row besides, by name: it goes with it to the output.
+        carried: further columns of the rows, by name, which are copied to the output.
         notes: what there is to say.
     """
 
@@ -149,7 +149,7 @@ def _from_table(
     x, labels, carried = read_columns(path, columns, labelled)
     if carried:
         shown = ", ".join(map(repr, list(carried)[:10])) + ", ..." * (len(carried) > 10)
-        notes.append(f"Not seen by the model, and carried to the output: {shown}.")
+        notes.append(f"Not seen by the model, and copied to the output: {shown}.")
     return x, labels, carried
 
 

@@ -99,7 +99,7 @@ def new(tmp_path: Path) -> Path:
 
 def test_columns_go_by_name_and_what_is_left_goes_along(capsys, first, new, tmp_path):
     assert run("encode", first, "--data", new, "--out", tmp_path / "codes.csv") == 0
-    assert "carried to the output: 'note', 'id'" in capsys.readouterr().out
+    assert "copied to the output: 'note', 'id'" in capsys.readouterr().out
     found = pd.read_csv(tmp_path / "codes.csv")
     assert list(found.columns) == ["note", "id", "z0", "z1"]
     assert found["note"].tolist() == ["a", "b", "c"] and found["id"].tolist() == [5, 3, 70]

@@ -1,5 +1,6 @@
 """Scores of rows: right with their errors, p-values that keep their level, and nearest rows."""
 
+import dataclasses
 import math
 
 import pyro.distributions as dist
@@ -147,6 +148,7 @@ def made(values, proposal="encoder"):
         log_p_se=values * 0,
         pareto_k=None,
         unreliable=None,
+        gaps=torch.zeros(len(values), dtype=torch.bool),
         num_samples=10,
         proposal=proposal,
     )
@@ -157,6 +159,16 @@ def test_p_values_count_reference_rows_that_score_as_low():
     assert new.p_values(old).tolist() == [0.2, 0.8, 0.8, 1.0, 0.2]
     with pytest.raises(ValueError, match="draws of the encoder proposal"):
         new.p_values(made([1.0], "refined"))
+
+
+def test_scores_of_rows_with_gaps_do_not_compare():
+    new, old = made([-9.0, -2.0]), made([-9.0, -2.0, -1.0])
+    new = dataclasses.replace(new, gaps=torch.tensor([True, False]))
+    old = dataclasses.replace(old, gaps=torch.tensor([True, False, False]))
+    first, second = new.p_values(old).tolist()
+    assert math.isnan(first) and second == pytest.approx(2 / 3)
+    with pytest.raises(ValueError, match="without gaps"):
+        new.p_values(dataclasses.replace(old, gaps=torch.ones(3, dtype=torch.bool)))
 
 
 def test_p_values_of_like_rows_keep_their_level(known):

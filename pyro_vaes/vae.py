@@ -247,8 +247,8 @@ class VAE(Described):
             array = np.asarray(value) if np.ndim(value) else np.array(value)
             if array.dtype.kind not in "biuf":
                 raise ValueError(f"Expected {what} that are real numbers; got {array.dtype}.")
-            if np.ma.is_masked(value):
-                raise ValueError(f"Expected {what} without gaps; got masked values.")
+            if np.ma.is_masked(value):  # What is masked was not seen.
+                array = np.ma.filled(value.astype(np.float64), np.nan)
             if array.dtype not in (np.uint8, np.float32):
                 array = array.astype(np.float64 if array.dtype.kind == "f" else int)
             value = torch.from_numpy(np.array(array))
@@ -366,15 +366,32 @@ def check_data(vae: VAE, x: Tensor, y: Tensor | None = None) -> None:
         y: labels ``(n,)`` or None.
 
     Raises:
-        ValueError: for another event shape, for labels that are missing or out of range, or for
-            values that are no levels of a likelihood over levels.
+        ValueError: for another event shape, for labels that are missing or out of range, for
+            values that are no levels of a likelihood over levels, or for gaps (NaN) that a part
+            cannot take.
     """
     check_labels(vae, x, y)
     with evaluating(vae):
         label = None if y is None else y[:1]
         likelihood = vae.p_x(drawn(vae.q_z(vae._data(x[:1]), label)), label)
         for first in range(0, len(x), _PIECE):
-            check_support(likelihood, vae._data(x[first : first + _PIECE]), first)
+            rows = vae._data(x[first : first + _PIECE])
+            check_support(likelihood, rows, first)
+            _check_codes(vae, rows, y, first)
+
+
+def _check_codes(vae: VAE, x: Tensor, y: Tensor | None, first: int) -> None:
+    """Refuses a row with gaps of which a posterior makes NaN, as one of a user's own may."""
+    gaps = x.isnan().flatten(1).any(1)
+    if not bool(gaps.any()):
+        return
+    row = int(gaps.nonzero()[0])
+    label = None if y is None else y[first + row : first + row + 1]
+    if bool(drawn(vae.q_z(x[row : row + 1], label)).isnan().any()):
+        raise ValueError(
+            f"Expected a posterior that takes gaps; got NaN codes of row {first + row} (counted "
+            "from 0), which has NaN in it. Give its network zeros there, as NormalPosterior does."
+        )
 
 
 def check_labels(vae: VAE, x: Tensor, y: Any) -> Tensor | None:
@@ -387,8 +404,19 @@ def check_labels(vae: VAE, x: Tensor, y: Any) -> Tensor | None:
 def check_support(likelihood: Any, x: Tensor, first: int = 0) -> None:
     """Refuses values between or beyond the levels of a likelihood, rows counted from ``first``.
 
-    Where validation is off, the probability of half a level would be a number like any other.
+    Where validation is off, the probability of half a level would be a number like any other. Gaps
+    (NaN) are refused where elements are not independent given z, and cannot be left out.
     """
+    gaps = x.isnan() if x.is_floating_point() else torch.zeros((), dtype=torch.bool)
+    if bool(gaps.any()):
+        if not hasattr(likelihood, "stand_in"):
+            row = int(gaps.reshape(len(x), -1).any(1).nonzero()[0])
+            raise ValueError(
+                f"Expected data without gaps for {type(likelihood).__name__}, which cannot leave "
+                f"elements out; got NaN in row {first + row} (counted from 0). Fill them in, or "
+                "take a likelihood of independent elements."
+            )
+        x = torch.where(gaps, likelihood.stand_in, x)
     try:
         support = likelihood.support
     except (AttributeError, NotImplementedError):  # A user's own need not tell.

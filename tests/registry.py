@@ -53,6 +53,7 @@ class Case:
         own: whether the part is made of the library's modules alone, and so can be rebuilt.
         mixes: for priors: whether it is given a posterior.
         tells_mean: for likelihoods: whether its distribution has its mean in closed form.
+        takes_gaps: for likelihoods: whether NaN is left out of its log-probability.
         support: for likelihoods: "binary", "levels" (0..NUM_LEVELS - 1) or "real".
     """
 
@@ -63,6 +64,7 @@ class Case:
     own: bool = True
     mixes: bool = False
     tells_mean: bool = True
+    takes_gaps: bool = True
     support: str = "real"
 
     def make(
@@ -188,6 +190,11 @@ def _vamp_of_grid(
     return VampPrior(posterior, grid)
 
 
+def _masked_normal(latent_dim: int, event_shape: Shape, labels: int) -> NormalPosterior:
+    network = MLP(2 * math.prod(event_shape) + labels, [8])
+    return NormalPosterior(network, latent_dim, event_shape, labels, mask=True)
+
+
 def _full_normal(latent_dim: int, event_shape: Shape, labels: int) -> FullNormalPosterior:
     return FullNormalPosterior(_encoder(event_shape, labels), latent_dim, event_shape, labels)
 
@@ -203,12 +210,15 @@ def _vamp_of_flow(latent_dim: int, event_shape: Shape, labels: int) -> VampPrior
     )
 
 
-def _levels(likelihood: type, tells_mean: bool = True, **options: Any) -> Case:
+def _levels(
+    likelihood: type, tells_mean: bool = True, takes_gaps: bool = True, **options: Any
+) -> Case:
     return Case(
         lambda d, shape, labels: likelihood(
             _decoder(d, labels), shape, NUM_LEVELS, labels, **options
         ),
         tells_mean=tells_mean,
+        takes_gaps=takes_gaps,
         support="levels",
     )
 
@@ -242,6 +252,7 @@ PRIORS: dict[str, Case] = {
 POSTERIORS: dict[str, Case] = {
     "normal": Case(_normal),
     "full_normal": Case(_full_normal),
+    "masked_normal": Case(_masked_normal),
     "own": Case(lambda d, shape, labels: OwnPosterior(d, shape), conditional=False, own=False),
     "flow_of_own": Case(
         lambda d, shape, labels: FlowPosterior(OwnPosterior(d, shape), flows.iaf(d, 1, [8]), shape),
@@ -266,16 +277,19 @@ LIKELIHOODS: dict[str, Case] = {
     "ordinal_sharp": _levels(OrdinalLikelihood, sharpness=True),
     "beta_binomial": _levels(BetaBinomialLikelihood),
     "discretized_logistic": _levels(DiscretizedLogisticLikelihood),
-    "autoregressive": _levels(AutoregressiveLikelihood, tells_mean=False, hidden_dims=[8]),
+    "autoregressive": _levels(
+        AutoregressiveLikelihood, tells_mean=False, takes_gaps=False, hidden_dims=[8]
+    ),
     "autoregressive_binary": Case(
         lambda d, shape, labels: AutoregressiveLikelihood(
             _decoder(d, labels), shape, 2, labels, hidden_dims=[8, 9]
         ),
         tells_mean=False,
+        takes_gaps=False,
         support="binary",
     ),
     "normal": Case(lambda d, shape, labels: NormalLikelihood(_decoder(d, labels), shape, labels)),
-    "own": Case(OwnLikelihood, own=False),
+    "own": Case(OwnLikelihood, own=False, takes_gaps=False),
 }
 
 OBJECTIVES: dict[str, Callable[[], Any]] = {

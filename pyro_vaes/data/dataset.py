@@ -26,7 +26,7 @@ from pyro_vaes.data.named import read_digits, read_torchvision
 from pyro_vaes.data.precision import in_single
 from pyro_vaes.data.splits import Split
 from pyro_vaes.data.spreadsheets import TableOptions
-from pyro_vaes.data.tables import ROWS, Pair, suffix_of
+from pyro_vaes.data.tables import ROWS, Pair, num_gaps, suffix_of
 
 __all__ = ["DataSet", "load_data"]
 
@@ -137,6 +137,11 @@ class DataSet:
                 f"Expected images to augment; got rows of shape {self.event_shape}. Say how they "
                 "are images with image_shape=(C, H, W)."
             )
+        if num_gaps(self.train.x):
+            raise DataError(
+                f"Expected images without gaps to augment; got {num_gaps(self.train.x)} values "
+                "that were not seen (NaN). Moves would spread them: leave them out (--augment 0)."
+            )
         binary = self.kind == "binary" and self.train.transform is None
         moves = augment_images(
             self.image_shape, num_levels=2 if binary else self.num_levels, **strengths
@@ -160,6 +165,7 @@ def load_data(
     header: bool | None = None,
     label_column: str | None = None,
     drop: Sequence[str] = (),
+    missing: Literal["keep", "refuse"] = "keep",
 ) -> DataSet:
     """Loads a data set by name, from a file, or from what the caller has in memory.
 
@@ -174,9 +180,10 @@ def load_data(
 
     Values that are all 0 or 1 are taken for binary, whole numbers from 0 in at most 256 levels for
     levels, everything else for real numbers; ``describe()`` of the result says which and why, and
-    what else was guessed. Bytes of shape ``(H, W)``, ``(C, H, W)`` or ``(H, W, C)`` with one to
-    four channels are taken for images if at least 4 pixels wide and high, other rows only if
-    ``image_shape`` says so.
+    what else was guessed. Gaps (NaN, blank and NA cells, masked values) are values that were not
+    seen: they stay NaN and are left out of log p(x), and ``describe()`` says how many there are.
+    Bytes of shape ``(H, W)``, ``(C, H, W)`` or ``(H, W, C)`` with one to four channels are taken
+    for images if at least 4 pixels wide and high, other rows only if ``image_shape`` says so.
 
     Args:
         source: see above.
@@ -196,6 +203,7 @@ def load_data(
         header: of a text file: whether the first row holds names; None to see.
         label_column: of a table: the name of the column of labels, ``""`` for none; None to see.
         drop: of a table: names of columns to leave out.
+        missing: whether gaps are kept, or refused.
 
     Returns:
         The data set, on the CPU, float32; bytes stay bytes until a batch needs them.
@@ -230,6 +238,7 @@ def load_data(
     if not train.event_shape == val.event_shape == test.event_shape:
         shapes = ", ".join(str(split.event_shape) for split in splits)
         raise DataError(f"Expected splits with rows of one shape; got {shapes}.")
+    _note_gaps(splits, missing, notes)
     # What a transform has yet to draw says nothing about the values.
     found, num_levels, reason = _kind([s.x for s in splits if not s.transform], kind, num_levels)
     if train.transform is not None:
@@ -320,22 +329,43 @@ def _own(
 def _single(pair: Pair) -> Split:
     """The rows in single precision or bytes, on the CPU."""
     x = in_single(pair[0].cpu())
-    if x.is_floating_point() and not all(part.isfinite().all() for part in x.split(ROWS)):
+    if x.is_floating_point() and any(part.isinf().any() for part in x.split(ROWS)):
         raise DataError("Expected numbers within the range of float32; got larger ones.")
     return Split(x, None if pair[1] is None else pair[1].cpu())
 
 
+def _note_gaps(splits: Sequence[Split], missing: str, notes: list[str]) -> None:
+    """Says how many values were not seen; refuses them if that was asked for."""
+    if missing not in ("keep", "refuse"):
+        raise DataError(f"Expected missing among keep, refuse; got {missing!r}.")
+    gaps, values = (sum(of(s.x) for s in splits) for of in (num_gaps, Tensor.numel))
+    if not gaps:
+        return
+    if gaps == values:
+        raise DataError("Expected numbers; got gaps (NaN) alone.")
+    if missing == "refuse":
+        raise DataError(f"Expected data without gaps (missing='refuse'); got {gaps} of {values}.")
+    notes.append(
+        f"{gaps} of {values} values ({gaps / values:.1%}) are gaps, values that were not seen: "
+        "they are left out of log p(x)."
+    )
+
+
 def _whole(x: Tensor) -> bool:
     return not x.is_floating_point() or all(
-        bool((part == part.floor()).all()) for part in x.split(ROWS)
+        bool(((part == part.floor()) | part.isnan()).all()) for part in x.split(ROWS)
     )
+
+
+_ENDS: Any = ((min, torch.min), (max, torch.max))
 
 
 def _kind(
     parts: list[Tensor], asked: str | None, num_levels: int | None
 ) -> tuple[Kind, int | None, str]:
     """What the values are, their number of levels, and why."""
-    low, high = min(float(x.min()) for x in parts), max(float(x.max()) for x in parts)
+    seen = [x[~x.isnan()] if num_gaps(x) else x for x in parts]
+    low, high = (of(float(of_each(x)) for x in seen if len(x)) for of, of_each in _ENDS)
     whole = low >= 0 and all(map(_whole, parts))
     if num_levels is not None:
         if num_levels < 2:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_vaes.core.errors import DataError
 from pyro_vaes.data.splits import Split
-from pyro_vaes.data.tables import ROWS, suffix_of
+from pyro_vaes.data.tables import ROWS, filled, suffix_of
 
 __all__ = ["find_images", "is_bytes", "oddities"]
 
@@ -50,8 +50,14 @@ def oddities(
     train: Split, splits: Sequence[Split], kind: str, names: tuple[str, ...] | None
 ) -> list[str]:
     """What is odd about the data, in sentences."""
-    notes, x = [], train.x.flatten(1)
-    still = (x == x[0]).all(0) if kind == "real" else torch.tensor(False)
+    notes, x = [], filled(train.x).flatten(1)
+    never = train.x.isnan().flatten(1).all(0)
+    if bool(never.any()):
+        notes.append(
+            f"{int(never.sum())} of {x.shape[1]} elements (element {int(never.nonzero()[0])}) have "
+            "no value in training: nothing can be learned of them."
+        )
+    still = (x == x[0]).all(0) & ~never if kind == "real" else torch.tensor(False)
     if bool(still.any()):
         i = int(still.nonzero()[0])
         notes.append(

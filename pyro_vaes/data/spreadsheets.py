@@ -87,6 +87,7 @@ def read_text_table(path: Path, options: TableOptions, notes: list[str]) -> Any:
         )
     frame.index = frame.index + 1 + skipped  # The line of each row.
     frame = frame[~_blank(path, frame)]
+    _check_whole(path, frame, separator)
     if header and len(frame) and len(names) != frame.shape[1]:
         raise DataError(
             f"Expected a name for each column; got {len(names)} names and {frame.shape[1]} columns."
@@ -180,12 +181,29 @@ def _blank(path: Path, frame: Any) -> Any:
     """Which rows are blank lines; a row of gaps is none."""
     empty = frame.isna().all(axis=1).to_numpy().copy()
     if empty.any():
-        opened: Any = gzip.open if path.suffix.lower() == ".gz" else open
-        with opened(path, "rt", encoding="utf-8-sig") as file:
-            texts = dict(enumerate(file, 1))
+        texts = _lines(path)
         for i in np.flatnonzero(empty):
             empty[i] = not texts.get(int(frame.index[i]), "").strip()
     return empty
+
+
+def _lines(path: Path) -> dict[int, str]:
+    """The lines of a file by their numbers, counted from 1."""
+    opened: Any = gzip.open if path.suffix.lower() == ".gz" else open
+    with opened(path, "rt", encoding="utf-8-sig") as file:
+        return dict(enumerate(file, 1))
+
+
+def _check_whole(path: Path, frame: Any, separator: str) -> None:
+    """Refuses a line with fewer cells than the others: pandas would take the rest for gaps."""
+    ends = frame.index[frame.iloc[:, -1].isna()] if frame.shape[1] > 1 else []
+    texts = _lines(path) if len(ends) else {}
+    for line in ends:
+        cells = texts.get(int(line), "").rstrip("\n").split(separator)
+        if len(cells) < frame.shape[1] and '"' not in texts.get(int(line), '"'):
+            raise DataError(
+                f"Expected {frame.shape[1]} cells in line {line}; got {len(cells)}. Is it cut off?"
+            )
 
 
 def _check_named(options: TableOptions, names: Sequence[str]) -> None:
@@ -267,17 +285,23 @@ def _numbers(column: Any, place: str, notes: list[str]) -> Any:
         values = column.to_numpy(dtype=np.float64, na_value=np.nan)
     else:
         values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64)
-    bad = ~np.isfinite(values)
+    bad = ~np.isfinite(values) & ~_gaps(column)
     if not bad.any():
         return values
     line, cell = column.index[bad][0], column[bad].iloc[0]
-    gap = bool(pd.isna(cell)) or not str(cell).strip()
-    got = "a gap" if gap else str(cell) if isinstance(cell, float) else repr(str(cell))
-    remedy = "Drop such rows or fill them in." if gap else "Leave the column out, or number it."
+    got = str(cell) if isinstance(cell, float) else repr(str(cell))
     raise DataError(
         f"Expected a number in line {line}, {place}; got {got} ({int(bad.sum())} of {len(bad)} "
-        f"rows are so). {remedy}"
+        "rows are so). Leave the column out, or number it."
     )
+
+
+def _gaps(column: Any) -> Any:
+    """Which cells hold no value: NaN, NA, and blanks, also in quotes."""
+    gaps = column.isna().to_numpy()
+    if column.dtype.kind in "OT" or str(column.dtype).startswith("str"):
+        gaps = gaps | (column.astype(str).str.strip() == "").to_numpy()
+    return gaps
 
 
 def _letter(i: int) -> str:

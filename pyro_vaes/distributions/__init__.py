@@ -1,6 +1,7 @@
 """Distributions that Pyro lacks or gets wrong."""
 
 from pyro_vaes.distributions.autoregressive import AutoregressiveLevels
+from pyro_vaes.distributions.elements import Elements
 from pyro_vaes.distributions.levels import (
     CategoricalLevels,
     DiscretizedLogisticLevels,
@@ -13,6 +14,7 @@ __all__ = [
     "AutoregressiveLevels",
     "CategoricalLevels",
     "DiscretizedLogisticLevels",
+    "Elements",
     "FlowDistribution",
     "Mixture",
     "OrdinalLevels",

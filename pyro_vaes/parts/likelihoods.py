@@ -20,6 +20,7 @@ from pyro_vaes.core.described import Described
 from pyro_vaes.core.labels import append_labels
 from pyro_vaes.data.units import units_of
 from pyro_vaes.distributions.autoregressive import AutoregressiveLevels
+from pyro_vaes.distributions.elements import Elements
 from pyro_vaes.distributions.levels import (
     CategoricalLevels,
     DiscretizedLogisticLevels,
@@ -83,7 +84,8 @@ class Likelihood(Described):
     """A likelihood of independent elements, whose parameters a network computes from z.
 
     To add a likelihood, subclass it: say how many parameters an element has and return the
-    distribution of the elements from :meth:`elements`.
+    distribution of the elements from :meth:`elements`. An element that is NaN was not seen, and is
+    left out of log p(x | z); see :class:`~pyro_vaes.distributions.elements.Elements`.
 
     Args:
         network: maps z (and the one-hot label) to features; ``in_features`` is
@@ -94,9 +96,11 @@ class Likelihood(Described):
 
     Attributes:
         x_range: ``(low, high)`` where the data are bounded, None otherwise.
+        stand_in: a value that every element may have.
     """
 
     x_range: tuple[float, float] | None = None
+    stand_in: float | Tensor = 0.0
 
     def __init__(
         self,
@@ -135,7 +139,8 @@ class Likelihood(Described):
     def forward(self, z: Tensor, y: Tensor | None = None) -> Any:
         outputs = self.head(self.network(append_labels(z, y, self.num_labels)))
         shape = (*outputs.shape[:-1], *self.event_shape, self.parameters_per_element)
-        return self.elements(outputs.reshape(shape)).to_event(len(self.event_shape))
+        elements = self.elements(outputs.reshape(shape))
+        return Elements(elements, len(self.event_shape), self.stand_in)
 
 
 class BernoulliLikelihood(Likelihood):
@@ -229,11 +234,13 @@ class OrdinalLikelihood(LevelLikelihood):
         table = x.flatten(1)
         counts = torch.zeros(table.shape[1], self.num_levels, dtype=torch.long, device=x.device)
         for rows in table.split(1024):
-            level = rows.T.ceil().clamp(0, self.num_levels - 1).long()
-            counts.scatter_add_(1, level, torch.ones_like(level))
+            seen = ~rows.T.isnan()
+            level = torch.where(seen, rows.T, 0).ceil().clamp(0, self.num_levels - 1).long()
+            counts.scatter_add_(1, level, seen.long())
         below = counts.cumsum(1)[:, :-1].reshape(*self.event_shape, -1)
         # A level that never occurs is not impossible: half a datum is added on either side.
-        self._set_thresholds(torch.logit((below + 0.5) / (len(x) + 1)))
+        total = counts.sum(1).reshape(*self.event_shape, 1)
+        self._set_thresholds(torch.logit((below + 0.5) / (total + 1)))
 
     @torch.no_grad()
     def _set_thresholds(self, thresholds: Tensor) -> None:

@@ -6,6 +6,8 @@ from .data.splits import Split as Split
 from .data.splits import pseudo_inputs as pseudo_inputs
 from .evaluation.evaluator import evaluate as evaluate
 from .evaluation.evaluator import log_marginal as log_marginal
+from .evaluation.imputation import Imputation as Imputation
+from .evaluation.imputation import impute as impute
 from .evaluation.results import Evaluation as Evaluation
 from .inference.divergences import MMD as MMD
 from .inference.divergences import Adversarial as Adversarial

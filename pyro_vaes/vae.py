@@ -429,6 +429,8 @@ def check_support(likelihood: Any, x: Tensor, first: int = 0) -> None:
         base = getattr(support, "base_constraint", support)
         top = getattr(base, "upper_bound", None)
         levels = f"{base}" if top is None else f"whole numbers up to {torch.as_tensor(top).max():g}"
+        if getattr(base, "lower_bound", None) == 0 and top is None:
+            levels = "whole numbers from 0"
         raise ValueError(
             f"Expected the likelihood's levels, {levels}; got values from {x[row].min():g} to "
             f"{x[row].max():g} in row {first + row} (counted from 0)."

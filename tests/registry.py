@@ -22,6 +22,7 @@ from pyro_vaes.inference.divergences import MMD, Adversarial
 from pyro_vaes.inference.elbo import ELBO, BetaELBO
 from pyro_vaes.inference.info import InfoELBO
 from pyro_vaes.networks.mlp import MLP
+from pyro_vaes.parts.counts import NegativeBinomialLikelihood, PoissonLikelihood
 from pyro_vaes.parts.gtm import GTMPrior, GTMPseudoInputs
 from pyro_vaes.parts.likelihoods import (
     AutoregressiveLikelihood,
@@ -54,7 +55,7 @@ class Case:
         mixes: for priors: whether it is given a posterior.
         tells_mean: for likelihoods: whether its distribution has its mean in closed form.
         takes_gaps: for likelihoods: whether NaN is left out of its log-probability.
-        support: for likelihoods: "binary", "levels" (0..NUM_LEVELS - 1) or "real".
+        support: for likelihoods: "binary", "levels" (0..NUM_LEVELS - 1), "counts" or "real".
     """
 
     build: Callable[..., Any]
@@ -91,8 +92,9 @@ def scramble(module: nn.Module, scale: float = 1.0) -> nn.Module:
             fan_in = parameter.shape[-1] if parameter.dim() > 1 else 1
             parameter.normal_(0.0, scale / math.sqrt(fan_in))
         for part in module.modules():
-            if isinstance(part, NormalLikelihood):  # Its logs of scales are PACE times larger.
-                part.log_scale.div_(part.PACE)
+            # Logs of scales and the like are PACE times larger.
+            for parameter in part.parameters(recurse=False) if hasattr(part, "PACE") else ():
+                parameter.div_(part.PACE)
     return module
 
 
@@ -223,6 +225,13 @@ def _levels(
     )
 
 
+def _counts(likelihood: type, **options: Any) -> Case:
+    return Case(
+        lambda d, shape, labels: likelihood(_decoder(d, labels), shape, labels, **options),
+        support="counts",
+    )
+
+
 FLOWS: dict[str, Case] = {
     "iaf": Case(lambda d, depth: flows.iaf(d, depth, [8])),
     "maf": Case(lambda d, depth: flows.maf(d, depth, [8])),
@@ -289,6 +298,10 @@ LIKELIHOODS: dict[str, Case] = {
         support="binary",
     ),
     "normal": Case(lambda d, shape, labels: NormalLikelihood(_decoder(d, labels), shape, labels)),
+    "poisson": _counts(PoissonLikelihood),
+    "poisson_inflated": _counts(PoissonLikelihood, zero_inflated=True),
+    "negative_binomial": _counts(NegativeBinomialLikelihood),
+    "negative_binomial_inflated": _counts(NegativeBinomialLikelihood, zero_inflated=True),
     "own": Case(OwnLikelihood, own=False, takes_gaps=False),
 }
 
@@ -352,5 +365,7 @@ def data(likelihood: str, *shape: int) -> Tensor:
     support = LIKELIHOODS[likelihood].support
     if support == "real":
         return torch.randn(*shape)
+    if support == "counts":
+        return torch.poisson(torch.full(shape, 3.0))
     levels = 2 if support == "binary" else NUM_LEVELS
     return torch.randint(0, levels, shape).to(torch.get_default_dtype())

@@ -38,6 +38,7 @@ _MODULES: Mapping[str, tuple[str, ...]] = {
     "flows.recipes": ("FlowRecipe",),
     "networks.convolutions": ("ConvDecoder", "ConvEncoder"),
     "networks.mlp": ("GatedMLP", "MLP"),
+    "parts.counts": ("CountLikelihood", "NegativeBinomialLikelihood", "PoissonLikelihood"),
     "parts.gtm": ("GTMPrior", "GTMPseudoInputs", "Grid"),
     "parts.likelihoods": (
         "AutoregressiveLikelihood",
@@ -57,7 +58,7 @@ _MODULES: Mapping[str, tuple[str, ...]] = {
         "Posterior",
         "_Scaled",
     ),
-    "parts.units": ("InUnits",),
+    "parts.units": ("ElementUnits", "InUnits"),
     "parts.priors": ("FlowPrior", "MixturePrior", "NormalPrior", "VampPrior"),
     "vae": ("VAE",),
 }

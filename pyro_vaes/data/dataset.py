@@ -21,7 +21,7 @@ from pyro_vaes.core.described import plain
 from pyro_vaes.core.errors import DataError
 from pyro_vaes.data.augmentation import augment_images, binarize, compose
 from pyro_vaes.data.files import SUFFIXES, read
-from pyro_vaes.data.guesses import find_images, is_bytes, oddities
+from pyro_vaes.data.guesses import find_images, is_bytes, oddities, whole_again
 from pyro_vaes.data.named import read_digits, read_torchvision
 from pyro_vaes.data.precision import in_single
 from pyro_vaes.data.splits import Split
@@ -31,17 +31,24 @@ from pyro_vaes.data.tables import ROWS, Pair, num_gaps, suffix_of
 __all__ = ["DataSet", "load_data"]
 
 
-Kind = Literal["binary", "levels", "real"]
+Kind = Literal["binary", "levels", "counts", "real"]
 Binarization = Literal["dynamic", "threshold", "grey"]
 
 NAMES = ("digits", "fashion_mnist", "mnist")
 BINARIZATIONS = ("dynamic", "threshold", "grey")
-LIKELIHOODS: dict[Kind, str] = {"binary": "bernoulli", "levels": "ordinal", "real": "normal"}
+LIKELIHOODS: dict[Kind, str] = {
+    "binary": "bernoulli",
+    "levels": "ordinal",
+    "counts": "negative_binomial",
+    "real": "normal",
+}
 
 # Whole numbers are taken for levels up to this many, the grey values of a byte.
 _MOST_LEVELS = 256
 # More than this and a likelihood over levels would not fit into memory.
 _MOST_LEVELS_ON_REQUEST = 2**16
+# Larger ones are taken for counts if at least this share of them is 0.
+_ZEROS_OF_COUNTS = 0.1
 # The last rows of torchvision's training files are kept for validation.
 _TORCHVISION_VALIDATION_ROWS = 10_000
 # One draw for everyone, whatever the seed of the run, so that test figures compare.
@@ -57,7 +64,8 @@ class DataSet:
         train: rows to learn from.
         val: rows to choose by.
         test: rows to look at once.
-        kind: ``binary`` (0 and 1), ``levels`` (whole numbers from 0) or ``real``.
+        kind: ``binary`` (0 and 1), ``levels`` (whole numbers from 0 to a highest one), ``counts``
+            (whole numbers from 0 without one) or ``real``.
         num_levels: the number of levels, 0 included; None unless the kind is ``levels``.
         num_labels: the number of labels, 0 included; None without labels.
         image_shape: ``(C, H, W)`` if a datum is an image, else None; x may hold it flat.
@@ -106,7 +114,12 @@ class DataSet:
     def describe(self) -> str:
         """In short: what the data are, what they were taken for, and why; and what was guessed."""
         labels = f" with labels 0..{self.num_labels - 1}" if self.num_labels else ""
-        kind = {"binary": "binary", "levels": f"{self.num_levels} levels", "real": "real numbers"}
+        kind = {
+            "binary": "binary",
+            "levels": f"{self.num_levels} levels",
+            "counts": "counts",
+            "real": "real numbers",
+        }
         return (
             f"{self.name}: {len(self.train)} training, {len(self.val)} validation and "
             f"{len(self.test)} test rows of shape {self.event_shape}{labels}, taken for "
@@ -179,17 +192,19 @@ def load_data(
       permutation makes them.
 
     Values that are all 0 or 1 are taken for binary, whole numbers from 0 in at most 256 levels for
-    levels, everything else for real numbers; ``describe()`` of the result says which and why, and
-    what else was guessed. Gaps (NaN, blank and NA cells, masked values) are values that were not
-    seen: they stay NaN and are left out of log p(x), and ``describe()`` says how many there are.
-    Bytes of shape ``(H, W)``, ``(C, H, W)`` or ``(H, W, C)`` with one to four channels are taken
-    for images if at least 4 pixels wide and high, other rows only if ``image_shape`` says so.
+    levels, larger ones for counts if one in ten is 0 and rows are no images, everything else for
+    real numbers; ``describe()`` of the result says which and why, and what else was guessed. Whole
+    numbers that a computation made miss by a little are rounded. Gaps (NaN, blank and NA cells,
+    masked values) are values that were not seen: they stay NaN and are left out of log p(x), and
+    ``describe()`` says how many there are. Bytes of shape ``(H, W)``, ``(C, H, W)`` or
+    ``(H, W, C)`` with one to four channels are taken for images if at least 4 pixels wide and high,
+    other rows only if ``image_shape`` says so.
 
     Args:
         source: see above.
         labels: one label for each row of the user's own data: words or whole numbers, which are
             numbered if they do not count from 0.
-        kind: ``binary``, ``levels`` or ``real``, if the values are not to decide.
+        kind: ``binary``, ``levels``, ``counts`` or ``real``, if the values are not to decide.
         num_levels: the number of levels, if not the highest level and one; asks for ``levels``.
         image_shape: ``(C, H, W)`` of rows that are images, flat or not; ``(H, W)`` for grey ones.
             Rows of shape ``(H, W, C)`` are turned round. An empty one for rows that are none.
@@ -233,6 +248,8 @@ def load_data(
         if turned:
             pairs = {key: (x.movedim(-1, 1).contiguous(), y) for key, (x, y) in pairs.items()}
         splits = _own(pairs, val_fraction, test_fraction, int(plain(seed)))
+        if kind != "real":
+            splits = whole_again(splits, notes)
         name = Path(source).name if isinstance(source, (str, Path)) else "data"
     train, val, test = splits
     if not train.event_shape == val.event_shape == test.event_shape:
@@ -240,7 +257,8 @@ def load_data(
         raise DataError(f"Expected splits with rows of one shape; got {shapes}.")
     _note_gaps(splits, missing, notes)
     # What a transform has yet to draw says nothing about the values.
-    found, num_levels, reason = _kind([s.x for s in splits if not s.transform], kind, num_levels)
+    known = [s.x for s in splits if not s.transform]
+    found, num_levels, reason = _kind(known, kind, num_levels, bool(image_shape))
     if train.transform is not None:
         reason += " (for training, grey ones are drawn anew at each batch)"
     notes += oddities(train, splits, found, label_names)
@@ -361,7 +379,7 @@ _ENDS: Any = ((min, torch.min), (max, torch.max))
 
 
 def _kind(
-    parts: list[Tensor], asked: str | None, num_levels: int | None
+    parts: list[Tensor], asked: str | None, num_levels: int | None, images: bool
 ) -> tuple[Kind, int | None, str]:
     """What the values are, their number of levels, and why."""
     seen = [x[~x.isnan()] if num_gaps(x) else x for x in parts]
@@ -382,6 +400,10 @@ def _kind(
             why = "some values are negative"
         elif whole:
             why = f"whole numbers up to {high:g} are more than {_MOST_LEVELS} levels"
+            zeros = sum(int((x == 0).sum()) for x in seen) / sum(x.numel() for x in seen)
+            if zeros >= _ZEROS_OF_COUNTS and not images:
+                return "counts", None, f"{why}, and {zeros:.0%} of them are 0"
+            why += " (if they are counts, say kind='counts')"
         else:
             why = "some values are not whole numbers"
         return "real", None, why
@@ -389,6 +411,12 @@ def _kind(
         raise DataError(f"Expected kind among {', '.join(LIKELIHOODS)}; got {asked!r}.")
     if asked == "binary" and not (whole and high <= 1):
         raise DataError(f"Expected values of 0 and 1 for kind='binary'; got {low:g} to {high:g}.")
+    if asked == "counts" and not whole:
+        fractions = "" if low < 0 else ", fractions among them"
+        raise DataError(
+            f"Expected whole numbers from 0 for kind='counts'; got values from {low:g} to "
+            f"{high:g}{fractions}."
+        )
     if asked == "levels":
         most = (num_levels or _MOST_LEVELS_ON_REQUEST) - 1
         if not whole or high > most:

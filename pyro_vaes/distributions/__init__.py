@@ -1,6 +1,7 @@
 """Distributions that Pyro lacks or gets wrong."""
 
 from pyro_vaes.distributions.autoregressive import AutoregressiveLevels
+from pyro_vaes.distributions.counts import Exposed, ZeroInflated
 from pyro_vaes.distributions.elements import Elements
 from pyro_vaes.distributions.levels import (
     CategoricalLevels,
@@ -15,8 +16,10 @@ __all__ = [
     "CategoricalLevels",
     "DiscretizedLogisticLevels",
     "Elements",
+    "Exposed",
     "FlowDistribution",
     "Mixture",
     "OrdinalLevels",
     "VampDistribution",
+    "ZeroInflated",
 ]

@@ -18,7 +18,6 @@ from torch.nn import functional
 from pyro_vaes.core.checks import positive
 from pyro_vaes.core.described import Described
 from pyro_vaes.core.labels import append_labels
-from pyro_vaes.data.units import units_of
 from pyro_vaes.distributions.autoregressive import AutoregressiveLevels
 from pyro_vaes.distributions.elements import Elements
 from pyro_vaes.distributions.levels import (
@@ -29,6 +28,7 @@ from pyro_vaes.distributions.levels import (
 from pyro_vaes.distributions.scaled_normal import ScaledNormal
 from pyro_vaes.networks.masked import AutoregressiveNetwork
 from pyro_vaes.networks.mlp import Network, check_network, shape_of
+from pyro_vaes.parts.units import ElementUnits
 
 __all__ = [
     "AutoregressiveLikelihood",
@@ -336,7 +336,7 @@ class AutoregressiveLikelihood(LevelLikelihood):
         return AutoregressiveLevels(logits, features, self.masked, self.event_shape)
 
 
-class NormalLikelihood(Likelihood):
+class NormalLikelihood(ElementUnits, Likelihood):
     """Real elements with a learned scale, one for each element, shared by all data.
 
     The network works in each element's own centre and spread, see :meth:`initialize_from`; scores,
@@ -377,46 +377,13 @@ class NormalLikelihood(Likelihood):
         self.min_scale = min_scale
         start = math.log(initial_scale - min_scale) / self.PACE
         self.log_scale = nn.Parameter(torch.full(self.event_shape, start))
-        self.register_buffer("center", torch.zeros(self.event_shape))
-        self.register_buffer("spread", torch.ones(self.event_shape))
-        self._followers: list[Any] = []
-
-    @property
-    def units(self) -> tuple[Tensor, Tensor]:
-        """The centre and spread of each element, both of shape ``event_shape``."""
-        return cast(Tensor, self.center), cast(Tensor, self.spread)
+        self._start_units()
 
     @property
     def scale(self) -> Tensor:
         """The standard deviation of each element given z, in the units of the data."""
         learned = (self.PACE * self.log_scale).exp()
         return cast(Tensor, self.spread) * (self.min_scale + learned)
-
-    @torch.no_grad()
-    def initialize_from(self, x: Any, shared: bool = False) -> None:
-        """Takes the centre and spread of each element from training data, before training.
-
-        They are buffers, saved with the weights. A VAE hands them on to its posterior and prior,
-        whether it is made before or after the call.
-
-        Args:
-            x: training data ``(n, *event_shape)``, or a split.
-            shared: one centre and spread for all elements, as befits pixels.
-
-        Raises:
-            ValueError: for data of another shape, or with values that are not finite.
-        """
-        center, spread = units_of(x, self.event_shape, shared)
-        for own, value in zip(self.units, (center, spread), strict=True):
-            own.copy_(value)
-        for follower in self._followers:
-            follower.set_units(*self.units)
-
-    def hand_on(self, part: Any) -> None:
-        """Keeps a part that looks at data informed of :attr:`units`, from now on."""
-        if not any(part is known for known in self._followers):
-            self._followers.append(part)
-        part.set_units(*self.units)
 
     def elements(self, parameters: Tensor) -> Any:
         center, spread = self.units

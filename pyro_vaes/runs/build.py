@@ -22,6 +22,7 @@ from pyro_vaes.inference.elbo import BetaELBO
 from pyro_vaes.inference.info import InfoELBO
 from pyro_vaes.networks.convolutions import ConvDecoder, ConvEncoder
 from pyro_vaes.networks.mlp import MLP, GatedMLP
+from pyro_vaes.parts.counts import NegativeBinomialLikelihood, PoissonLikelihood
 from pyro_vaes.parts.gtm import GTMPrior, GTMPseudoInputs
 from pyro_vaes.parts.likelihoods import (
     AutoregressiveLikelihood,
@@ -55,7 +56,18 @@ _LEVELS: dict[str, Any] = {
 }
 # So many labels are never too many.
 _FEW_LABELS = 20
-_NEEDS = {"bernoulli": ("binary",), "normal": ("binary", "levels", "real")}
+# Likelihoods of counts, and whether of those with other zeros than their own.
+_COUNTS: dict[str, tuple[Any, bool]] = {
+    "poisson": (PoissonLikelihood, False),
+    "negative_binomial": (NegativeBinomialLikelihood, False),
+    "zero_inflated_poisson": (PoissonLikelihood, True),
+    "zero_inflated_negative_binomial": (NegativeBinomialLikelihood, True),
+}
+_NEEDS = {
+    "bernoulli": ("binary",),
+    "normal": ("binary", "levels", "counts", "real"),
+    **dict.fromkeys(_COUNTS, ("binary", "levels", "counts")),
+}
 
 
 def device_of_flag(name: str) -> torch.device:
@@ -307,6 +319,11 @@ def _likelihood(config: RunConfig, data: DataSet, labels: int, remarks: list[str
         return ordinal
     if name in _LEVELS:
         return _LEVELS[name](network, shape, data.num_levels, labels)  # type: ignore[no-any-return]
+    if name in _COUNTS:
+        kind, inflated = _COUNTS[name]
+        counts = kind(network, shape, labels, inflated)
+        counts.initialize_from(data.train)
+        return counts  # type: ignore[no-any-return]
     if name == "bernoulli":
         return BernoulliLikelihood(network, shape, labels)
     normal = NormalLikelihood(network, shape, labels)
@@ -319,6 +336,7 @@ def _values(data: DataSet) -> str:
     return {
         "binary": "binary values",
         "levels": f"levels 0..{(data.num_levels or 0) - 1}",
+        "counts": "counts",
         "real": "real values",
     }[data.kind]
 

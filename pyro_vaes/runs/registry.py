@@ -53,6 +53,13 @@ CATALOGUE: dict[str, dict[str, tuple[str, str]]] = {
             "parts.likelihoods.DiscretizedLogisticLikelihood",
             "Salimans et al. 2017",
         ),
+        "poisson": ("parts.counts.PoissonLikelihood", "Lambert 1992"),
+        "negative_binomial": ("parts.counts.NegativeBinomialLikelihood", "Lopez et al. 2018"),
+        "zero_inflated_poisson": ("parts.counts.PoissonLikelihood", "Lambert 1992"),
+        "zero_inflated_negative_binomial": (
+            "parts.counts.NegativeBinomialLikelihood",
+            "Lopez et al. 2018",
+        ),
         "autoregressive": ("parts.likelihoods.AutoregressiveLikelihood", "Germain et al. 2015"),
         "normal": ("parts.likelihoods.NormalLikelihood", _KINGMA),
     },
@@ -101,6 +108,7 @@ PRIORS = tuple(CATALOGUE["prior"])
 FLOW_POSTERIORS = _within("posterior", "flows.")
 POSTERIORS = tuple(CATALOGUE["posterior"])
 LIKELIHOODS = ("auto", *CATALOGUE["likelihood"])
-LEVEL_LIKELIHOODS = tuple(v for v in CATALOGUE["likelihood"] if v not in ("bernoulli", "normal"))
+_OF_LEVELS = _within("likelihood", "parts.likelihoods.")
+LEVEL_LIKELIHOODS = tuple(v for v in _OF_LEVELS if v not in ("bernoulli", "normal"))
 NETWORKS = tuple(CATALOGUE["network"])
 DIVERGENCES = ("none", *CATALOGUE["divergence"])

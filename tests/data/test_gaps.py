@@ -112,3 +112,49 @@ def test_gaps_beyond_single_precision():
     ok = torch.randn(50, 1, dtype=torch.float64)
     ok[0] = torch.nan
     assert num_gaps(pv.load_data(ok).train.x) <= 1
+
+
+# --- whole numbers that are large, or nearly whole ------------------------------------------------
+
+
+def genes(most=1448):
+    x = np.random.default_rng(0).negative_binomial(0.5, 0.02, (60, 5)).astype(float)
+    x[3, 2] = most
+    return x
+
+
+def test_large_whole_numbers_with_many_zeros_are_counts_and_others_say_so():
+    data = pv.load_data(genes())
+    assert (data.kind, data.default_likelihood) == ("counts", "negative_binomial")
+    assert "taken for counts because whole numbers up to 1448" in data.describe()
+    money = pv.load_data(genes() + 300)
+    assert money.kind == "real" and "say kind='counts'" in money.describe()
+    assert pv.load_data(genes() + 300, kind="counts").kind == "counts"
+    image = pv.load_data(genes().reshape(60, 1, 1, 5), image_shape=(1, 1, 5))
+    assert image.kind == "real"
+
+
+@pytest.mark.parametrize("wrong", [-1.0, 0.5])
+def test_what_is_no_count_is_refused(wrong):
+    x = genes()
+    x[0, 0] = wrong
+    with pytest.raises(DataError, match="whole numbers from 0 for kind='counts'; got"):
+        pv.load_data(x, kind="counts")
+
+
+def test_counts_with_rounding_noise_are_counts():
+    x = genes()
+    x[:, 4] = 0  # A gene that nobody expresses.
+    x[5, 1] = np.nan
+    noisy = torch.tensor(x, dtype=torch.float64) * 1.0000001
+    data = pv.load_data(noisy)
+    assert data.kind == "counts" and "off whole numbers were rounded" in data.describe()
+    whole = torch.cat([s.x for s in (data.train, data.val, data.test)])
+    assert torch.equal(whole.nansum(0), torch.tensor(x).float().nansum(0))
+    assert pv.load_data(noisy, kind="real").kind == "real"
+
+
+@pytest.mark.parametrize("x", [1e-5 * np.arange(18.0).reshape(9, 2), np.eye(9) * 1e-5 + 1])
+def test_small_numbers_are_not_rounded_away(x):
+    data = pv.load_data(x)
+    assert data.kind == "real" and "rounded" not in data.describe()

@@ -296,6 +296,22 @@ def check_levels(name: str, num_labels: int, num_levels: int) -> None:
                 assert ((told - mean).abs() < FOUR_SIGMA * error).all()
 
 
+@pytest.mark.parametrize(("name", "num_labels"), cases(LIKELIHOODS, support="counts"))
+def test_count_likelihoods_sum_to_one(name, num_labels):
+    """Over all counts there are, but for a tail that no draw has."""
+    every = torch.arange(20_000.0).unsqueeze(-1)
+    for _ in range(3):
+        with torch.no_grad():
+            d = LIKELIHOODS[name].make(3, (1,), num_labels)(
+                torch.randn(1, 3), *labels_for(num_labels, 1)
+            )
+            p, draws = d.log_prob(every.unsqueeze(1)).exp()[:, 0], d.sample((DRAWS,))[:, 0, 0]
+        assert p.sum().item() == pytest.approx(1, abs=1e-9)
+        counts = torch.bincount(draws.long(), minlength=len(p))
+        assert Histogram(counts.double(), p, 0.0).p_value > FALSE_ALARM
+        torch.testing.assert_close(mean_of(d)[0, 0], (p * every[:, 0]).sum())
+
+
 @likelihoods
 def test_means_of_likelihoods_are_those_of_their_draws(name, num_labels):
     with torch.no_grad():

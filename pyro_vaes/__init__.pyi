@@ -19,6 +19,8 @@ from .networks.convolutions import ConvDecoder as ConvDecoder
 from .networks.convolutions import ConvEncoder as ConvEncoder
 from .networks.mlp import MLP as MLP
 from .networks.mlp import GatedMLP as GatedMLP
+from .parts.correlated import LowRankNormalLikelihood as LowRankNormalLikelihood
+from .parts.correlated import StudentTLikelihood as StudentTLikelihood
 from .parts.counts import NegativeBinomialLikelihood as NegativeBinomialLikelihood
 from .parts.counts import PoissonLikelihood as PoissonLikelihood
 from .parts.gtm import GTMPrior as GTMPrior

@@ -22,6 +22,7 @@ from pyro_vaes.inference.divergences import MMD, Adversarial
 from pyro_vaes.inference.elbo import ELBO, BetaELBO
 from pyro_vaes.inference.info import InfoELBO
 from pyro_vaes.networks.mlp import MLP
+from pyro_vaes.parts.correlated import LowRankNormalLikelihood, StudentTLikelihood
 from pyro_vaes.parts.counts import NegativeBinomialLikelihood, PoissonLikelihood
 from pyro_vaes.parts.gtm import GTMPrior, GTMPseudoInputs
 from pyro_vaes.parts.likelihoods import (
@@ -93,8 +94,9 @@ def scramble(module: nn.Module, scale: float = 1.0) -> nn.Module:
             parameter.normal_(0.0, scale / math.sqrt(fan_in))
         for part in module.modules():
             # Logs of scales and the like are PACE times larger.
-            for parameter in part.parameters(recurse=False) if hasattr(part, "PACE") else ():
-                parameter.div_(part.PACE)
+            for key, parameter in part.named_parameters(recurse=False):
+                if key.startswith("log_") and hasattr(part, "PACE"):
+                    parameter.div_(part.PACE)
     return module
 
 
@@ -225,6 +227,13 @@ def _levels(
     )
 
 
+def _correlated(likelihood: type, **options: Any) -> Case:
+    return Case(
+        lambda d, shape, labels: likelihood(_decoder(d, labels), shape, labels, **options),
+        takes_gaps=False,
+    )
+
+
 def _counts(likelihood: type, **options: Any) -> Case:
     return Case(
         lambda d, shape, labels: likelihood(_decoder(d, labels), shape, labels, **options),
@@ -302,6 +311,10 @@ LIKELIHOODS: dict[str, Case] = {
     "poisson_inflated": _counts(PoissonLikelihood, zero_inflated=True),
     "negative_binomial": _counts(NegativeBinomialLikelihood),
     "negative_binomial_inflated": _counts(NegativeBinomialLikelihood, zero_inflated=True),
+    "student_t": _correlated(StudentTLikelihood),
+    "student_t_diagonal": _correlated(StudentTLikelihood, full=False),
+    "low_rank_normal": _correlated(LowRankNormalLikelihood, rank=1),
+    "full_normal": _correlated(LowRankNormalLikelihood, rank=None),
     "own": Case(OwnLikelihood, own=False, takes_gaps=False),
 }
 

@@ -38,6 +38,11 @@ _MODULES: Mapping[str, tuple[str, ...]] = {
     "flows.recipes": ("FlowRecipe",),
     "networks.convolutions": ("ConvDecoder", "ConvEncoder"),
     "networks.mlp": ("GatedMLP", "MLP"),
+    "parts.correlated": (
+        "CorrelatedLikelihood",
+        "LowRankNormalLikelihood",
+        "StudentTLikelihood",
+    ),
     "parts.counts": ("CountLikelihood", "NegativeBinomialLikelihood", "PoissonLikelihood"),
     "parts.gtm": ("GTMPrior", "GTMPseudoInputs", "Grid"),
     "parts.likelihoods": (

@@ -1,6 +1,7 @@
 """Distributions that Pyro lacks or gets wrong."""
 
 from pyro_vaes.distributions.autoregressive import AutoregressiveLevels
+from pyro_vaes.distributions.correlated import Shaped, SharedStudentT
 from pyro_vaes.distributions.counts import Exposed, ZeroInflated
 from pyro_vaes.distributions.elements import Elements
 from pyro_vaes.distributions.levels import (
@@ -20,6 +21,8 @@ __all__ = [
     "FlowDistribution",
     "Mixture",
     "OrdinalLevels",
+    "Shaped",
+    "SharedStudentT",
     "VampDistribution",
     "ZeroInflated",
 ]

@@ -15,10 +15,12 @@ from .inference.elbo import ELBO as ELBO
 from .inference.elbo import BetaELBO as BetaELBO
 from .inference.info import InfoELBO as InfoELBO
 from .inference.svi import FastSVI as FastSVI
+from .networks.columns import OneHotColumns as OneHotColumns
 from .networks.convolutions import ConvDecoder as ConvDecoder
 from .networks.convolutions import ConvEncoder as ConvEncoder
 from .networks.mlp import MLP as MLP
 from .networks.mlp import GatedMLP as GatedMLP
+from .parts.columns import TableLikelihood as TableLikelihood
 from .parts.correlated import LowRankNormalLikelihood as LowRankNormalLikelihood
 from .parts.correlated import StudentTLikelihood as StudentTLikelihood
 from .parts.counts import NegativeBinomialLikelihood as NegativeBinomialLikelihood

@@ -426,6 +426,10 @@ def check_support(likelihood: Any, x: Tensor, first: int = 0) -> None:
     wrong = ~support.check(x).reshape(-1, len(x)).all(0)
     if bool(wrong.any()):
         row = int(wrong.nonzero()[0])
+        if hasattr(support, "explain"):
+            raise ValueError(
+                f"Expected {support.explain(x[row])} in row {first + row} (counted from 0)."
+            )
         base = getattr(support, "base_constraint", support)
         top = getattr(base, "upper_bound", None)
         levels = f"{base}" if top is None else f"whole numbers up to {torch.as_tensor(top).max():g}"

@@ -22,6 +22,7 @@ from pyro_vaes.inference.divergences import MMD, Adversarial
 from pyro_vaes.inference.elbo import ELBO, BetaELBO
 from pyro_vaes.inference.info import InfoELBO
 from pyro_vaes.networks.mlp import MLP
+from pyro_vaes.parts.columns import TableLikelihood
 from pyro_vaes.parts.correlated import LowRankNormalLikelihood, StudentTLikelihood
 from pyro_vaes.parts.counts import NegativeBinomialLikelihood, PoissonLikelihood
 from pyro_vaes.parts.gtm import GTMPrior, GTMPseudoInputs
@@ -55,8 +56,11 @@ class Case:
         own: whether the part is made of the library's modules alone, and so can be rebuilt.
         mixes: for priors: whether it is given a posterior.
         tells_mean: for likelihoods: whether its distribution has its mean in closed form.
+        codes: for likelihoods: whether elements are numbers of categories, which have no mean.
+        rows: for likelihoods: whether a datum is a row ``(D,)`` and nothing else.
         takes_gaps: for likelihoods: whether NaN is left out of its log-probability.
-        support: for likelihoods: "binary", "levels" (0..NUM_LEVELS - 1), "counts" or "real".
+        support: for likelihoods: "binary", "levels" (0..NUM_LEVELS - 1), "counts", "mixed" (columns
+            of several kinds) or "real".
     """
 
     build: Callable[..., Any]
@@ -67,6 +71,8 @@ class Case:
     mixes: bool = False
     tells_mean: bool = True
     takes_gaps: bool = True
+    rows: bool = False
+    codes: bool = False
     support: str = "real"
 
     def make(
@@ -95,8 +101,8 @@ def scramble(module: nn.Module, scale: float = 1.0) -> nn.Module:
         for part in module.modules():
             # Logs of scales and the like are PACE times larger.
             for key, parameter in part.named_parameters(recurse=False):
-                if key.startswith("log_") and hasattr(part, "PACE"):
-                    parameter.div_(part.PACE)
+                if key.startswith("log_") and (hasattr(part, "PACE") or hasattr(part, "columns")):
+                    parameter.div_(NormalLikelihood.PACE)
     return module
 
 
@@ -234,6 +240,17 @@ def _correlated(likelihood: type, **options: Any) -> Case:
     )
 
 
+def _table(*kinds: Any, **flags: Any) -> Case:
+    """Columns of these kinds in turn; data of other shapes than a row's are flat ones."""
+
+    def build(latent_dim: int, event_shape: Shape, labels: int) -> nn.Module:
+        chosen = [kinds[i % len(kinds)] for i in range(math.prod(event_shape))]
+        columns = [(f"c{i}", *kind) for i, kind in enumerate(chosen)]
+        return TableLikelihood(_decoder(latent_dim, labels), columns, labels)
+
+    return Case(build, rows=True, **flags)
+
+
 def _counts(likelihood: type, **options: Any) -> Case:
     return Case(
         lambda d, shape, labels: likelihood(_decoder(d, labels), shape, labels, **options),
@@ -315,6 +332,19 @@ LIKELIHOODS: dict[str, Case] = {
     "student_t_diagonal": _correlated(StudentTLikelihood, full=False),
     "low_rank_normal": _correlated(LowRankNormalLikelihood, rank=1),
     "full_normal": _correlated(LowRankNormalLikelihood, rank=None),
+    "table_real": _table(("real",)),
+    "table_count": _table(("count",), support="counts"),
+    "table_binary": _table(("binary",), support="binary"),
+    "table_category": _table(("category", NUM_LEVELS), support="levels", codes=True),
+    "table_ordinal": _table(("ordinal", NUM_LEVELS), support="levels"),
+    "table": _table(
+        ("positive",),
+        ("category", NUM_LEVELS),
+        ("hurdle",),
+        ("count",),
+        support="mixed",
+        codes=True,
+    ),
     "own": Case(OwnLikelihood, own=False, takes_gaps=False),
 }
 
@@ -378,6 +408,16 @@ def data(likelihood: str, *shape: int) -> Tensor:
     support = LIKELIHOODS[likelihood].support
     if support == "real":
         return torch.randn(*shape)
+    if support == "mixed":
+        kinds = torch.arange(shape[-1]) % 4
+        made = [
+            torch.rand(shape),
+            data("categorical", *shape),
+            torch.randn(shape),
+            data("poisson", *shape),
+        ]
+        made[2] = torch.where(torch.rand(shape) < 0.3, 0.0, made[2])
+        return torch.stack(made, -1).gather(-1, kinds.expand(shape).unsqueeze(-1))[..., 0]
     if support == "counts":
         return torch.poisson(torch.full(shape, 3.0))
     levels = 2 if support == "binary" else NUM_LEVELS

@@ -38,6 +38,8 @@ _MODULES: Mapping[str, tuple[str, ...]] = {
     "flows.recipes": ("FlowRecipe",),
     "networks.convolutions": ("ConvDecoder", "ConvEncoder"),
     "networks.mlp": ("GatedMLP", "MLP"),
+    "networks.columns": ("OneHotColumns",),
+    "parts.columns": ("TableLikelihood",),
     "parts.correlated": (
         "CorrelatedLikelihood",
         "LowRankNormalLikelihood",

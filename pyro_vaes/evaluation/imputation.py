@@ -78,8 +78,8 @@ def impute(
             :func:`~pyro_vaes.evaluation.evaluator.evaluate`.
 
     Returns:
-        The data with their gaps filled; levels, counts and the like have means between them, and
-        draws that are values of theirs.
+        The data with their gaps filled; levels, counts and the like have means between them,
+        categories the most probable one, and draws are values of theirs.
 
     Raises:
         ValueError: for data that the parts cannot take, gaps among them.
@@ -114,11 +114,15 @@ def _fill(vae: VAE, found: Weighted, index: Tensor, out: Imputation, chunk: int,
     block, z, weight = found.block, found.draws.z, found.draws.log_weight
     place = index[block.first : block.first + len(block.x)]
     share = weight.softmax(0)
-    mean = torch.zeros_like(block.x)
+    mean: Any = 0.0
     step = max(1, chunk // len(block.x))
     for some, part in zip(share.split(step), z.split(step), strict=True):
-        each = mean_of(vae.p_x(part, block.y))
-        mean += torch.einsum("sn,sn...->n...", some.to(each), each)
+        likelihood = vae.p_x(part, block.y)
+        # A mean of categories' numbers says nothing: one of their probabilities does.
+        each = likelihood.averages if hasattr(likelihood, "averages") else mean_of(likelihood)
+        mean = mean + torch.einsum("sn,sn...->n...", some.to(each), each)
+    if hasattr(likelihood, "from_averages"):
+        mean = likelihood.from_averages(mean)
     gaps = block.x.isnan()
     out.x[place] = torch.where(gaps, mean, block.x)
     if len(out.draws):

@@ -90,7 +90,9 @@ class ElementUnits(Described):
         Raises:
             ValueError: for data of another shape, or with values that are infinite.
         """
-        center, spread = units_of(x, self.event_shape, shared)
+        self._take(*units_of(x, self.event_shape, shared))
+
+    def _take(self, center: Tensor, spread: Tensor) -> None:
         for own, value in zip(self.units, (center, spread), strict=True):
             own.copy_(value)
         for follower in self._followers:

@@ -112,7 +112,7 @@ def test_shapes_of_posteriors(name, num_labels, batch):
 @batches
 @likelihoods
 def test_shapes_of_likelihoods(name, num_labels, batch):
-    for event in [(4,), (1, 3, 2)]:
+    for event in [(4,)] if LIKELIHOODS[name].rows else [(4,), (1, 3, 2)]:
         likelihood = LIKELIHOODS[name].make(3, event, num_labels)
         d = likelihood(torch.randn(*batch, 3), *labels_for(num_labels, *batch))
         check_shapes(d, batch, event, True)
@@ -289,7 +289,10 @@ def check_levels(name: str, num_labels: int, num_levels: int) -> None:
                 > FALSE_ALARM
             )
             mean, told = (p[:, None] * every).sum(0), mean_of(d)[0]
-            if LIKELIHOODS[name].tells_mean:
+            if LIKELIHOODS[name].codes:  # The most probable one of each.
+                square = p.reshape(num_levels, num_levels)
+                assert told.tolist() == [square.sum(1).argmax(), square.sum(0).argmax()]
+            elif LIKELIHOODS[name].tells_mean:
                 torch.testing.assert_close(told, mean)
             else:
                 error = ((p[:, None] * (every - mean).square()).sum(0) / MEAN_DRAWS).sqrt()
@@ -312,7 +315,7 @@ def test_count_likelihoods_sum_to_one(name, num_labels):
         torch.testing.assert_close(mean_of(d)[0, 0], (p * every[:, 0]).sum())
 
 
-@likelihoods
+@pytest.mark.parametrize(("name", "num_labels"), cases(LIKELIHOODS, codes=False))
 def test_means_of_likelihoods_are_those_of_their_draws(name, num_labels):
     with torch.no_grad():
         d = LIKELIHOODS[name].make(3, (4,), num_labels)(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,9 @@ from pyro_vaes.core.described import plain
 from pyro_vaes.core.errors import DataError
 from pyro_vaes.data.augmentation import augment_images, binarize, compose
 from pyro_vaes.data.files import SUFFIXES, read
-from pyro_vaes.data.guesses import find_images, is_bytes, oddities, whole_again
+from pyro_vaes.data.guesses import find_images, is_bytes, note_gaps, oddities, whole_again
+from pyro_vaes.data.mixed.codec import Codec
+from pyro_vaes.data.mixed.groups import shares
 from pyro_vaes.data.named import read_digits, read_torchvision
 from pyro_vaes.data.precision import in_single
 from pyro_vaes.data.splits import Split
@@ -31,7 +33,7 @@ from pyro_vaes.data.tables import ROWS, Pair, num_gaps, suffix_of
 __all__ = ["DataSet", "load_data"]
 
 
-Kind = Literal["binary", "levels", "counts", "real"]
+Kind = Literal["binary", "levels", "counts", "real", "table"]
 Binarization = Literal["dynamic", "threshold", "grey"]
 
 NAMES = ("digits", "fashion_mnist", "mnist")
@@ -41,6 +43,7 @@ LIKELIHOODS: dict[Kind, str] = {
     "levels": "ordinal",
     "counts": "negative_binomial",
     "real": "normal",
+    "table": "table",
 }
 
 # Whole numbers are taken for levels up to this many, the grey values of a byte.
@@ -65,12 +68,13 @@ class DataSet:
         val: rows to choose by.
         test: rows to look at once.
         kind: ``binary`` (0 and 1), ``levels`` (whole numbers from 0 to a highest one), ``counts``
-            (whole numbers from 0 without one) or ``real``.
+            (whole numbers from 0 without one), ``real``, or ``table`` (columns of several kinds).
         num_levels: the number of levels, 0 included; None unless the kind is ``levels``.
         num_labels: the number of labels, 0 included; None without labels.
         image_shape: ``(C, H, W)`` if a datum is an image, else None; x may hold it flat.
         reason: why this kind, as a clause.
         label_names: the classes by the numbers of their labels, where these had to be numbered.
+        codec: of a table with columns of several kinds: how rows are written as numbers.
         notes: sentences on what was guessed of the source, and on what is odd about the data.
     """
 
@@ -85,6 +89,7 @@ class DataSet:
     reason: str = "it was asked for"
     label_names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
+    codec: Codec | None = None
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -119,6 +124,7 @@ class DataSet:
             "levels": f"{self.num_levels} levels",
             "counts": "counts",
             "real": "real numbers",
+            "table": "a table",
         }
         return (
             f"{self.name}: {len(self.train)} training, {len(self.val)} validation and "
@@ -127,6 +133,16 @@ class DataSet:
             f"the default likelihood is {self.default_likelihood}."
             + "".join(f" {note}" for note in self.notes)
         )
+
+    def rows(self, x: Any) -> Any:
+        """Numbers ``(n, D)`` of a table as a data frame with its names, words, dates and rounding.
+
+        Raises:
+            DataError: for data that are no table with columns of several kinds.
+        """
+        if self.codec is None:
+            raise DataError(f"Expected a table with columns of several kinds; got {self.kind}.")
+        return self.codec.rows(x.detach().cpu() if isinstance(x, Tensor) else x)
 
     @property
     def labels(self) -> tuple[int, ...]:
@@ -179,6 +195,9 @@ def load_data(
     label_column: str | None = None,
     drop: Sequence[str] = (),
     missing: Literal["keep", "refuse"] = "keep",
+    types: Mapping[str, Any] | None = None,
+    group: Any = None,
+    split: Literal["random", "time"] = "random",
 ) -> DataSet:
     """Loads a data set by name, from a file, or from what the caller has in memory.
 
@@ -219,6 +238,11 @@ def load_data(
         label_column: of a table: the name of the column of labels, ``""`` for none; None to see.
         drop: of a table: names of columns to leave out.
         missing: whether gaps are kept, or refused.
+        types: of a table: kinds of columns by name (:data:`~pyro_vaes.core.columns.KINDS`,
+            ``date``, ``drop``, or the values of an ordinal in order); others are guessed, and said.
+        group: rows with the same value stay in one split: a column of a table, left out of the
+            data, or one value for each row.
+        split: ``random``, or ``time``: the first rows train, the last ones test.
 
     Returns:
         The data set, on the CPU, float32; bytes stay bytes until a batch needs them.
@@ -229,6 +253,7 @@ def load_data(
     num_levels, val_fraction, test_fraction = map(plain, (num_levels, val_fraction, test_fraction))
     notes: list[str] = []
     label_names: tuple[str, ...] | None = None
+    codec = None
     name = source if isinstance(source, str) and source in NAMES else None
     if name is not None and labels is not None:
         raise DataError(f"Expected no labels= beside {name}, which has its own.")
@@ -240,25 +265,33 @@ def load_data(
         splits = _torchvision(name, root, binarization or "dynamic")
         image_shape = image_shape or (1, 28, 28)
     else:
-        options = TableOptions(header, label_column, tuple(drop))
+        table = None if kind is None else kind == "table"
+        column = group if isinstance(group, str) else None
+        options = TableOptions(
+            header, label_column, tuple(drop), types or {}, table, column, found={}
+        )
         pairs, label_names = _read(source, labels, options, notes)
         first = pairs.get("train", pairs.get("all"))
         shape = tuple(first[0].shape[1:]) if first else ()
         image_shape, turned = find_images(shape, image_shape, is_bytes(source), notes)
         if turned:
             pairs = {key: (x.movedim(-1, 1).contiguous(), y) for key, (x, y) in pairs.items()}
-        splits = _own(pairs, val_fraction, test_fraction, int(plain(seed)))
-        if kind != "real":
+        codec, group = options.found.get("codec"), options.found.get("group", group)
+        splits = _own(pairs, val_fraction, test_fraction, int(plain(seed)), group, split)
+        if kind != "real" and codec is None:
             splits = whole_again(splits, notes)
         name = Path(source).name if isinstance(source, (str, Path)) else "data"
     train, val, test = splits
     if not train.event_shape == val.event_shape == test.event_shape:
         shapes = ", ".join(str(split.event_shape) for split in splits)
         raise DataError(f"Expected splits with rows of one shape; got {shapes}.")
-    _note_gaps(splits, missing, notes)
+    note_gaps(splits, missing, notes)
     # What a transform has yet to draw says nothing about the values.
     known = [s.x for s in splits if not s.transform]
-    found, num_levels, reason = _kind(known, kind, num_levels, bool(image_shape))
+    found: Kind = "table"
+    reason = "it has columns of several kinds" if kind is None else "that was asked for"
+    if codec is None:
+        found, num_levels, reason = _kind(known, kind, num_levels, bool(image_shape))
     if train.transform is not None:
         reason += " (for training, grey ones are drawn anew at each batch)"
     notes += oddities(train, splits, found, label_names)
@@ -274,6 +307,7 @@ def load_data(
         reason=reason,
         label_names=label_names,
         notes=tuple(notes),
+        codec=codec,
     )
 
 
@@ -322,9 +356,16 @@ def _read(
 
 
 def _own(
-    pairs: dict[str, Pair], val_fraction: float, test_fraction: float, seed: int
+    pairs: dict[str, Pair],
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+    group: Any,
+    split: str,
 ) -> list[Split]:
     if "all" not in pairs:
+        if group is not None or split != "random":
+            raise DataError("Expected no group or split of data that bring their splits.")
         return [_single(pairs[key]) for key in ("train", "val", "test")]
     whole = _single(pairs["all"])
     if not (val_fraction > 0 and test_fraction > 0 and val_fraction + test_fraction < 1):
@@ -336,11 +377,9 @@ def _own(
     num_test, num_val = (max(1, round(n * share)) for share in (test_fraction, val_fraction))
     if num_test + num_val >= n:
         raise DataError(f"Expected rows enough for three splits; got {n}.")
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    test, val, train = torch.split(order, [num_test, num_val, n - num_test - num_val])
     return [
         Split(whole.x[index], None if whole.y is None else whole.y[index])
-        for index in (train, val, test)
+        for index in shares(n, num_test, num_val, seed, group, split)
     ]
 
 
@@ -352,30 +391,10 @@ def _single(pair: Pair) -> Split:
     return Split(x, None if pair[1] is None else pair[1].cpu())
 
 
-def _note_gaps(splits: Sequence[Split], missing: str, notes: list[str]) -> None:
-    """Says how many values were not seen; refuses them if that was asked for."""
-    if missing not in ("keep", "refuse"):
-        raise DataError(f"Expected missing among keep, refuse; got {missing!r}.")
-    gaps, values = (sum(of(s.x) for s in splits) for of in (num_gaps, Tensor.numel))
-    if not gaps:
-        return
-    if gaps == values:
-        raise DataError("Expected numbers; got gaps (NaN) alone.")
-    if missing == "refuse":
-        raise DataError(f"Expected data without gaps (missing='refuse'); got {gaps} of {values}.")
-    notes.append(
-        f"{gaps} of {values} values ({gaps / values:.1%}) are gaps, values that were not seen: "
-        "they are left out of log p(x)."
-    )
-
-
 def _whole(x: Tensor) -> bool:
     return not x.is_floating_point() or all(
         bool(((part == part.floor()) | part.isnan()).all()) for part in x.split(ROWS)
     )
-
-
-_ENDS: Any = ((min, torch.min), (max, torch.max))
 
 
 def _kind(
@@ -383,7 +402,10 @@ def _kind(
 ) -> tuple[Kind, int | None, str]:
     """What the values are, their number of levels, and why."""
     seen = [x[~x.isnan()] if num_gaps(x) else x for x in parts]
-    low, high = (of(float(of_each(x)) for x in seen if len(x)) for of, of_each in _ENDS)
+    low, high = (
+        min(float(x.min()) for x in seen if len(x)),
+        max(float(x.max()) for x in seen if len(x)),
+    )
     whole = low >= 0 and all(map(_whole, parts))
     if num_levels is not None:
         if num_levels < 2:
@@ -407,15 +429,15 @@ def _kind(
         else:
             why = "some values are not whole numbers"
         return "real", None, why
+    if asked == "table":
+        raise DataError("Expected a data frame, or a file of rows, for kind='table'; got others.")
     if asked not in LIKELIHOODS:
         raise DataError(f"Expected kind among {', '.join(LIKELIHOODS)}; got {asked!r}.")
     if asked == "binary" and not (whole and high <= 1):
         raise DataError(f"Expected values of 0 and 1 for kind='binary'; got {low:g} to {high:g}.")
     if asked == "counts" and not whole:
-        fractions = "" if low < 0 else ", fractions among them"
         raise DataError(
-            f"Expected whole numbers from 0 for kind='counts'; got values from {low:g} to "
-            f"{high:g}{fractions}."
+            f"Expected whole numbers from 0 for kind='counts'; got values from {low:g} to {high:g}."
         )
     if asked == "levels":
         most = (num_levels or _MOST_LEVELS_ON_REQUEST) - 1

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from pyro_vaes.core.errors import DataError
 from pyro_vaes.data.splits import Split
-from pyro_vaes.data.tables import ROWS, filled, suffix_of
+from pyro_vaes.data.tables import ROWS, filled, num_gaps, suffix_of
 
-__all__ = ["find_images", "is_bytes", "oddities", "whole_again"]
+__all__ = ["find_images", "is_bytes", "note_gaps", "oddities", "whole_again"]
 
 
 # Of pictures: grey, grey with transparency, colour, colour with transparency.
@@ -121,6 +121,23 @@ def whole_again(splits: Sequence[Split], notes: list[str]) -> list[Split]:
 
 def _misses(part: Tensor) -> bool:
     return bool(((part != part.round()) & ~part.isnan()).any())
+
+
+def note_gaps(splits: Sequence[Split], missing: str, notes: list[str]) -> None:
+    """Says how many values were not seen; refuses them if that was asked for."""
+    if missing not in ("keep", "refuse"):
+        raise DataError(f"Expected missing among keep, refuse; got {missing!r}.")
+    gaps, values = (sum(of(s.x) for s in splits) for of in (num_gaps, Tensor.numel))
+    if not gaps:
+        return
+    if gaps == values:
+        raise DataError("Expected numbers; got gaps (NaN) alone.")
+    if missing == "refuse":
+        raise DataError(f"Expected data without gaps (missing='refuse'); got {gaps} of {values}.")
+    notes.append(
+        f"{gaps} of {values} values ({gaps / values:.1%}) are gaps, values that were not seen: "
+        "they are left out of log p(x)."
+    )
 
 
 def find_images(

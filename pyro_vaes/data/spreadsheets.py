@@ -12,13 +12,14 @@ import gzip
 import itertools
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pyro_vaes.core.errors import DataError
+from pyro_vaes.data.mixed.codec import codec_of
 
 __all__ = ["SUFFIXES", "TableOptions", "read_frame", "read_text_table"]
 
@@ -40,11 +41,19 @@ class TableOptions:
         header: whether the first row holds the names of the columns; None to see.
         label_column: the name of the column of labels; ``""`` for none, None to see.
         drop: names of columns to leave out.
+        types: kinds of columns by name; any makes it a table of columns of several kinds.
+        table: whether it is one; None to see: columns of words make it one.
+        group: the name of a column whose values say which rows stay together.
+        found: takes the ``codec`` of such a table, and the ``group`` of each row.
     """
 
     header: bool | None = None
     label_column: str | None = None
     drop: tuple[str, ...] = ()
+    types: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    table: bool | None = None
+    group: str | None = None
+    found: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def read_text_table(path: Path, options: TableOptions, notes: list[str]) -> Any:
@@ -114,18 +123,24 @@ def read_frame(
     names = [str(name) for name in frame.columns]
     letters = dict(zip(range(len(names)), map(_letter, range(len(names))), strict=True))
     _check_named(options, names)
-    dropped = {i for i, name in enumerate(names) if name in options.drop}
+    dropped = {i for i, name in enumerate(names) if name in (*options.drop, options.group)}
     if named:
         dropped |= _indices(frame, names, dropped, options, notes)
     label = _label(frame, names, dropped, options, notes) if named else None
     kept = [i for i in range(len(names)) if i not in dropped and i != label]
     if not len(frame) or not kept:
         raise DataError(f"Expected rows with numbers in them; got {len(frame)} of {len(kept)}.")
-    columns = []
-    for i in kept:
-        place = f"column {names[i]!r} ({letters[i]})" if named else f"column {letters[i]}"
-        columns.append(_numbers(frame.iloc[:, i], place, notes))
-    found: dict[str, Any] = {"x": np.stack(columns, axis=1)}
+    if options.group is not None:
+        options.found["group"] = frame.iloc[:, names.index(options.group)].to_numpy()
+    chosen = frame.iloc[:, kept].set_axis([names[i] if named else letters[i] for i in kept], axis=1)
+    if _is_mixed(chosen, options):
+        codec = options.found["codec"] = codec_of(chosen, options.types, notes)
+        found: dict[str, Any] = {"x": codec.numbers(chosen)}
+    else:
+        places = [f"column {names[i]!r} ({letters[i]})" if named else letters[i] for i in kept]
+        places = [place if named else f"column {place}" for place in places]
+        pairs = zip(kept, places, strict=True)
+        found = {"x": np.stack([_numbers(frame.iloc[:, i], p, notes) for i, p in pairs], axis=1)}
     if label is not None:
         if frame.iloc[:, label].isna().any():
             line = frame.index[frame.iloc[:, label].isna()][0]
@@ -207,7 +222,8 @@ def _check_whole(path: Path, frame: Any, separator: str) -> None:
 
 
 def _check_named(options: TableOptions, names: Sequence[str]) -> None:
-    for name in (*options.drop, *([options.label_column] if options.label_column else [])):
+    named = filter(None, (options.label_column, options.group))
+    for name in (*options.drop, *named):
         if name not in names:
             known = ", ".join(filter(None, names))
             raise DataError(f"Expected a column called {name!r}; got {known}.")
@@ -271,6 +287,25 @@ def _classes(column: Any) -> bool:
         return False
     distinct = column.nunique()
     return bool(distinct <= (_MOST_CLASSES if column.dtype.kind in "iu" else len(column) / 2))
+
+
+def _is_mixed(frame: Any, options: TableOptions) -> bool:
+    """Whether columns are of several kinds: if that was asked for, or most cells of one are words.
+
+    A few words among numbers are an error in the file, not a category.
+    """
+    import pandas as pd
+
+    if options.table is not None or options.types:
+        return bool(options.table or options.types)
+    for _, column in frame.items():
+        if pd.api.types.is_numeric_dtype(column.dtype):
+            continue
+        there = ~_gaps(column)
+        words = pd.to_numeric(column, errors="coerce").isna().to_numpy() & there
+        if words.sum() > there.sum() / 2:
+            return True
+    return False
 
 
 # --- cells --------------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ an order drawn anew in each round. To add a curve, add a row to ``curves_of``.
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import random
 import time
 from collections.abc import Callable
@@ -99,9 +98,8 @@ def curves_of(toy: bool) -> dict[str, Curve]:
         "posterior depth": Curve(depths, partial(_flow, "posterior", mnist)),
         "prior depth": Curve(depths, partial(_flow, "prior", mnist)),
         "S": Curve((10, 100, 1000, 5000), partial(_evaluation, vamp), units=1),
+        "models": Curve((1, 2, 4, 8, 16, 32), partial(_models, digits), units=1),
     }
-    if importlib.util.find_spec("pyro_vaes.sweep"):
-        found["models"] = Curve((1, 2, 4, 8, 16, 32), partial(_models, digits), units=1)
     if toy:
         found = {k: dataclasses.replace(c, sizes=c.sizes[:2]) for k, c in found.items()}
     return found

@@ -37,7 +37,7 @@ _PLACES = ("--out", "--runs", "--data-root")
 PACKAGES = ("torch", "pyro-ppl", "numpyro", "jax", "pythae", "numpy")
 
 Run = Callable[[int], "float | None"]
-"""Does so many units of work; the last one has ended when it returns.
+"""Does a number of units of work; the last one has ended when it returns.
 
 It may return the seconds that count, if not all that it did is to be timed.
 """
@@ -69,7 +69,7 @@ class _Ready:
     store: Any
 
     def timed(self, units: int) -> float:
-        """Seconds for so many units, in a parameter store of the contender's own."""
+        """Seconds for a number of units, in a parameter store of the contender's own."""
         with pyro.get_param_store().scope(self.store) as self.store:
             start = time.perf_counter()
             seconds = self.run(units)
@@ -363,7 +363,7 @@ def options(doc: str | None, **extra: dict[str, Any]) -> argparse.Namespace:
     chosen = parser.parse_args()
     if chosen.toy and chosen.out == RESULTS:
         parser.error("Expected --out beside --toy, whose figures are not worth keeping.")
-    # Toy sizes run beside other tests, where threads that wait for each other crawl.
+    # Toy sizes run in parallel with other tests, where waiting threads are very slow.
     torch.set_num_threads(chosen.threads or (1 if chosen.toy else cores()))
     # Compiling is timed from nothing, whatever an earlier run left behind.
     cache = tempfile.TemporaryDirectory(prefix="inductor", ignore_cleanup_errors=True)

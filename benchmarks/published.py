@@ -1,7 +1,7 @@
-"""Published figures beside ours: from raw data to the test figure, in one command that may be cut.
+"""Published figures next to ours: from raw data to the test figure, in one resumable command.
 
     python benchmarks/published.py mnist-standard
-    python benchmarks/published.py mnist-vamp --minutes 60   # the same command again goes on
+    python benchmarks/published.py mnist-vamp --minutes 60   # the same command again resumes
     python benchmarks/published.py mnist-best --seeds 3
     python benchmarks/published.py mnist-best --redraw       # from the CSVs alone
 
@@ -283,7 +283,7 @@ WHY = {
 
 
 class Stopped(Exception):
-    """The command ends here, with a line that says why; the same command goes on."""
+    """The command ends here, with a line that says why; the same command resumes."""
 
 
 def lineage(name: str) -> list[str]:
@@ -310,7 +310,7 @@ def trained(
     minutes: float | None = None,
     start: Path | None = None,
 ) -> tuple[pv.VAE, pv.History]:
-    """Trains a run, or goes on with it, until it ends or its budget is spent.
+    """Trains or resumes a run until it ends or its budget is spent.
 
     Args:
         configs: the options, of one stage after another.
@@ -337,7 +337,7 @@ def trained(
         vae, _ = build(config, data)
         if start is not None:
             begin_at(vae, start)
-        # What is spent leaves one more epoch, so that each call goes on.
+        # The budget always leaves one more epoch, so that each call makes progress.
         left = None if end is None else max(1e-9, end - time.monotonic()) / 60
         history = train(vae, data, config, out=run, resume=True, minutes=left)
         if history.stopped == "interrupted":

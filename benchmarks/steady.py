@@ -38,7 +38,7 @@ def _megabytes() -> float:
 
 
 def watch(way: str, steps: int, every: int) -> list[dict[str, Any]]:
-    """The memory after each so many steps of one way of training."""
+    """The memory at regular intervals of steps of one way of training."""
     torch.set_num_threads(1)
     kind, mode = way.split()
     vae = _vae()

@@ -22,7 +22,7 @@ import pyro_vaes as pv
 
 def _steady(histories: list[pv.History], epochs: int) -> float:
     """Seconds for one epoch of one model, the first epoch left out."""
-    # A single run tells the seconds of an epoch, a joint one each model's share of them.
+    # A single run reports the seconds of an epoch, a joint one each model's share of them.
     records = [record for history in histories[:1] for record in history.records[1:]]
     return sum(record["seconds"] for record in records) / (epochs - 1)
 

@@ -1,4 +1,5 @@
 from . import flows as flows
+from . import sklearn as sklearn
 from ._version import __version__ as __version__
 from .data.dataset import DataSet as DataSet
 from .data.dataset import load_data as load_data
@@ -9,6 +10,9 @@ from .evaluation.evaluator import log_marginal as log_marginal
 from .evaluation.imputation import Imputation as Imputation
 from .evaluation.imputation import impute as impute
 from .evaluation.results import Evaluation as Evaluation
+from .evaluation.scores import Scores as Scores
+from .evaluation.scores import nearest_rows as nearest_rows
+from .evaluation.scores import score as score
 from .inference.divergences import MMD as MMD
 from .inference.divergences import Adversarial as Adversarial
 from .inference.elbo import ELBO as ELBO
@@ -20,6 +24,8 @@ from .networks.convolutions import ConvDecoder as ConvDecoder
 from .networks.convolutions import ConvEncoder as ConvEncoder
 from .networks.mlp import MLP as MLP
 from .networks.mlp import GatedMLP as GatedMLP
+from .parts.chains import ChainPosterior as ChainPosterior
+from .parts.chains import ChainPrior as ChainPrior
 from .parts.columns import TableLikelihood as TableLikelihood
 from .parts.correlated import LowRankNormalLikelihood as LowRankNormalLikelihood
 from .parts.correlated import StudentTLikelihood as StudentTLikelihood

@@ -1,7 +1,6 @@
-"""Pictures: each answers one question, in one shared style.
+"""Figures in one shared style: samples, reconstructions, learning curves, the latent space.
 
-Functions return a ``matplotlib`` figure that belongs to no window: save it, or let a notebook show
-it.
+Functions return a ``matplotlib`` figure without a window: save it, or let a notebook show it.
 """
 
 from __future__ import annotations
@@ -45,7 +44,13 @@ _WIDTH = 6.0  # inches, a text column
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The shared style of all figures."""
+    """The shared style of all figures.
+
+    >>> from pyro_vaes import plotting
+    >>> from matplotlib.figure import Figure
+    >>> with plotting.style():
+    ...     figure = Figure(figsize=(6, 4))
+    """
     settings = {
         "axes.spines.top": False,
         "axes.spines.right": False,
@@ -60,7 +65,12 @@ def style() -> Iterator[None]:
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
-    """Writes a figure whole or not at all; the suffix says the format.
+    """Writes a figure whole or not at all, in the format of the suffix.
+
+    >>> from pyro_vaes import plotting
+    >>> figure = plotting.image_grid(pv.load_data("digits").test.x[:16], (1, 8, 8))
+    >>> plotting.save_figure(figure, "digits.png").name
+    'digits.png'
 
     Raises:
         RunFolderError: if it cannot be written.
@@ -82,11 +92,14 @@ def image_grid(
 ) -> Figure:
     """A grid of images, dark on white.
 
+    >>> from pyro_vaes import plotting
+    >>> figure = plotting.image_grid(pv.load_data("digits").test.x[:16], (1, 8, 8), columns=8)
+
     Args:
-        images: ``(n, ...)``, each of ``image_shape``'s number of elements.
+        images: ``(n, ...)``, each with as many elements as ``image_shape``.
         image_shape: ``(channels, height, width)``.
         columns: images in a row; a square grid if None.
-        row_labels: words beside the rows.
+        row_labels: labels to the left of the rows.
         value_range: values of white and black; those of the images if None.
     """
     channels, height, width = image_shape
@@ -113,7 +126,11 @@ def image_grid(
 
 
 def reconstructions(vae: VAE, split: Split, image_shape: Sequence[int], *, num: int = 12) -> Figure:
-    """Data in the upper row of each pair, their reconstructions (means) in the lower."""
+    """Data in the upper row of each pair, their reconstructions (means) in the lower.
+
+    >>> from pyro_vaes import plotting
+    >>> figure = plotting.reconstructions(vae, pv.Split(torch.randn(20, 4)), (1, 2, 2), num=5)
+    """
     with evaluating(vae):
         x = split.x[:num].to(vae.device, vae.dtype)
         y = None if split.y is None or not vae.conditional else split.y[:num].to(vae.device)
@@ -129,7 +146,12 @@ def reconstructions(vae: VAE, split: Split, image_shape: Sequence[int], *, num: 
 
 
 def learning_curves(records: Sequence[Mapping[str, Any]], best_epoch: int | None = None) -> Figure:
-    """Training and validation loss by epoch, the kept epoch marked."""
+    """Training and validation loss by epoch, the kept epoch marked.
+
+    >>> from pyro_vaes import plotting
+    >>> records = [{"epoch": i, "train_loss": 9 / i, "val_loss": 10 / i} for i in (1, 2, 3)]
+    >>> figure = plotting.learning_curves(records, best_epoch=3)
+    """
     with style():
         figure = Figure(figsize=(_WIDTH, 0.6 * _WIDTH))
         axes = figure.add_subplot()
@@ -143,7 +165,7 @@ def learning_curves(records: Sequence[Mapping[str, Any]], best_epoch: int | None
             )
             if records and key in records[0]
         ]
-        # Where the curves end in one place, their names still stand apart.
+        # Names above and below, in case the curves end close together.
         for (name, values, color), va in zip(
             sorted(curves, key=lambda curve: curve[1][-1]), ("top", "bottom"), strict=False
         ):
@@ -163,7 +185,7 @@ def learning_curves(records: Sequence[Mapping[str, Any]], best_epoch: int | None
                 fontsize=9,
             )
         if shown:
-            # The first epochs tower over all that matters.
+            # The losses of the first epochs would hide the rest.
             low, high = min(shown), float(np.quantile(shown, 0.9))
             axes.set_ylim(low - 0.05 * (high - low + 1), high + 0.6 * (high - low) + 1)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -175,9 +197,12 @@ def learning_curves(records: Sequence[Mapping[str, Any]], best_epoch: int | None
 def latent_space(vae: VAE, split: Split, *, num: int = 1000) -> Figure:
     """Posterior means in two dimensions, over the prior's density there.
 
-    Beyond two latent dimensions the picture shows the plane of the means' first two principal
-    components, and the prior's density in it is that of its own draws, projected. In one dimension
-    the height is the prior's density, and the means of each label have a line of their own.
+    Beyond two latent dimensions the figure shows the plane of the means' first two principal
+    components, with the density of the prior's draws projected onto it. In one dimension the height
+    is the prior's density, and the means of each label are on a line of their own.
+
+    >>> from pyro_vaes import plotting
+    >>> figure = plotting.latent_space(vae, pv.Split(torch.randn(200, 4), torch.arange(200) % 3))
     """
     with evaluating(vae):
         torch.manual_seed(0)
@@ -224,7 +249,7 @@ def latent_space(vae: VAE, split: Split, *, num: int = 1000) -> Figure:
                 here = points[classes == label]
                 color = _PALETTE[int(label) % len(_PALETTE)]
                 axes.scatter(here[:, 0], here[:, 1], s=8, color=color, linewidths=0, alpha=0.8)
-            # Drawn last, so that no points lie over them.
+            # Drawn last, over all points.
             medians = np.array([np.median(points[classes == label], axis=0) for label in present])
             for label, (x0, y0) in zip(present, _on_axes(medians, axes), strict=True):
                 axes.text(
@@ -258,14 +283,19 @@ def _lines(classes: Any, n: int) -> Any:
 
 
 def apart(places: Any, least: float) -> Any:
-    """Places of names ``(n, d)``, moved until no two are nearer than ``least``."""
+    """Places of labels ``(n, d)``, moved until no two are closer than ``least``.
+
+    >>> from pyro_vaes import plotting
+    >>> plotting.apart([[0.0, 0.0], [0.0, 1.0]], least=2.0).tolist()
+    [[0.0, -0.5], [0.0, 1.5]]
+    """
     places = np.array(places, dtype=float)
     for _ in range(100):
         for i, j in itertools.combinations(range(len(places)), 2):
             way = places[j] - places[i]
             distance = np.linalg.norm(way)
             if distance < least:
-                # From one and the same place any direction will do.
+                # At the same place any direction will do.
                 way = way / distance if distance else np.cos(j + np.arange(way.size))
                 push = way / np.linalg.norm(way) * (least - distance) / 2
                 places[i], places[j] = places[i] - push, places[j] + push

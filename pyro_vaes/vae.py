@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import math
 import operator
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -17,21 +16,21 @@ from torch import Tensor, nn
 
 from pyro_vaes.core.described import Described
 from pyro_vaes.core.labels import as_labels, takes_labels, with_labels
+from pyro_vaes.core.looking import in_evaluation_mode, in_pieces, mean_of
+from pyro_vaes.core.paths import bulk_of, line, walks
+from pyro_vaes.core.support import check_support
 
 __all__ = ["VAE", "check_data", "check_labels", "drawn", "evaluating"]
 
 
-# Pyro keeps parameters in one global store under names, and a second module under the same name
-# silently trains the first one's tensors. So every VAE of a process, copies included, has its own.
+# Pyro keeps parameters in one global store by name, and a second module of the same name silently
+# trains the first one's tensors. So every VAE of a process, copies included, has its own name.
 _names: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
 _counter = itertools.count()
-# What was last given to the store under a name.
+# The parameter last put into the store under a name.
 _announced: weakref.WeakValueDictionary[str, Tensor] = weakref.WeakValueDictionary()
 
-# Draws behind the mean of a distribution that cannot tell it, and numbers drawn at once.
-_MEAN_DRAWS = 512
-_MEAN_NUMBERS = 2**20
-# Rows encoded, decoded or drawn in one go: hidden layers need memory, too.
+# Rows encoded, decoded or drawn at once: hidden layers need memory, too.
 _PIECE = 4096
 
 
@@ -39,8 +38,14 @@ class VAE(Described):
     """A prior, a posterior and a likelihood joined into ``.model`` and ``.guide``.
 
     p(x, z) = p(x | z) p(z) and q(z | x), with sites ``"z"`` and ``"x"`` in a plate ``"data"``. Any
-    module that honours the call of a part is a part. Labels ``y`` go to the parts that take them:
-    those with ``num_labels > 0``, or a user's own whose ``forward`` has an argument ``y``.
+    module that is called like a part is a part. Labels ``y`` go to the parts that take them: those
+    with ``num_labels > 0``, or your own whose ``forward`` has an argument ``y``.
+
+    >>> posterior = pv.NormalPosterior(pv.MLP(4, [32]), latent_dim=2)
+    >>> likelihood = pv.NormalLikelihood(pv.MLP(2, [32]), event_shape=(4,))
+    >>> vae = pv.VAE(pv.NormalPrior(2), posterior, likelihood)
+    >>> vae.sample(10).shape, vae.encode(torch.zeros(3, 4)).shape
+    (torch.Size([10, 4]), torch.Size([3, 2]))
 
     Args:
         prior: ``prior()`` or ``prior(y)`` returns a distribution over z, event shape
@@ -56,7 +61,7 @@ class VAE(Described):
     def __init__(self, prior: nn.Module, posterior: nn.Module, likelihood: nn.Module) -> None:
         super().__init__()
         for size in ("latent_dim", "event_shape"):
-            told = {
+            sizes = {
                 role: getattr(part, size)
                 for role, part in (
                     ("prior", prior),
@@ -65,21 +70,21 @@ class VAE(Described):
                 )
                 if getattr(part, size, None) is not None
             }
-            if len(set(told.values())) > 1:
+            if len(set(sizes.values())) > 1:
                 raise ValueError(
                     f"Expected parts that agree on {size}; got "
-                    + ", ".join(f"{role} {value}" for role, value in told.items())
+                    + ", ".join(f"{role} {value}" for role, value in sizes.items())
                     + "."
                 )
         self.prior = prior
         self.posterior = posterior
         self.likelihood = likelihood
-        # The likelihood knows the range of the data, the posterior's network wants it scaled.
+        # The likelihood knows the range of the data; the posterior's network needs scaled inputs.
         x_range = getattr(likelihood, "x_range", None)
         if x_range is not None and getattr(posterior, "x_range", x_range) is None:
             take = getattr(posterior, "take_x_range", None) or cast(Any, posterior).set_x_range
             take(*x_range)
-        # Or each element's own units: whoever else meets data in them follows.
+        # Or each element's own units, which the posterior and the prior take over.
         for part in (posterior, prior):
             if hasattr(likelihood, "hand_on") and hasattr(part, "set_units"):
                 cast(Any, likelihood).hand_on(part)
@@ -153,7 +158,7 @@ class VAE(Described):
     def _announce(self, *roles: str) -> None:
         for role in roles:
             part = cast(nn.Module, getattr(self, role))
-            # pyro.module warns of frozen parameters and then leaves them alone: leave them out.
+            # pyro.module would warn of frozen parameters and ignore them: leave them out.
             for name, parameter in part.named_parameters():
                 if parameter.requires_grad:
                     _announce(f"{self.name}.{role}$$${name}", parameter)
@@ -170,15 +175,15 @@ class VAE(Described):
             ``(n, *event_shape)``.
 
         Raises:
-            ValueError: if ``n`` is negative, or the labels are none of the model's.
+            ValueError: if ``n`` is negative, or for labels out of range.
         """
         n = operator.index(n)
         if n < 0:
             raise ValueError(f"Expected n of 0 or more; got {n}.")
         labels = self._check_labels(y, n)
         if n > _PIECE:
-            return _in_pieces(
-                lambda rows, some: self.sample(len(rows), some, mean=mean), range(n), labels
+            return in_pieces(
+                lambda rows, some: self.sample(len(rows), some, mean=mean), range(n), labels, _PIECE
             )
         with in_evaluation_mode(self):
             prior = self.p_z(labels)
@@ -189,22 +194,22 @@ class VAE(Described):
     def encode(self, x: Any, y: Any = None, *, num_samples: int | None = None) -> Tensor:
         """The posterior mean ``(n, latent_dim)``, or draws ``(num_samples, n, latent_dim)``.
 
-        The mean of a posterior that cannot tell it (a flow's) is the average of 512 draws from a
-        fixed seed: the same at each call. Modules are in evaluation mode meanwhile.
+        A posterior without an analytic mean (a flow) is averaged over 512 draws from a fixed seed.
+        Modules are in evaluation mode meanwhile.
 
         Args:
             x: data ``(n, *event_shape)``, a tensor, array or list.
             y: labels ``(n,)``, or one label for all.
-            num_samples: how many draws; None for the mean.
+            num_samples: number of draws; None for the mean.
 
         Raises:
-            ValueError: for data of another shape, or labels that are none of the model's.
+            ValueError: for data of another shape, or labels out of range.
         """
-        # A posterior that takes no labels encodes without.
+        # A posterior that takes no labels needs none.
         needed = y is not None or takes_labels(self.posterior)
         if num_samples is None and np.ndim(x) > 1 and len(x) > _PIECE:
             labels = self._check_labels(y, len(x)) if needed else None
-            return _in_pieces(self.encode, x, labels)
+            return in_pieces(self.encode, x, labels, _PIECE)
         x = self._tensor(x, "data x")
         labels = self._check_labels(y, len(x)) if needed else None
         with in_evaluation_mode(self):
@@ -217,15 +222,16 @@ class VAE(Described):
         """The likelihood's mean ``(*batch, *event_shape)`` at z ``(*batch, latent_dim)``.
 
         Raises:
-            ValueError: for z of another size, or labels that are none of the model's.
+            ValueError: for z of another size, or labels out of range.
         """
         z = self._tensor(z, "codes z")
-        told = (getattr(part, "latent_dim", None) for part in self.children())
-        latent_dim = next((size for size in told if size is not None), None)
+        sizes = (getattr(part, "latent_dim", None) for part in self.children())
+        latent_dim = next((size for size in sizes if size is not None), None)
         if not z.dim() or (latent_dim is not None and z.shape[-1] != latent_dim):
             raise ValueError(f"Expected z of shape (..., {latent_dim}); got {tuple(z.shape)}.")
         if z.dim() == 2 and len(z) > _PIECE:
-            return _in_pieces(self.decode, z, None if y is None else self._check_labels(y, len(z)))
+            labels = None if y is None else self._check_labels(y, len(z))
+            return in_pieces(self.decode, z, labels, _PIECE)
         if y is not None:
             lone = z.dim() > 1 and not as_labels(y).dim()
             y = self._check_labels(y, z.shape[-2] if lone else None)
@@ -235,6 +241,54 @@ class VAE(Described):
     def reconstruct(self, x: Any, y: Any = None) -> Tensor:
         """The likelihood's mean at the posterior mean of x."""
         return self.decode(self.encode(x, y), y)
+
+    def interpolate(self, a: Any, b: Any, steps: int = 8, y: Any = None) -> Tensor:
+        """Means of data on the straight lines from the codes of some rows to those of others.
+
+        Args:
+            a: data ``(n, *event_shape)`` where the lines begin.
+            b: as many, where they end.
+            steps: data on each line, from the reconstruction of a's row to that of b's.
+            y: labels ``(n,)``, or one label for all.
+
+        Returns:
+            ``(n, steps, *event_shape)``.
+
+        Raises:
+            ValueError: for fewer than 2 steps, or another number of rows in b.
+        """
+        z = line(self.encode(a, y), self.encode(b, y), steps)
+        return self._decode_stack(z, y).movedim(0, 1)
+
+    def traverse(self, x: Any, units: Any = None, steps: int = 7, y: Any = None) -> Tensor:
+        """Means of data as one unit of a row's code after the other runs through the prior.
+
+        It goes from the 2.5 % to the 97.5 % quantile of 1000 fixed draws from the prior, the other
+        units staying at the posterior mean.
+
+        Args:
+            x: data ``(n, *event_shape)`` to begin from.
+            units: which ones, from 0; the active ones are in ``evaluate(...).active``. None: all.
+            steps: data for each unit.
+            y: labels ``(n,)``, or one label for all.
+
+        Returns:
+            ``(n, len(units), steps, *event_shape)``.
+
+        Raises:
+            ValueError: for fewer than 2 steps, or for units that are none of the code's.
+        """
+        z = self.encode(x, y)
+        with in_evaluation_mode(self):
+            prior = self.p_z(self._check_labels(y, len(z)) if self.prior_is_conditional else None)
+            z = walks(z, *bulk_of(prior), units, steps)
+        return self._decode_stack(z.flatten(0, 1), y).unflatten(0, z.shape[:2]).movedim(2, 0)
+
+    def _decode_stack(self, z: Tensor, y: Any) -> Tensor:
+        """Means at z ``(k, n, latent_dim)`` of n rows: ``(k, n, *event_shape)``."""
+        labels = None if y is None else self._check_labels(y, z.shape[1])
+        labels = None if labels is None else labels.repeat(len(z))
+        return self.decode(z.flatten(0, 1), labels).unflatten(0, z.shape[:2])
 
     def _data(self, x: Any) -> Tensor:
         if isinstance(x, Tensor) and x.dtype != torch.uint8:
@@ -278,10 +332,10 @@ class VAE(Described):
 
 
 def _announce(name: str, parameter: Tensor) -> None:
-    """Gives a parameter to Pyro's store under a name, also where another one stands there.
+    """Puts a parameter into Pyro's store under a name, in the place of another one if need be.
 
-    A part that was put into the place of another is trained from then on. Values that were loaded
-    into the store (``load``, ``set_state``) are taken over.
+    So a part that replaces another is trained from then on. Values that were loaded into the store
+    (``load``, ``set_state``) are copied to the parameter.
 
     Raises:
         ValueError: for loaded values of another shape.
@@ -289,7 +343,7 @@ def _announce(name: str, parameter: Tensor) -> None:
     store = pyro.get_param_store()
     there = cast(Any, store[name]).unconstrained() if name in store else parameter
     if there is not parameter:
-        if _announced.get(name) is parameter:  # So it is the store that was changed.
+        if _announced.get(name) is parameter:  # Then the store was changed.
             if there.shape != parameter.shape:
                 raise ValueError(
                     f"Expected {name!r} in Pyro's store of shape {tuple(parameter.shape)}; got "
@@ -302,63 +356,38 @@ def _announce(name: str, parameter: Tensor) -> None:
     pyro.param(name, parameter)
 
 
-def _in_pieces(work: Callable[[Any, Tensor | None], Tensor], rows: Any, y: Tensor | None) -> Tensor:
-    """What is done to some rows and their labels, a piece of them at a time."""
-    result = None
-    for start in range(0, len(rows), _PIECE):
-        piece = slice(start, start + _PIECE)
-        part = work(rows[piece], None if y is None else y[piece])
-        if result is None:
-            result = part.new_empty(len(rows), *part.shape[1:])
-        # Copied: kept, small results among large freed ones would leave holes in the memory.
-        result[piece] = part
-    return cast(Tensor, result)
-
-
-@contextmanager
-def in_evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients; afterwards each module is in the mode that it was in."""
-    modes = [(part, part.training) for part in module.modules()]
-    with torch.no_grad():
-        module.eval()
-        try:
-            yield
-        finally:
-            for part, training in modes:
-                part.training = training
-
-
-def mean_of(distribution: Any) -> Tensor:
-    """The mean of a distribution; of one that cannot tell it, the average of fixed draws."""
-    try:
-        return cast(Tensor, distribution.mean)
-    except NotImplementedError:
-        numbers = math.prod((*distribution.batch_shape, *distribution.event_shape))
-        most = max(1, _MEAN_NUMBERS // max(1, numbers))
-        pieces = [min(most, _MEAN_DRAWS - done) for done in range(0, _MEAN_DRAWS, most)]
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            return cast(
-                Tensor,
-                sum(distribution.sample((count,)).sum(0) for count in pieces) / _MEAN_DRAWS,
-            )
-
-
 @contextmanager
 def evaluating(vae: VAE) -> Iterator[None]:
-    """Evaluation mode, no gradients, no validation; afterwards all is as it was, generators too."""
+    """Evaluation mode, no gradients, no validation; afterwards all is restored, also generators.
+
+    >>> from pyro_vaes.vae import evaluating
+    >>> with evaluating(vae):
+    ...     vae.training, torch.is_grad_enabled()
+    (False, False)
+    """
     with torch.random.fork_rng(), pyro.validation_enabled(False), in_evaluation_mode(vae):
         yield
 
 
 def drawn(distribution: Any, *sample_shape: int) -> Tensor:
-    """Draws; those of a distribution without rsample (a discrete one's) have no gradient anyway."""
+    """Draws, reparameterised where the distribution has ``rsample``.
+
+    >>> from pyro_vaes.vae import drawn
+    >>> drawn(vae.p_z(), 10).shape
+    torch.Size([10, 2])
+    """
     draw = distribution.rsample if distribution.has_rsample else distribution.sample
     return cast(Tensor, draw(sample_shape))
 
 
 def check_data(vae: VAE, x: Tensor, y: Tensor | None = None) -> None:
-    """Refuses data that the parts cannot take, before the work begins.
+    """Refuses data that do not fit the parts, before any work begins.
+
+    >>> from pyro_vaes.vae import check_data
+    >>> check_data(vae, torch.zeros(10, 4))
+    >>> check_data(vae, torch.zeros(10, 5))
+    Traceback (most recent call last):
+    ValueError: Expected data of shape (..., 4); got (1, 5).
 
     Args:
         vae: the model.
@@ -367,7 +396,7 @@ def check_data(vae: VAE, x: Tensor, y: Tensor | None = None) -> None:
 
     Raises:
         ValueError: for another event shape, for labels that are missing or out of range, for
-            values that are no levels of a likelihood over levels, or for gaps (NaN) that a part
+            values outside the levels of a likelihood over levels, or for gaps (NaN) that a part
             cannot take.
     """
     check_labels(vae, x, y)
@@ -395,47 +424,12 @@ def _check_codes(vae: VAE, x: Tensor, y: Tensor | None, first: int) -> None:
 
 
 def check_labels(vae: VAE, x: Tensor, y: Any) -> Tensor | None:
-    """Labels as int64 where the model is; refused if missing or out of range for a part."""
+    """Labels as int64 on the model's device; refused if missing or out of range for a part.
+
+    >>> from pyro_vaes.vae import check_labels
+    >>> check_labels(vae, torch.zeros(10, 4), None) is None
+    True
+    """
     if y is None and not vae.conditional:
         return None
     return vae._check_labels(y, len(x))
-
-
-def check_support(likelihood: Any, x: Tensor, first: int = 0) -> None:
-    """Refuses values between or beyond the levels of a likelihood, rows counted from ``first``.
-
-    Where validation is off, the probability of half a level would be a number like any other. Gaps
-    (NaN) are refused where elements are not independent given z, and cannot be left out.
-    """
-    gaps = x.isnan() if x.is_floating_point() else torch.zeros((), dtype=torch.bool)
-    if bool(gaps.any()):
-        if not hasattr(likelihood, "stand_in"):
-            row = int(gaps.reshape(len(x), -1).any(1).nonzero()[0])
-            raise ValueError(
-                f"Expected data without gaps for {type(likelihood).__name__}, which cannot leave "
-                f"elements out; got NaN in row {first + row} (counted from 0). Fill them in, or "
-                "take a likelihood of independent elements."
-            )
-        x = torch.where(gaps, likelihood.stand_in, x)
-    try:
-        support = likelihood.support
-    except (AttributeError, NotImplementedError):  # A user's own need not tell.
-        return
-    if not support.is_discrete:
-        return
-    wrong = ~support.check(x).reshape(-1, len(x)).all(0)
-    if bool(wrong.any()):
-        row = int(wrong.nonzero()[0])
-        if hasattr(support, "explain"):
-            raise ValueError(
-                f"Expected {support.explain(x[row])} in row {first + row} (counted from 0)."
-            )
-        base = getattr(support, "base_constraint", support)
-        top = getattr(base, "upper_bound", None)
-        levels = f"{base}" if top is None else f"whole numbers up to {torch.as_tensor(top).max():g}"
-        if getattr(base, "lower_bound", None) == 0 and top is None:
-            levels = "whole numbers from 0"
-        raise ValueError(
-            f"Expected the likelihood's levels, {levels}; got values from {x[row].min():g} to "
-            f"{x[row].max():g} in row {first + row} (counted from 0)."
-        )

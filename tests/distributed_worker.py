@@ -168,7 +168,7 @@ def compute(folder: Path, fits: dict[str, dict[str, Any]]) -> None:
 def main(folder: Path) -> None:
     """The cases, and what only several processes can do."""
     compute(folder, FITS)
-    # A run that one process began, if there is one, and one of these for it to go on with.
+    # A run that one process began, if there is one, and one of these for it to resume.
     fit(epochs=4, out=folder / "one", resume=True)
     fit(epochs=2, out=folder / "many", resume=True)
     told = refusals()

@@ -17,7 +17,7 @@ _CHUNK = 2**17
 
 @dataclass(frozen=True)
 class Histogram:
-    """Draws counted in cells of R^D, beside the integral of the density over each cell."""
+    """Draws counted in cells of R^D, with the integral of the density over each cell."""
 
     counts: Tensor
     masses: Tensor

@@ -22,6 +22,7 @@ from pyro_vaes.inference.divergences import MMD, Adversarial
 from pyro_vaes.inference.elbo import ELBO, BetaELBO
 from pyro_vaes.inference.info import InfoELBO
 from pyro_vaes.networks.mlp import MLP
+from pyro_vaes.parts.chains import ChainPosterior, ChainPrior
 from pyro_vaes.parts.columns import TableLikelihood
 from pyro_vaes.parts.correlated import LowRankNormalLikelihood, StudentTLikelihood
 from pyro_vaes.parts.counts import NegativeBinomialLikelihood, PoissonLikelihood
@@ -220,6 +221,32 @@ def _vamp_of_flow(latent_dim: int, event_shape: Shape, labels: int) -> VampPrior
     )
 
 
+def _chain_prior(latent_dim: int, event_shape: Shape, labels: int, top: Any = None) -> ChainPrior:
+    top = NormalPrior(1, labels) if top is None else top
+    return ChainPrior(top, NormalPosterior(MLP(1 + labels, [8]), latent_dim - 1, (1,), labels))
+
+
+def _chain_of_vamp(latent_dim: int, event_shape: Shape, labels: int) -> ChainPrior:
+    base = FullNormalPosterior(MLP(1, [8]), latent_dim - 1)
+    return ChainPrior(
+        _vamp(1, event_shape, labels), FlowPosterior(base, flows.maf(latent_dim - 1, 1, [8]))
+    )
+
+
+def _chain_posterior(
+    latent_dim: int,
+    event_shape: Shape,
+    labels: int,
+    link: Callable[[NormalPosterior], nn.Module] = lambda base: base,
+    relative: bool = False,
+    upward: bool = False,
+) -> ChainPosterior:
+    first = _normal(1, event_shape, labels)
+    base = NormalPosterior(MLP(8 + 1 + labels, [8]), latent_dim - 1, (9,), labels)
+    prior = _chain_prior(latent_dim, event_shape, labels) if relative else None
+    return ChainPosterior(first, link(base), upward=upward, prior=prior)
+
+
 def _levels(
     likelihood: type, tells_mean: bool = True, takes_gaps: bool = True, **options: Any
 ) -> Case:
@@ -280,6 +307,12 @@ PRIORS: dict[str, Case] = {
     "vamp_of_grid": Case(_vamp_of_grid, mixes=True),
     "vamp_of_flow": Case(_vamp_of_flow),
     "vamp_of_full_normal": Case(_vamp_of_full_normal),
+    "chain": Case(_chain_prior, min_latent_dim=2),
+    "chain_of_mixture": Case(
+        lambda d, shape, labels: _chain_prior(d, shape, labels, MixturePrior(1, 3, labels)),
+        min_latent_dim=2,
+    ),
+    "chain_of_vamp": Case(_chain_of_vamp, min_latent_dim=2),
     "gtm": Case(lambda d, shape, labels: GTMPrior(_decoder(2, labels), d, 3, labels)),
     "own": Case(lambda d, shape, labels: OwnPrior(d), conditional=False, own=False),
 }
@@ -288,6 +321,18 @@ POSTERIORS: dict[str, Case] = {
     "normal": Case(_normal),
     "full_normal": Case(_full_normal),
     "masked_normal": Case(_masked_normal),
+    "chain": Case(_chain_posterior, min_latent_dim=2),
+    "chain_upward": Case(lambda *args: _chain_posterior(*args, upward=True), min_latent_dim=2),
+    "chain_given_prior": Case(
+        lambda *args: _chain_posterior(*args, relative=True), min_latent_dim=2
+    ),
+    "chain_of_planar": Case(
+        lambda d, *args: _chain_posterior(
+            d, *args, link=lambda base: FlowPosterior(base, flows.planar(d - 1, 1))
+        ),
+        scores=False,
+        min_latent_dim=2,
+    ),
     "own": Case(lambda d, shape, labels: OwnPosterior(d, shape), conditional=False, own=False),
     "flow_of_own": Case(
         lambda d, shape, labels: FlowPosterior(OwnPosterior(d, shape), flows.iaf(d, 1, [8]), shape),
@@ -396,7 +441,8 @@ def make_vae(
     if PRIORS[prior].mixes:
         options["posterior"] = q
         while not getattr(options["posterior"], "scores", True):
-            options["posterior"] = options["posterior"].base
+            fallback = _normal(latent_dim, event_shape, num_labels)
+            options["posterior"] = getattr(options["posterior"], "base", fallback)
     p = PRIORS[prior].make(latent_dim, event_shape, num_labels, scale=None, **options)
     x = LIKELIHOODS[likelihood].make(latent_dim, event_shape, num_labels, scale=None)
     vae = VAE(p, q, x)

@@ -97,7 +97,7 @@ def test_a_copy_trains_its_own_parameters():
     train(clone, x)
     assert not changed(of_vae, vae)
     assert changed(of_clone, clone) == set(of_clone)
-    # And the original goes on as if nothing had happened.
+    # And the original is not affected.
     train(vae, x)
     assert changed(of_vae, vae) == set(of_vae)
 
@@ -355,7 +355,7 @@ def test_encoding_is_the_posterior_mean_the_same_at_each_call(posterior):
     assert torch.equal(vae.encode(x), first)
     draws = vae.encode(x, num_samples=20_000)
     assert draws.shape == (20_000, 5, 2)
-    # 512 draws stand behind a flow's mean.
+    # A flow's mean is estimated from 512 draws.
     assert ((draws.mean(0) - first).abs() < 5 * draws.std(0) / 512**0.5).all()
     torch.testing.assert_close(vae.reconstruct(x), vae.decode(first))
 
@@ -522,7 +522,8 @@ def test_looking_changes_nothing_and_depends_on_no_mode(layer):
     state = copy.deepcopy(vae.state_dict())
     modes = [module.training for module in vae.modules()]
     x = torch.randn(9, 4)
-    for look in (vae.encode, vae.reconstruct, lambda x: vae.decode(x[:, :2])):
+    paths = (lambda x: vae.interpolate(x, -x, 3), lambda x: vae.traverse(x, steps=3))
+    for look in (vae.encode, vae.reconstruct, lambda x: vae.decode(x[:, :2]), *paths):
         assert torch.equal(look(x), look(x))
         torch.testing.assert_close(look(x)[:2], look(x[:2]))
     vae.sample(3)
@@ -534,7 +535,7 @@ def test_the_mean_of_draws_is_that_of_pieces(monkeypatch):
     posterior = FlowPosterior(NormalPosterior(MLP(4, [8]), 2), flows.iaf(2, 1, [8]))
     d = posterior(torch.randn(300, 4))
     mean = mean_of(d)
-    monkeypatch.setattr("pyro_vaes.vae._MEAN_NUMBERS", 600 * 7)
+    monkeypatch.setattr("pyro_vaes.core.looking._MEAN_NUMBERS", 600 * 7)
     assert (mean_of(d) - mean).abs().max() < 0.5  # other draws, as many of them
     assert torch.equal(mean_of(d), mean_of(d))
 
@@ -547,3 +548,56 @@ def test_an_own_network_that_does_not_say_its_sizes_is_named():
     ):
         with pytest.raises(ValueError, match="got Sequential without in_features"):
             build()
+
+
+# --- paths through the latent space ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("posterior", ["normal", "iaf"])
+def test_a_line_between_two_rows_begins_and_ends_at_their_reconstructions(posterior):
+    vae, a, b = make_vae("normal", posterior, "normal"), torch.randn(3, 4), torch.randn(3, 4)
+    line = vae.interpolate(a, b, steps=5)
+    assert line.shape == (3, 5, 4)
+    torch.testing.assert_close(line[:, 0], vae.reconstruct(a))
+    torch.testing.assert_close(line[:, -1], vae.reconstruct(b))
+    middle = vae.decode((vae.encode(a) + vae.encode(b)) / 2)
+    torch.testing.assert_close(line[:, 2], middle)
+    with pytest.raises(ValueError, match="Expected 3 rows b"):
+        vae.interpolate(a, b[:2])
+    with pytest.raises(ValueError, match="steps of at least 2"):
+        vae.interpolate(a, b, steps=1)
+
+
+def test_a_traversal_moves_one_unit_through_the_prior():
+    vae, x = make_vae("normal", "normal", "normal"), torch.randn(3, 4)
+    made = vae.traverse(x, [1], steps=5)
+    assert made.shape == (3, 1, 5, 4)
+    # The prior is normal: 95 % of it, by 1000 draws.
+    z = vae.encode(x).expand(5, 3, 2).clone()
+    prior = vae.p_z().base_dist
+    low, high = prior.loc - 1.96 * prior.scale, prior.loc + 1.96 * prior.scale
+    z[..., 1] = torch.linspace(low[1].item(), high[1].item(), 5)[:, None]
+    expected = vae.decode(z).movedim(1, 0)
+    torch.testing.assert_close(made[:, 0], expected, atol=0.1, rtol=0.1)
+    assert not torch.allclose(made[:, 0, 0], made[:, 0, -1], atol=1e-3)
+    both = vae.traverse(x, steps=5)
+    assert both.shape == (3, 2, 5, 4)
+    torch.testing.assert_close(both[:, 1:], made)
+    for units in ([], [2], [-1]):
+        with pytest.raises(ValueError, match=r"units in 0\.\.1"):
+            vae.traverse(x, units)
+
+
+@pytest.mark.parametrize("prior", ["normal", "mixture", "vamp", "realnvp"])
+def test_paths_of_a_conditional_model_keep_each_rows_label(prior):
+    vae, x, y = make_vae(prior, num_labels=3), data("categorical", 4, 4), torch.tensor([0, 2, 1, 2])
+    state = torch.get_rng_state()
+    line, made = vae.interpolate(x, x.flip(0), 3, y), vae.traverse(x, [0], 3, y)
+    assert torch.equal(torch.get_rng_state(), state)
+    for row in range(4):
+        rows = slice(row, row + 1)
+        alone = vae.interpolate(x[rows], x.flip(0)[rows], 3, y[rows])
+        torch.testing.assert_close(line[rows], alone)
+    torch.testing.assert_close(vae.traverse(x, [0], 3, y), made)
+    with pytest.raises(ValueError, match="labels"):
+        vae.traverse(x, [0], 3)

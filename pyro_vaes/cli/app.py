@@ -1,4 +1,4 @@
-"""The program ``pyro-vaes``: collects the commands, and ends each failure in one line."""
+"""The program ``pyro-vaes``: collects the commands, and reports each failure in one line."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from contextlib import suppress
 import click
 
 from pyro_vaes._version import __version__
+from pyro_vaes.cli.apply import encode_command, reconstruct_command, score_command
 from pyro_vaes.cli.course import report_command, reproduce, study_command
 from pyro_vaes.cli.evaluate import evaluate_command, parts_command, sample_command
+from pyro_vaes.cli.paths import interpolate_command, traverse_command
 from pyro_vaes.cli.train import train_command
 from pyro_vaes.core.errors import InputError, RunError, SignalStop
 from pyro_vaes.runs.memory import keep_freed_memory
 
 __all__ = ["main"]
 
-# Characters of a path that a message shows.
+# The longest path shown in a message, in characters.
 _LONGEST = 100
-# How the allocators of torch, on the processor and on GPUs, say that there is no more memory.
+# Messages of torch's CPU and GPU allocators when memory has run out.
 _MEMORY = (
     "can't allocate memory",
     "not enough memory",
@@ -40,6 +42,11 @@ for command in (
     train_command,
     evaluate_command,
     sample_command,
+    score_command,
+    encode_command,
+    reconstruct_command,
+    interpolate_command,
+    traverse_command,
     study_command,
     reproduce,
     report_command,
@@ -49,7 +56,7 @@ for command in (
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command line; whatever ends it ends with one line.
+    """Runs the command line; every failure ends it with one line.
 
     Exit status: 0; 1 for a run that cannot continue; 2 for bad input; 128 and its number for a
     signal.
@@ -72,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not _is_memory(error):
             raise
         _die(
-            f"Out of memory: {str(error).splitlines()[0] if str(error) else 'no more to be had'}. "
+            f"Out of memory: {str(error).splitlines()[0] if str(error) else 'none is left'}. "
             "Ask for smaller sizes, or for fewer at once.",
             1,
         )
@@ -81,13 +88,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _die(message: str, status: int) -> None:
-    # Under torchrun the first process speaks for all.
+    # Under torchrun only the first process prints.
     if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK") == "0":
         click.echo(f"pyro-vaes: {' '.join(message.split())}", err=True)
     with suppress(OSError):
         sys.stdout.flush()
         sys.exit(status)
-    # What cannot be written is not tried again as the interpreter ends.
+    # Otherwise the interpreter would try once more to write it at exit.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(status)
 
@@ -98,5 +105,5 @@ def _place(error: OSError) -> str:
 
 
 def _is_memory(error: BaseException) -> bool:
-    """Whether memory has run out, or was asked for beyond all measure; torch says it in words."""
+    """Whether memory has run out or the request was too large, which torch reports in words."""
     return isinstance(error, MemoryError) or any(words in str(error) for words in _MEMORY)

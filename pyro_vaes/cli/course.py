@@ -44,7 +44,7 @@ def report_command(results: Path, notebooks: Path | None, out: Path) -> None:
     The PDF needs a TeX engine: xelatex, lualatex, pdflatex or tectonic.
     """
     check_drawing()
-    from pyro_vaes.course.report.report import write_report  # Reads in pandoc and Jupyter.
+    from pyro_vaes.course.report.report import write_report  # Imports pandoc and nbformat.
 
     if notebooks is None and _NOTEBOOKS.is_dir():
         notebooks = _NOTEBOOKS
@@ -56,11 +56,11 @@ def report_command(results: Path, notebooks: Path | None, out: Path) -> None:
             click.echo(path)
 
 
-# The studies draw and tabulate with libraries that take a second to import: only they wait for it.
+# pandas and seaborn take a second to import, so only the studies' commands import them.
 
 
 def _options(out: str) -> Callable[[Any], Any]:
-    """The options that both commands have."""
+    """The options that ``study`` and ``reproduce`` share."""
     options = [
         click.option("--data", default="digits", show_default=True, help="A name or a file."),
         click.option(
@@ -87,22 +87,22 @@ def _options(out: str) -> Callable[[Any], Any]:
             type=FOLDER,
             default="runs/studies",
             show_default=True,
-            help="Folder of the runs, shared by all studies: what is there is not run again.",
+            help="Folder of the runs, shared by all studies; finished runs are reused.",
         ),
         click.option(
             "--workers",
             type=click.IntRange(min=0),
             default=0,
             show_default=True,
-            help="Processes; 0: one on each core, of the cluster if there is one.",
+            help="Processes; 0: one per core, of the cluster if there is one.",
         ),
         click.option(
             "--engine",
             type=click.Choice(["local", "ray"]),
             default="local",
             show_default=True,
-            help="Where the runs are done: on this machine, or on the CPUs of a Ray cluster whose "
-            "nodes all see this folder (at RAY_ADDRESS, or running here, or started for this).",
+            help="Where to run: on this machine, or on the CPUs of a Ray cluster whose nodes share "
+            "this folder (at RAY_ADDRESS, running here, or started for this).",
         ),
     ]
 
@@ -131,7 +131,7 @@ def _settings(seeds: int | None, samples: int | None, quick: bool, **given: Any)
 def study_command(name: str, **given: Any) -> None:
     """Runs one study of the assignment: table, figures, findings.
 
-    What has finished is kept: the same command goes on with a study that was stopped.
+    Finished runs are kept: the same command continues a study that was stopped.
     """
     check_drawing()
     from pyro_vaes.course.studies.table import STUDIES
@@ -153,7 +153,7 @@ def study_command(name: str, **given: Any) -> None:
     help="The folder of the notebooks with the derivations.  [default: notebooks, if there]",
 )
 def reproduce(out: Path, notebooks: Path | None, **given: Any) -> None:
-    """Runs every study, draws everything and writes the report."""
+    """Runs every study, draws all figures and writes the report."""
     check_drawing()
     from pyro_vaes.course.studies.table import STUDIES
     from pyro_vaes.experiments.pages import write_pages

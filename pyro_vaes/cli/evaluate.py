@@ -9,17 +9,25 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyro_vaes.cli.flags import PLACE, SEED, check_drawing
+from pyro_vaes.cli.flags import PLACE, SEED
+from pyro_vaes.cli.outputs import PICTURES, TABLES, check_out, write_array, write_table
 from pyro_vaes.core.choices import PROPOSALS
 from pyro_vaes.core.errors import RunError
 from pyro_vaes.runs.options import ConfigError
 from pyro_vaes.runs.schema import DEVICES, read_config
-from pyro_vaes.storage.files import RunFolderError, write_bytes
+from pyro_vaes.storage.files import RunFolderError
 
 if TYPE_CHECKING:
+    from pyro_vaes.data.splits import Split
     from pyro_vaes.vae import VAE
 
-__all__ = ["evaluate_command", "parts_command", "sample_command"]
+__all__ = [
+    "evaluate_command",
+    "label_number",
+    "open_run",
+    "parts_command",
+    "sample_command",
+]
 
 
 @click.command("evaluate")
@@ -38,12 +46,11 @@ __all__ = ["evaluate_command", "parts_command", "sample_command"]
     show_default=True,
     help="What z is drawn from to estimate log p(x): the encoder, a fit per datum, or annealing.",
 )
+@click.option("--data", type=PLACE, help="A file of other rows, with the columns of the run's.")
 @click.option(
     "--split",
     type=click.Choice(["train", "val", "test"]),
-    default="test",
-    show_default=True,
-    help="Which rows.",
+    help="Which rows of the run's own data.  [default: test, without --data]",
 )
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the draws.")
 @click.option(
@@ -75,7 +82,8 @@ def evaluate_command(
     run: Path,
     samples: int,
     proposal: str,
-    split: str,
+    data: Path | None,
+    split: str | None,
     seed: int,
     chunk_size: int | None,
     device: str,
@@ -85,35 +93,53 @@ def evaluate_command(
 ) -> None:
     """Evaluates the VAE in a run folder."""
     from pyro_vaes.evaluation.evaluator import evaluate
-    from pyro_vaes.runs.build import data_of, device_of_flag
-    from pyro_vaes.storage.older import writer
+    from pyro_vaes.runs.build import device_of_flag
+    from pyro_vaes.runs.new_data import own_data
 
     place = device_of_flag(device)
-    vae, record = _open(run)
-    data = data_of(read_config(run), f"Expected the data that {run} was trained on")
-    if data.digest != record["data"]["digest"]:
-        raise RunFolderError(
-            f"Expected the data that {run} was trained on; got others, as they are read now. "
-            f"(It was written by {writer(record)}.)"
-        )
+    vae, record = open_run(run)
+    if data is not None:
+        what: dict[str, Any] = {"split": None, "split_reason": "these are other rows"}
+        rows, notes = _new_split(run, record, vae, data, split)
+        train = None
+    else:
+        what = {"split": split or "test"}
+        own, notes = own_data(read_config(run), run, record), ()
+        rows, train = getattr(own, what["split"]), own.train
     result = evaluate(
         vae.to(place),
-        getattr(data, split),
+        rows,
         num_samples=samples,
         proposal=proposal,
         seed=seed,
         chunk_size=chunk_size,
         diagnostics=diagnostics,
         gaps=gaps,
-        train=data.train,
+        train=train,
     )
     if as_json:
-        figures = {**result.to_dict(), "split": split, "seed": seed}
+        figures = {**result.to_dict(), **what, "seed": seed}
         click.echo(json.dumps(figures, allow_nan=False))
     else:
-        click.echo(f"{run}, {split} split: {result}")
+        for note in notes:
+            click.echo(note)
+        which = data or f"{what['split']} split"
+        click.echo(f"{run}, {which}: {result}")
     if not (math.isfinite(result.nll) and math.isfinite(result.elbo)):
         raise RunError(f"Expected finite figures of {run}; got {result.nll} for -log p(x).")
+
+
+def _new_split(
+    run: Path, record: dict[str, Any], vae: VAE, data: Path, split: str | None
+) -> tuple[Split, tuple[str, ...]]:
+    """Rows that the run has not seen, and what there is to say of them."""
+    from pyro_vaes.data.splits import Split
+    from pyro_vaes.runs.new_data import checked, read_new
+
+    if split is not None:
+        raise ConfigError(f"Invalid value for '--split': expected none with --data; got {split}.")
+    new = checked(read_new(data, read_config(run), run, record), vae, data)
+    return Split(new.x, new.y), new.notes
 
 
 @click.command("sample")
@@ -123,38 +149,43 @@ def evaluate_command(
 @click.option("--mean", is_flag=True, help="Means of p(x given z) instead of draws from it.")
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Seed.")
 @click.option(
+    "--distances", is_flag=True, help="How far each is from the nearest training row, in a table."
+)
+@click.option(
     "--out",
     type=PLACE,
-    help="Where to; .npy for an array.  [default: samples.png or samples.npy in RUN]",
+    help="Where to: .csv or .tsv for a table, .npy for an array, .png, .svg or .pdf for a picture "
+    "of images.  [default: samples.png or samples.npy in RUN]",
 )
 def sample_command(
-    run: Path, num: int, label: str | None, mean: bool, seed: int, out: Path | None
+    run: Path,
+    num: int,
+    label: str | None,
+    mean: bool,
+    seed: int,
+    distances: bool,
+    out: Path | None,
 ) -> None:
-    """Samples the VAE in a run folder: a picture of images, an array of anything else."""
+    """Samples the VAE in a run folder: rows of a table, an array, or a picture of images."""
     import torch
 
-    vae, record = _open(run)
+    vae, record = open_run(run)
     image_shape, num_labels = record["data"]["image_shape"], record["data"]["num_labels"]
     out = out or run / ("samples.png" if image_shape else "samples.npy")
-    suffix = out.suffix.lower()
-    if suffix not in ((".npy", ".png", ".svg", ".pdf") if image_shape else (".npy",)):
-        what = ".png, .svg, .pdf or .npy" if image_shape else ".npy (the data are no images)"
+    suffixes = (*TABLES, ".npy", *(PICTURES if image_shape else ()))
+    suffix = check_out(out, suffixes, "" if image_shape else " (the data are no images)")
+    if distances and suffix not in TABLES:
         raise ConfigError(
-            f"Invalid value for '--out': expected a file ending in {what}; got {out}."
+            f"Invalid value for '--distances': expected a table with it, .csv or .tsv; got {out}."
         )
-    if suffix != ".npy":
-        check_drawing()
     labels = _labels_to_sample(record["data"], num, label)
+    near = _distances(run, record) if distances else None
     torch.manual_seed(seed)
     samples = vae.sample(num, labels, mean=mean)
     if suffix == ".npy":
-        import io
-
-        import numpy as np
-
-        buffer = io.BytesIO()
-        np.save(buffer, samples.numpy(), allow_pickle=False)
-        write_bytes(out, buffer.getvalue())
+        write_array(out, samples.numpy())
+    elif suffix in TABLES:
+        write_table(out, _table(record["data"], samples, labels, mean, near))
     else:
         from pyro_vaes import plotting
 
@@ -164,23 +195,74 @@ def sample_command(
     click.echo(f"{num} samples: {out}")
 
 
+def _table(facts: dict[str, Any], samples: Any, labels: Any, mean: bool, near: Any) -> Any:
+    """The columns of samples: whole numbers where the data are, labels by name, distances."""
+    import numpy as np
+
+    from pyro_vaes.runs.new_data import element_names
+
+    values = samples.reshape(len(samples), -1).numpy()
+    if not mean and facts.get("kind", "real") != "real":
+        values = values.astype(np.int64)
+    columns: dict[str, Any] = dict(zip(element_names(facts), values.T, strict=True))
+    if labels is not None:
+        numbers = np.broadcast_to(np.asarray(labels), (len(values),))
+        names = facts.get("label_names")
+        column = facts.get("label_column") or "label"
+        columns[column] = [names[i] for i in numbers] if names else numbers
+    if near is not None:
+        columns["nearest_distance"] = near(samples)
+    return columns
+
+
+def _distances(run: Path, record: dict[str, Any]) -> Any:
+    """Gives the distances of samples to training rows, and says what they compare with."""
+    from pyro_vaes.evaluation.scores import nearest_rows
+    from pyro_vaes.runs.new_data import own_data
+
+    own, shared = own_data(read_config(run), run, record), bool(record["data"]["image_shape"])
+
+    def near(samples: Any) -> Any:
+        found, held_out = (
+            nearest_rows(x, own.train, shared=shared)[0] for x in (samples, own.test)
+        )
+        click.echo(
+            "Distance to the nearest training row, in standard deviations of an element: "
+            f"median {found.median():.3f}, least {found.min():.3f}; of the test rows "
+            f"{held_out.median():.3f} and {held_out.min():.3f}."
+        )
+        return found.numpy()
+
+    return near
+
+
 def _labels_to_sample(data: dict[str, Any], num: int, label: str | None) -> Any:
     """The labels of samples: the one asked for, or those that the training rows have in turn."""
     import torch
 
+    num_labels = data["num_labels"]
+    if label is None:
+        if not num_labels:
+            return None
+        # A class without rows was never learned.
+        there = torch.tensor(data.get("labels") or range(num_labels))
+        return there[torch.arange(num) % len(there)]
+    return label_number(data, label)
+
+
+def label_number(data: dict[str, Any], label: str) -> int:
+    """The number of a label of a conditional model.
+
+    Raises:
+        ConfigError: if it has none of it.
+    """
     num_labels, names = data["num_labels"], data.get("label_names")
     if not num_labels:
-        if label is None:
-            return None
         raise ConfigError(
             f"Invalid value for '--label': expected a conditional model; got {label} for one "
             "without labels."
         )
-    if label is None:
-        # A class without rows was never learned.
-        there = torch.tensor(data.get("labels") or range(num_labels))
-        return there[torch.arange(num) % len(there)]
-    known = names or [str(i) for i in range(num_labels)]
+    known: list[str] = names or [str(i) for i in range(num_labels)]
     if label not in known:
         expected = f"one of {', '.join(names)}" if names else f"0 to {num_labels - 1}"
         raise ConfigError(f"Invalid value for '--label': expected {expected}; got {label}.")
@@ -195,7 +277,7 @@ def parts_command() -> None:
     click.echo(catalogue())
 
 
-def _open(run: Path) -> tuple[VAE, dict[str, Any]]:
+def open_run(run: Path) -> tuple[VAE, dict[str, Any]]:
     """The VAE and record of a run folder, both checked."""
     from pyro_vaes.storage.weights import load, load_record
 
@@ -218,6 +300,7 @@ def _is_record(record: dict[str, Any], event_shape: tuple[int, ...] | None) -> b
     if not {"config", "digest"} <= record.keys() or not isinstance(data, dict):
         return False
     image, labels = data.get("image_shape"), data.get("num_labels")
+    columns = data.get("columns")
     return (
         isinstance(data.get("digest"), str)
         and (labels is None or _is_size(labels))
@@ -225,7 +308,13 @@ def _is_record(record: dict[str, Any], event_shape: tuple[int, ...] | None) -> b
         and _is_shape(data.get("event_shape"))
         and (event_shape is None or tuple(data["event_shape"]) == tuple(event_shape))
         and (image is None or math.prod(image) == math.prod(data["event_shape"]))
+        and (columns is None or (_is_words(columns) and [len(columns)] == data["event_shape"]))
+        and isinstance(data.get("label_column"), (str, type(None)))
     )
+
+
+def _is_words(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(word, str) for word in value)
 
 
 def _is_shape(value: Any) -> bool:

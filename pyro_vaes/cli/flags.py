@@ -1,4 +1,4 @@
-"""Command-line flags made from the options of a run, and how a command reads them."""
+"""Command-line flags, made from the options of a run."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from pyro_vaes.runs.options import ConfigError, Option, text
+from pyro_vaes.runs.options import ConfigError, Option, Values, text
 from pyro_vaes.runs.resolve import resolve
-from pyro_vaes.runs.schema import OPTIONS, flatten
+from pyro_vaes.runs.schema import OPTIONS
 
 __all__ = ["FOLDER", "PLACE", "SEED", "ConfigCommand", "Flag", "check_drawing", "given", "options"]
 
@@ -20,13 +20,15 @@ __all__ = ["FOLDER", "PLACE", "SEED", "ConfigCommand", "Flag", "check_drawing", 
 
 
 class _Type(click.ParamType):  # type: ignore[type-arg]
-    """The click type of an option."""
+    """The click type of an option; the text of its default is not read again."""
 
-    def __init__(self, option: Option) -> None:
-        self.option = option
+    def __init__(self, option: Option, default: Any) -> None:
+        self.option, self.default = option, default
         self.name = option.metavar
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if value == text(self.default):
+            return self.default
         try:
             return self.option.read(value, f"'{self.option.flag}'")
         except ConfigError as error:
@@ -34,7 +36,7 @@ class _Type(click.ParamType):  # type: ignore[type-arg]
 
 
 class _Place(click.ParamType):  # type: ignore[type-arg]
-    """A path; an empty one, as from a shell variable that is not set, is none."""
+    """A path; an empty one, as from an unset shell variable, is refused."""
 
     def __init__(self, folder: bool = False) -> None:
         self.folder = folder
@@ -45,8 +47,8 @@ class _Place(click.ParamType):  # type: ignore[type-arg]
         path = Path(value)
         if not str(value).strip():
             raise ConfigError(
-                f"Invalid value for {named!r}: expected a path; got an empty one. (Is a variable "
-                "of the shell not set?)"
+                f"Invalid value for {named!r}: expected a path; got an empty one. (Is a shell "
+                "variable unset?)"
             )
         if self.folder and path.exists() and not path.is_dir():
             raise ConfigError(
@@ -67,7 +69,7 @@ class Flag(click.Option):
     def __init__(self, option: Option, default: Any) -> None:
         super().__init__(
             [option.flag, option.name],
-            type=_Type(option),
+            type=_Type(option, default),
             default=text(default),
             show_default=True,
             metavar=option.metavar,
@@ -76,18 +78,20 @@ class Flag(click.Option):
         self.section = option.section
 
 
-def given(context: click.Context) -> dict[str, Any]:
-    """The options that stand on the command line, by flat name; not those left at a default."""
-    return {
-        flag.name: context.params[flag.name]
-        for flag in context.command.params
-        if isinstance(flag, Flag)
-        and context.get_parameter_source(flag.name) is ParameterSource.COMMANDLINE
-    }
+def given(context: click.Context) -> Values:
+    """The options given on the command line, by flat name; not those left at a default."""
+    return Values(
+        {
+            flag.name: context.params[flag.name]
+            for flag in context.command.params
+            if isinstance(flag, Flag)
+            and context.get_parameter_source(flag.name) is ParameterSource.COMMANDLINE
+        }
+    )
 
 
 class ConfigCommand(click.Command):
-    """A command whose help lists its own options first and then the flags by section."""
+    """A command whose help lists its own options first, then the flags by section."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes one block for each section."""
@@ -103,19 +107,19 @@ class ConfigCommand(click.Command):
 
 
 def options() -> list[click.Parameter]:
-    """Makes a flag for each option; the defaults are those of the default recipe."""
-    defaults = flatten(resolve()[0])
-    return [Flag(option, defaults[option.name]) for option in OPTIONS.values()]
+    """A flag for each option, with the default recipe's value as its default."""
+    config, _ = resolve()
+    return [Flag(o, getattr(getattr(config, o.section), o.field)) for o in OPTIONS.values()]
 
 
 def check_drawing() -> None:
-    """Refuses, before hours are spent, what would keep the pictures from being drawn.
+    """Refuses, before any training, a setting with which figures cannot be drawn.
 
     Raises:
-        ConfigError: naming the variable that chooses Matplotlib's backend.
+        ConfigError: naming the environment variable of Matplotlib's backend.
     """
     try:
-        import pyro_vaes.plotting  # noqa: F401
+        import pyro_vaes.plotting  # noqa: F401 - importing it loads the backend
     except ValueError as error:
         raise ConfigError(
             "Expected a backend of Matplotlib in the environment variable MPLBACKEND, or none; got "

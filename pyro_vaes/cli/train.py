@@ -15,9 +15,15 @@ from pyro_vaes.cli.flags import PLACE, ConfigCommand, check_drawing, given, opti
 from pyro_vaes.core.errors import SignalStop
 from pyro_vaes.runs.options import ConfigError
 from pyro_vaes.runs.recipes import DEFAULT_RECIPE, RECIPES
-from pyro_vaes.runs.resolve import check_combination, check_resume, from_yaml, resolve
+from pyro_vaes.runs.resolve import (
+    check_combination,
+    check_resume,
+    check_warmup_steps,
+    from_yaml,
+    resolve,
+)
 from pyro_vaes.runs.schema import RunConfig, read_config
-from pyro_vaes.storage.files import RunFolderError, contents, locked
+from pyro_vaes.storage.files import CONFIG, RunFolderError, contents, locked
 
 if TYPE_CHECKING:
     from pyro_vaes.training.history import History
@@ -43,8 +49,7 @@ _train_options: list[click.Parameter] = [
     click.Option(
         ["--minutes"],
         type=click.FloatRange(min=0, min_open=True),
-        help="Stop after the epoch in which so many minutes of training have passed; --resume "
-        "goes on.",
+        help="Time limit for training, checked after each epoch; --resume continues the run.",
     ),
     click.Option(
         ["--samples"],
@@ -72,12 +77,12 @@ def _train(
     its processes share each batch. SIGTERM, SIGHUP, SIGUSR1 and Ctrl-C save and end it: --resume
     repeats the run that was not stopped.
     """
-    import torch  # Help and mistyped flags do not wait for it.
+    import torch  # Imported here, so that help and mistyped flags answer at once.
 
-    from pyro_vaes.runs.build import build, data_of
-    from pyro_vaes.runs.run import train
+    from pyro_vaes.runs.build import build, data_of, start_from_init
+    from pyro_vaes.runs.run import threads, trainer_of
     from pyro_vaes.runs.summary import finished, report_text, summarise
-    from pyro_vaes.training.checkpoint import read_checkpoint
+    from pyro_vaes.training.checkpoint import CHECKPOINT
     from pyro_vaes.training.distributed import join_processes, refuse_tasks
     from pyro_vaes.training.signals import watched
 
@@ -89,38 +94,43 @@ def _train(
         raise ConfigError("Invalid value for '--resume': expected --out with the run's folder.")
     with processes.together():
         started = None if out is None else _started(out, resume)
+        before = None if started is None or out is None else (out / CONFIG).read_bytes()
         file_values = None if file is None else from_yaml(_read(file), str(file))
         flags = given(click.get_current_context())
         config, explicit = resolve(recipe, file_values, flags, started)
         config, remarks = check_combination(config, explicit)
         if started is not None and out is not None:
             check_resume(config, started)
-            read_checkpoint(out)  # Refused here or not at all.
         check_drawing()
     with processes.together():
         data = processes.in_turn(lambda: data_of(config, "Invalid value for '--data'"))
         steps = math.ceil(len(data.train) / config.training.batch_size)
-        config, more = check_combination(config, explicit, steps)
+        config, more = check_warmup_steps(config, explicit, steps)
         torch.manual_seed(config.training.seed)
         vae, choices = build(config, data)
+        if out is None or not (out / CHECKPOINT).exists():  # That has the weights to go on with.
+            start_from_init(vae, config)
+        trainer = trainer_of(vae, data, config)
     fresh = out is None
     with processes.together():
-        # Trainings that start in the same second have folders of their own.
+        # Runs that start in the same second get separate folders.
         out = _new_folder() if out is None and not processes.rank else out
     out = Path(processes.agree(str(out)))
     if processes.rank:
-        with watched():
-            train(vae, data, config, out=out, resume=True, minutes=minutes)
+        with watched(), threads(config, data):
+            trainer.run(out, resume=True, minutes=minutes)
         return
     if resume and started is None:
         click.echo(f"Nothing to resume in {out}: a new run starts there.")
     for remark in dict.fromkeys((data.describe(), *remarks, *more, *choices)):
         click.echo(remark)
-    # All that can be refused before a first step is, and only then is the folder written.
+    # Everything that can be refused before the first step has been, and nothing is written yet.
     with locked(out, made=fresh), watched():
-        if _started(out, resume) != started:
+        now = (out / CONFIG).read_bytes() if contents(out) else None
+        if now != before:
             raise RunFolderError(f"Expected {out} as it was just now; another process wrote there.")
-        history = train(vae, data, config, out=out, resume=True, minutes=minutes)
+        with threads(config, data):
+            history = trainer.run(out, resume=True, minutes=minutes)
         if history.stopped not in ("epochs", "patience"):
             _say_stopped(history, out)
             return
@@ -131,9 +141,9 @@ def _train(
 
 
 def _say_stopped(history: History, out: Path) -> None:
-    """Says how to resume; a run that was stopped from outside ends the command there and then.
+    """Prints how to resume; after a signal it ends the command.
 
-    The test rows are for what training ends with.
+    A run that was stopped is not evaluated on the test rows.
     """
     after = f"after {history.epochs} epoch{'s' * (history.epochs != 1)}"
     resume = f"pyro-vaes train --resume --out {out}"
@@ -171,7 +181,7 @@ def _read(path: Path) -> str:
 
 
 def _started(out: Path, resume: bool) -> RunConfig | None:
-    """The options of the run in a folder that is to be resumed; None for a new run."""
+    """The options of the run to resume in a folder; None for a new run."""
     if out.exists() and not out.is_dir():
         raise ConfigError(f"Invalid value for '--out': expected a folder; got the file {out}.")
     if not contents(out):
@@ -179,7 +189,7 @@ def _started(out: Path, resume: bool) -> RunConfig | None:
     if not resume:
         raise ConfigError(
             f"Invalid value for '--out': expected a new or empty folder; got {out}, which holds "
-            "files, perhaps of another run (--resume goes on with a run)."
+            "files, perhaps of another run (--resume continues a run)."
         )
     return read_config(out)
 

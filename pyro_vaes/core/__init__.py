@@ -1,1 +1,1 @@
-"""What every folder stands on: descriptions of parts, labels, checks."""
+"""Shared by all folders: descriptions of parts, labels, checks."""

@@ -1,4 +1,4 @@
-"""A bound on what building a model may ask for, known before any memory is taken."""
+"""Limits on memory and operations while a model is built, checked before memory is allocated."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 __all__ = ["BoundError", "Bounded"]
 
 
-# Elements of a result that is computed before its size is looked at.
+# Results of at most this many elements are computed before their size is checked.
 _SMALL = 2**22
 
 
 class BoundError(ValueError):
-    """What is built asks for more than it may."""
+    """Building exceeds its limits."""
 
 
 class Bounded(TorchFunctionMode):
-    """Inside, operations on tensors may take so much memory in all, and be so many.
+    """Limits the memory and the number of the tensor operations in a context.
 
-    One whose result could be large is first done on the meta device, which knows shapes and holds
-    no values.
+    An operation whose result could be large first runs on the meta device, which computes shapes
+    and holds no values.
 
     Args:
         size: bytes that all results may take together.
-        operations: how many there may be.
+        operations: largest number of operations.
 
     Raises:
-        BoundError: from within, before the operation that goes beyond.
+        BoundError: in the context, before the operation that exceeds a limit.
     """
 
     def __init__(self, size: int, operations: int) -> None:
@@ -52,11 +52,11 @@ class Bounded(TorchFunctionMode):
 
 
 def _expected(func: Any, args: Any, kwargs: dict[str, Any]) -> int:
-    """The bytes of an operation's result; 0 if they are few, or only values could say."""
+    """The bytes of an operation's result; 0 if they are few or depend on values."""
     leaves = tree_leaves((args, kwargs))
     given = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     sizes = [leaf for leaf in leaves if isinstance(leaf, (int, float)) and leaf > 1]
-    # No operation multiplies more than the sizes that it is given.
+    # No result is larger than the product of the given sizes.
     if math.prod([max(1, tensor.numel()) for tensor in given]) * math.prod(sizes) <= _SMALL:
         return 0
     if len(given) == 1 and not sizes:
@@ -73,7 +73,7 @@ def _shaped(func: Any, args: Any, on_meta: dict[str, Any]) -> int:
     try:
         return _new_bytes(func(*shapes[0], **shapes[1]), ())
     except (RuntimeError, NotImplementedError):
-        return 0  # The operation itself says what is wrong, or needs values: then they are there.
+        return 0  # The operation raises its own error, or needs values, which exist by then.
 
 
 def _new_bytes(results: Any, given: Any) -> int:

@@ -12,13 +12,13 @@ __all__ = ["check_bounds", "held_bounds", "hold_bounds"]
 
 
 def check_bounds(bounds: Any) -> tuple[Any, Any] | None:
-    """The bounds as floats, or as tensors if one of them is, if they are two in order."""
+    """Two bounds in order, as floats, or as tensors if one of them is a tensor."""
     if bounds is None:
         return None
     if any(isinstance(bound, Tensor) for bound in bounds):
         tensors = [torch.as_tensor(b).to(torch.get_default_dtype(), copy=True) for b in bounds]
         low, high = torch.broadcast_tensors(*tensors)
-        # NaN passes: a rebuilt part awaits its values. What never varies stands still.
+        # NaN passes: a rebuilt part has no values yet. Equal bounds fix an element.
         if bool((low > high).any() or low.isinf().any() or high.isinf().any()):
             raise ValueError(
                 "Expected bounds with low <= high for each element, all finite; got others."

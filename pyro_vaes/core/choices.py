@@ -1,6 +1,6 @@
-"""Names that an option may take where no part stands behind them.
+"""Values that options may take, other than names of parts.
 
-One table for the options, which must not wait for torch, and for the code that honours them.
+One table for the options, which must not import torch, and for the code that uses them.
 """
 
 from __future__ import annotations
@@ -46,5 +46,5 @@ PROPOSALS = ("auto", "encoder", "refined", "annealed")
 PRECISIONS = ("float32", "tf32", "bf16")
 
 Mode = Literal["auto", "eager", "traced", "compiled", "cuda_graph"]
-#: How the steps of a training are run.
+#: How training steps are run.
 MODES: tuple[Mode, ...] = ("auto", "eager", "traced", "compiled", "cuda_graph")

@@ -46,6 +46,7 @@ _MODULES: Mapping[str, tuple[str, ...]] = {
         "StudentTLikelihood",
     ),
     "parts.counts": ("CountLikelihood", "NegativeBinomialLikelihood", "PoissonLikelihood"),
+    "parts.chains": ("ChainPosterior", "ChainPrior"),
     "parts.gtm": ("GTMPrior", "GTMPseudoInputs", "Grid"),
     "parts.likelihoods": (
         "AutoregressiveLikelihood",
@@ -95,18 +96,18 @@ CLASSES: Mapping[str, str] = table_of(_MODULES)
 
 
 def plain(value: Any) -> Any:
-    """A value with Python's numbers in the place of NumPy's and torch's, within lists and mappings.
+    """Replaces NumPy's and torch's numbers by Python's, also within lists and mappings.
 
-    A size from ``y.max() + 1`` and a scale from ``x.std()`` are meant as numbers: only as such can
-    they be compared, written to JSON and read again. A row of NumPy's whole numbers is a list of
-    sizes; any other array becomes a tensor.
+    A size from ``y.max() + 1`` or a scale from ``x.std()`` is meant as a number: only numbers can
+    be compared, written to JSON and read again. A row of NumPy integers is a list of sizes; any
+    other array becomes a tensor.
 
     >>> plain({"scale": np.float32(0.5), "sizes": np.array([8, 4])})
     {'scale': 0.5, 'sizes': [8, 4]}
     """
     if isinstance(value, (list, tuple)):
         items = [plain(item) for item in value]
-        # A named tuple wants its items one by one.
+        # A named tuple takes its items one by one.
         return type(value)(*items) if hasattr(value, "_fields") else _sequence(value)(items)
     if type(value) is dict:
         return {key: plain(item) for key, item in value.items()}
@@ -130,7 +131,7 @@ def _sequence(value: Any) -> type:
 def remembers_arguments(cls: type) -> type:
     """Makes instances of ``cls`` remember the arguments of their outermost constructor.
 
-    They reach it as :func:`plain` numbers, whatever kind of numbers they were.
+    Numbers are passed on as :func:`plain` ones.
     """
     original: Callable[..., None] = cls.__init__  # type: ignore[misc]
     signature = inspect.signature(original)
@@ -198,10 +199,10 @@ def _describe(value: Any, seen: dict[int, int]) -> Any:
 
 
 def rebuild(description: Any) -> Any:
-    """Builds what :func:`describe` described; tensors have their shape, their values are to come.
+    """Builds what :func:`describe` described, with tensors of the right shape but no values.
 
-    Until the weights are loaded they are NaN (whole numbers: zeros), which no check of values
-    refuses and no result hides.
+    Until the weights are loaded they hold NaN (integers: zeros): placeholders that pass range
+    checks and would show in any result.
 
     Raises:
         SpecError: if the description is not one that :func:`describe` writes.
@@ -210,7 +211,7 @@ def rebuild(description: Any) -> Any:
         return _rebuild(description, [])
     except SpecError:
         raise
-    except Exception as error:  # A constructor that is given anything fails in its own way.
+    except Exception as error:  # With arbitrary arguments a constructor may raise anything.
         said = " ".join(str(error).split())[:200] or type(error).__name__
         raise SpecError(
             f"Expected a description of a model; got a damaged one ({said})."
@@ -235,9 +236,21 @@ def _rebuild(description: Any, built: list[Any]) -> Any:
     cls = _class_named(description["class"])
     given = sorted(description["arguments"].items())
     arguments = {key: _rebuild(item, built) for key, item in given}
-    value = cls(**arguments)
+    value = _constructed(cls, arguments)
     built.append(value)
     return value
+
+
+def _constructed(cls: Any, arguments: dict[str, Any]) -> Any:
+    """Calls a constructor with arguments by name; those like ``*links`` are passed by place."""
+    signature = inspect.signature(cls)
+    kinds = {parameter.kind for parameter in signature.parameters.values()}
+    if inspect.Parameter.VAR_POSITIONAL not in kinds:
+        return cls(**arguments)
+    if not arguments.keys() <= signature.parameters.keys():
+        raise SpecError(f"Expected arguments of {cls.__name__}; got {', '.join(arguments)}.")
+    bound = inspect.BoundArguments(signature, cast(Any, arguments))
+    return cls(*bound.args, **bound.kwargs)
 
 
 def _class_named(name: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What a command ends with in one line: kinds of failure, and a signal."""
+"""Errors that end a command with a one-line message."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["DataError", "InputError", "RunError", "SignalStop"]
 
 
 class InputError(ValueError):
-    """Something that was given cannot be used; the message is one line. Exit status 2."""
+    """Input that cannot be used; the message is one line. Exit status 2."""
 
 
 class DataError(InputError):
@@ -20,9 +20,9 @@ class RunError(RuntimeError):
 
 
 class SignalStop(BaseException):
-    """A signal has come that ends the program; the message is one line.
+    """A signal that ends the program; the message is one line.
 
-    Like ``KeyboardInterrupt`` no ``Exception``: what handles errors does not handle it.
+    Like ``KeyboardInterrupt`` it is no ``Exception``, so that error handlers let it pass.
 
     Attributes:
         status: the exit status of the program, 128 and the signal's number.

@@ -1,4 +1,4 @@
-"""Labels next to the inputs of a network: one-hot columns, and who takes them."""
+"""Labels as inputs: one-hot columns, and which parts take them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["append_labels", "as_labels", "takes_labels", "with_labels"]
 
 
 def append_labels(rows: Tensor, labels: Tensor | None, num_labels: int) -> Tensor:
-    """Puts the one-hot label beside each row; without labels, the rows as they are.
+    """Appends the one-hot label to each row; without labels, returns the rows unchanged.
 
     Args:
         rows: ``(..., features)``.
@@ -45,7 +45,7 @@ def append_labels(rows: Tensor, labels: Tensor | None, num_labels: int) -> Tenso
 
 
 def takes_labels(part: nn.Module) -> bool:
-    """Whether a part is to be given labels: its ``num_labels`` says, or else an argument ``y``."""
+    """Whether a part takes labels: by its ``num_labels``, or else by an argument ``y``."""
     num_labels = getattr(part, "num_labels", None)
     if num_labels is not None:
         return bool(num_labels)
@@ -72,7 +72,7 @@ def flat(x: Tensor, event_shape: Sequence[int]) -> Tensor:
 
 
 def as_labels(y: Any) -> Tensor:
-    """Labels as int64, whatever they came as: an index of uint8 or bool would be a mask.
+    """Labels of any type as int64: an index of uint8 or bool would be a mask.
 
     >>> as_labels([0.0, 2.0])
     tensor([0, 2])

@@ -56,7 +56,7 @@ def augment_images(
     """A transform that moves some images of a batch, each by its own small affine map.
 
     Every strength is drawn uniformly and independently for each image; zero switches a move off.
-    See :func:`.move_images` for the geometry. What moves in from outside is 0.
+    See :func:`.move_images` for the geometry. Pixels from outside the image are 0.
 
     Args:
         image_shape: ``(C, H, W)``; batches may hold images of that shape or flat rows.
@@ -64,9 +64,9 @@ def augment_images(
         max_rotate: largest angle either way, in degrees.
         max_scale: largest growth; 0.1 scales by a factor from 1/1.1 to 1.1, on a log scale.
         max_shear: largest horizontal move for each row that lies further down, in pixels.
-        probability: part of the images that is moved; the others stay as sharp as they are.
+        probability: share of the images that are moved; the others stay sharp.
         num_levels: for data that are levels (2 for binary ones): results are rounded to whole
-            numbers in ``0..num_levels - 1``. None leaves them between the levels.
+            numbers in ``0..num_levels - 1``. None leaves fractions.
 
     Returns:
         The transform; flat batches stay flat.
@@ -112,7 +112,7 @@ def move_images(
 ) -> Tensor:
     """Shears, rotates, scales and then shifts each image about its centre, bicubically.
 
-    Small images bear no blur: bilinear interpolation would leave no pixel black or white.
+    Small images tolerate no blur: bilinear interpolation would leave no pixel black or white.
 
     Args:
         images: ``(n, C, H, W)``.
@@ -123,7 +123,7 @@ def move_images(
         shear: move to the right for each row that lies further down, in pixels, ``(n,)``.
 
     Returns:
-        The moved images, ``(n, C, H, W)``, with 0 where nothing moved in.
+        The moved images, ``(n, C, H, W)``, with 0 outside the originals.
     """
     height, width = images.shape[-2:]
     # Sampling asks where each pixel of the result came from: the inverse map, in closed form, of
@@ -131,7 +131,7 @@ def move_images(
     cos, sin = angle.cos() / scale, angle.sin() / scale
     xx, xy = cos - shear * sin, -sin - shear * cos
     yx, yy = sin, cos
-    # In grid units an axis runs from -1 to 1 whatever its length; angles live in pixels.
+    # In grid units an axis runs from -1 to 1 whatever its length; angles refer to pixels.
     from_x = [xx, xy * (height / width), -(xx * right + xy * down) * (2 / width)]
     from_y = [yx * (width / height), yy, -(yx * right + yy * down) * (2 / height)]
     maps = torch.stack([torch.stack(from_x, -1), torch.stack(from_y, -1)], dim=-2)
@@ -142,7 +142,7 @@ def move_images(
 
 
 def _uniform(shape: Sequence[int], like: Tensor, generator: torch.Generator) -> Tensor:
-    """Draws from [0, 1) where the batch lies: a copy from elsewhere takes longer than a step."""
+    """Draws from [0, 1) on the batch's device: a copy would take longer than a step."""
     if generator.device != like.device:
         seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
         generator = torch.Generator(like.device).manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Numbers for the classes of labels that are words, identifiers, or other whole numbers."""
+"""Numbers for classes whose labels are words, identifiers or arbitrary integers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Names:
     """Numbers the classes of labels from 0, if they are not numbers of classes already.
 
     Args:
-        parts: all labels that are to share their numbers; what is numbered first, if none.
+        parts: all labels that share one numbering; if none, the first that are numbered.
     """
 
     def __init__(self, parts: Iterable[Any] = ()) -> None:
@@ -30,7 +30,7 @@ class Names:
         if not words:
             numbers = np.array(distinct, dtype=np.float64)
             if not (np.isfinite(numbers) & (numbers == np.floor(numbers))).all():
-                return  # No labels; refused where they are checked.
+                return  # Not labels; refused by later checks.
             if distinct[0] >= 0 and distinct[-1] < max(2 * len(distinct), len(distinct) + 10):
                 return
             distinct = [int(value) for value in distinct]
@@ -60,7 +60,7 @@ class Names:
 
 
 def _label_array(labels: Any) -> Any:
-    """Labels as a NumPy row, None for what is no row of labels (refused where it is checked)."""
+    """Labels as a NumPy row; None for anything else (refused by later checks)."""
     if isinstance(labels, Tensor):
         labels = labels.detach().cpu().numpy() if not labels.is_complex() else None
     if labels is None or np.ma.is_masked(labels):

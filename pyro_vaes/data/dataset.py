@@ -21,40 +21,34 @@ from pyro_vaes.core.described import plain
 from pyro_vaes.core.errors import DataError
 from pyro_vaes.data.augmentation import augment_images, binarize, compose
 from pyro_vaes.data.files import SUFFIXES, read
-from pyro_vaes.data.guesses import find_images, is_bytes, note_gaps, oddities, whole_again
+from pyro_vaes.data.guesses import (
+    LIKELIHOODS,
+    Kind,
+    find_images,
+    is_bytes,
+    kind_of,
+    note_gaps,
+    oddities,
+    whole_again,
+)
 from pyro_vaes.data.mixed.codec import Codec
 from pyro_vaes.data.mixed.groups import shares
 from pyro_vaes.data.named import read_digits, read_torchvision
 from pyro_vaes.data.precision import in_single
 from pyro_vaes.data.splits import Split
-from pyro_vaes.data.spreadsheets import TableOptions
+from pyro_vaes.data.spreadsheets import Columns, TableOptions
 from pyro_vaes.data.tables import ROWS, Pair, num_gaps, suffix_of
 
 __all__ = ["DataSet", "load_data"]
 
 
-Kind = Literal["binary", "levels", "counts", "real", "table"]
 Binarization = Literal["dynamic", "threshold", "grey"]
 
 NAMES = ("digits", "fashion_mnist", "mnist")
 BINARIZATIONS = ("dynamic", "threshold", "grey")
-LIKELIHOODS: dict[Kind, str] = {
-    "binary": "bernoulli",
-    "levels": "ordinal",
-    "counts": "negative_binomial",
-    "real": "normal",
-    "table": "table",
-}
-
-# Whole numbers are taken for levels up to this many, the grey values of a byte.
-_MOST_LEVELS = 256
-# More than this and a likelihood over levels would not fit into memory.
-_MOST_LEVELS_ON_REQUEST = 2**16
-# Larger ones are taken for counts if at least this share of them is 0.
-_ZEROS_OF_COUNTS = 0.1
 # The last rows of torchvision's training files are kept for validation.
 _TORCHVISION_VALIDATION_ROWS = 10_000
-# One draw for everyone, whatever the seed of the run, so that test figures compare.
+# One fixed draw, whatever the run's seed, so that test figures can be compared.
 _BINARIZATION_SEED = 0
 
 
@@ -62,20 +56,25 @@ _BINARIZATION_SEED = 0
 class DataSet:
     """Three splits and what is known of their values.
 
+    >>> data = pv.load_data("digits")
+    >>> len(data.train), data.kind, data.num_levels, data.image_shape
+    (1000, 'levels', 17, (1, 8, 8))
+
     Attributes:
-        name: what was loaded.
-        train: rows to learn from.
-        val: rows to choose by.
-        test: rows to look at once.
+        name: of the source.
+        train: rows for training.
+        val: rows for validation.
+        test: rows for the final evaluation.
         kind: ``binary`` (0 and 1), ``levels`` (whole numbers from 0 to a highest one), ``counts``
             (whole numbers from 0 without one), ``real``, or ``table`` (columns of several kinds).
         num_levels: the number of levels, 0 included; None unless the kind is ``levels``.
         num_labels: the number of labels, 0 included; None without labels.
         image_shape: ``(C, H, W)`` if a datum is an image, else None; x may hold it flat.
         reason: why this kind, as a clause.
-        label_names: the classes by the numbers of their labels, where these had to be numbered.
+        label_names: the classes in the order of their labels, if these had to be numbered.
+        notes: sentences on guesses about the source and on oddities in the data.
+        columns: the names of a table's columns, None where there are none.
         codec: of a table with columns of several kinds: how rows are written as numbers.
-        notes: sentences on what was guessed of the source, and on what is odd about the data.
     """
 
     name: str
@@ -89,6 +88,7 @@ class DataSet:
     reason: str = "it was asked for"
     label_names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
+    columns: Columns | None = None
     codec: Codec | None = None
 
     @property
@@ -117,7 +117,7 @@ class DataSet:
         return digest.hexdigest()
 
     def describe(self) -> str:
-        """In short: what the data are, what they were taken for, and why; and what was guessed."""
+        """A summary: sizes, the kind of the values and why, and all guesses."""
         labels = f" with labels 0..{self.num_labels - 1}" if self.num_labels else ""
         kind = {
             "binary": "binary",
@@ -159,7 +159,7 @@ class DataSet:
                 are moved before they are binarised.
 
         Raises:
-            DataError: if the data are no images.
+            DataError: if the data are not images.
         """
         if self.image_shape is None:
             raise DataError(
@@ -199,43 +199,47 @@ def load_data(
     group: Any = None,
     split: Literal["random", "time"] = "random",
 ) -> DataSet:
-    """Loads a data set by name, from a file, or from what the caller has in memory.
+    """Loads a data set by name, from a file, or from memory.
 
     - ``digits``: 1797 flat 8x8 images in 17 levels, in file order: 1000, 350 and 447 rows.
-    - ``mnist``, ``fashion_mnist``: flat 28x28 images, 50,000, 10,000 and 10,000 rows, fetched on
-      first use.
+    - ``mnist``, ``fashion_mnist``: flat 28x28 images, 50,000, 10,000 and 10,000 rows, downloaded
+      on first use.
     - a path to a ``.npy``, ``.npz``, ``.csv``, ``.tsv`` (also ``.gz``), ``.parquet`` or ``.h5ad``
       file or to a folder of pictures, a mapping of arrays, a data frame, a tensor, an array, a
       sparse matrix, a tuple ``(x, y)``, a ``Dataset`` or a ``DataLoader``;
-      :mod:`pyro_vaes.data.tables` says how each is read. Unless it brings its splits, a seeded
+      :mod:`pyro_vaes.data.tables` says how each is read. Unless the source has splits, a seeded
       permutation makes them.
 
     Values that are all 0 or 1 are taken for binary, whole numbers from 0 in at most 256 levels for
-    levels, larger ones for counts if one in ten is 0 and rows are no images, everything else for
-    real numbers; ``describe()`` of the result says which and why, and what else was guessed. Whole
-    numbers that a computation made miss by a little are rounded. Gaps (NaN, blank and NA cells,
-    masked values) are values that were not seen: they stay NaN and are left out of log p(x), and
-    ``describe()`` says how many there are. Bytes of shape ``(H, W)``, ``(C, H, W)`` or
-    ``(H, W, C)`` with one to four channels are taken for images if at least 4 pixels wide and high,
-    other rows only if ``image_shape`` says so.
+    levels, larger ones for counts if one in ten is 0 and rows are not images, everything else for
+    real numbers; ``describe()`` of the result says which and why, with all other guesses. Whole
+    numbers with rounding errors are rounded. Gaps (NaN, blank and NA cells, masked values) are
+    values that were not seen: they stay NaN and are left out of log p(x), and ``describe()`` says
+    how many there are. Bytes of shape ``(H, W)``, ``(C, H, W)`` or ``(H, W, C)`` with one to four
+    channels are taken for images if at least 4 pixels wide and high, other rows only if
+    ``image_shape`` says so.
+
+    >>> data = pv.load_data(torch.randn(100, 4), labels=["cat", "dog"] * 50)
+    >>> print(data.describe())
+    data: 60 training, 20 validation and 20 test rows of shape (4,) with labels 0..1, ...
 
     Args:
         source: see above.
-        labels: one label for each row of the user's own data: words or whole numbers, which are
-            numbered if they do not count from 0.
-        kind: ``binary``, ``levels``, ``counts`` or ``real``, if the values are not to decide.
-        num_levels: the number of levels, if not the highest level and one; asks for ``levels``.
+        labels: one label per row of your own data: words or integers, numbered from 0 if needed.
+        kind: ``binary``, ``levels``, ``counts``, ``real`` or ``table``; None to infer it from the
+            values.
+        num_levels: number of levels; None for the highest level plus one. Implies ``levels``.
         image_shape: ``(C, H, W)`` of rows that are images, flat or not; ``(H, W)`` for grey ones.
-            Rows of shape ``(H, W, C)`` are turned round. An empty one for rows that are none.
-        val_fraction: share of the user's own rows for validation; a split gets one row at least.
+            Rows of shape ``(H, W, C)`` are transposed. ``()`` for rows that are not images.
+        val_fraction: share of your own rows for validation; a split gets one row at least.
         test_fraction: share for testing. The test rows do not depend on ``val_fraction``.
         seed: of the permutation that makes the splits.
-        root: the folder for files that are fetched.
+        root: the folder for downloads.
         binarization: for ``mnist`` and ``fashion_mnist``: ``dynamic`` (the default: training images
             stay grey and are drawn anew for each batch, the others are drawn once from a fixed
             seed), ``threshold`` (one half) or ``grey`` (256 levels).
-        header: of a text file: whether the first row holds names; None to see.
-        label_column: of a table: the name of the column of labels, ``""`` for none; None to see.
+        header: of a text file: whether the first row holds names; None to detect it.
+        label_column: of a table: the name of the label column, ``""`` for none; None to detect it.
         drop: of a table: names of columns to leave out.
         missing: whether gaps are kept, or refused.
         types: of a table: kinds of columns by name (:data:`~pyro_vaes.core.columns.KINDS`,
@@ -252,13 +256,14 @@ def load_data(
     """
     num_levels, val_fraction, test_fraction = map(plain, (num_levels, val_fraction, test_fraction))
     notes: list[str] = []
+    options = TableOptions(header, label_column, tuple(drop))
     label_names: tuple[str, ...] | None = None
     codec = None
     name = source if isinstance(source, str) and source in NAMES else None
     if name is not None and labels is not None:
-        raise DataError(f"Expected no labels= beside {name}, which has its own.")
+        raise DataError(f"Expected no labels= with {name}, which has its own.")
     if binarization is not None and name not in ("mnist", "fashion_mnist"):
-        raise DataError("Expected binarization= only beside mnist and fashion_mnist.")
+        raise DataError("Expected binarization= only with mnist and fashion_mnist.")
     if name == "digits":
         splits, image_shape = _digits(), image_shape or (1, 8, 8)
     elif name is not None:
@@ -267,16 +272,14 @@ def load_data(
     else:
         table = None if kind is None else kind == "table"
         column = group if isinstance(group, str) else None
-        options = TableOptions(
-            header, label_column, tuple(drop), types or {}, table, column, found={}
-        )
+        options = TableOptions(header, label_column, tuple(drop), types or {}, table, column)
         pairs, label_names = _read(source, labels, options, notes)
         first = pairs.get("train", pairs.get("all"))
         shape = tuple(first[0].shape[1:]) if first else ()
         image_shape, turned = find_images(shape, image_shape, is_bytes(source), notes)
         if turned:
             pairs = {key: (x.movedim(-1, 1).contiguous(), y) for key, (x, y) in pairs.items()}
-        codec, group = options.found.get("codec"), options.found.get("group", group)
+        codec, group = options.extras.get("codec"), options.extras.get("group", group)
         splits = _own(pairs, val_fraction, test_fraction, int(plain(seed)), group, split)
         if kind != "real" and codec is None:
             splits = whole_again(splits, notes)
@@ -286,12 +289,12 @@ def load_data(
         shapes = ", ".join(str(split.event_shape) for split in splits)
         raise DataError(f"Expected splits with rows of one shape; got {shapes}.")
     note_gaps(splits, missing, notes)
-    # What a transform has yet to draw says nothing about the values.
+    # Splits with a random transform are left out: the model sees other values than are stored.
     known = [s.x for s in splits if not s.transform]
     found: Kind = "table"
     reason = "it has columns of several kinds" if kind is None else "that was asked for"
     if codec is None:
-        found, num_levels, reason = _kind(known, kind, num_levels, bool(image_shape))
+        found, num_levels, reason = kind_of(known, kind, num_levels, bool(image_shape))
     if train.transform is not None:
         reason += " (for training, grey ones are drawn anew at each batch)"
     notes += oddities(train, splits, found, label_names)
@@ -307,11 +310,12 @@ def load_data(
         reason=reason,
         label_names=label_names,
         notes=tuple(notes),
+        columns=options.found[-1] if options.found else None,
         codec=codec,
     )
 
 
-# --- what load_data is made of -----------------------------------------------------------------
+# --- steps of load_data ------------------------------------------------------------------------
 
 
 def _digits() -> list[Split]:
@@ -389,63 +393,3 @@ def _single(pair: Pair) -> Split:
     if x.is_floating_point() and any(part.isinf().any() for part in x.split(ROWS)):
         raise DataError("Expected numbers within the range of float32; got larger ones.")
     return Split(x, None if pair[1] is None else pair[1].cpu())
-
-
-def _whole(x: Tensor) -> bool:
-    return not x.is_floating_point() or all(
-        bool(((part == part.floor()) | part.isnan()).all()) for part in x.split(ROWS)
-    )
-
-
-def _kind(
-    parts: list[Tensor], asked: str | None, num_levels: int | None, images: bool
-) -> tuple[Kind, int | None, str]:
-    """What the values are, their number of levels, and why."""
-    seen = [x[~x.isnan()] if num_gaps(x) else x for x in parts]
-    low, high = (
-        min(float(x.min()) for x in seen if len(x)),
-        max(float(x.max()) for x in seen if len(x)),
-    )
-    whole = low >= 0 and all(map(_whole, parts))
-    if num_levels is not None:
-        if num_levels < 2:
-            raise DataError(f"Expected num_levels of at least 2; got {num_levels}.")
-        if asked not in (None, "levels"):
-            raise DataError(f"Expected num_levels only for kind='levels'; got kind={asked!r}.")
-        asked = "levels"
-    if asked is None:
-        if whole and high <= 1:
-            return "binary", None, "all values are 0 or 1"
-        if whole and high < _MOST_LEVELS:
-            return "levels", int(high) + 1, f"all values are whole numbers from {low:g} to {high:g}"
-        if low < 0:
-            why = "some values are negative"
-        elif whole:
-            why = f"whole numbers up to {high:g} are more than {_MOST_LEVELS} levels"
-            zeros = sum(int((x == 0).sum()) for x in seen) / sum(x.numel() for x in seen)
-            if zeros >= _ZEROS_OF_COUNTS and not images:
-                return "counts", None, f"{why}, and {zeros:.0%} of them are 0"
-            why += " (if they are counts, say kind='counts')"
-        else:
-            why = "some values are not whole numbers"
-        return "real", None, why
-    if asked == "table":
-        raise DataError("Expected a data frame, or a file of rows, for kind='table'; got others.")
-    if asked not in LIKELIHOODS:
-        raise DataError(f"Expected kind among {', '.join(LIKELIHOODS)}; got {asked!r}.")
-    if asked == "binary" and not (whole and high <= 1):
-        raise DataError(f"Expected values of 0 and 1 for kind='binary'; got {low:g} to {high:g}.")
-    if asked == "counts" and not whole:
-        raise DataError(
-            f"Expected whole numbers from 0 for kind='counts'; got values from {low:g} to {high:g}."
-        )
-    if asked == "levels":
-        most = (num_levels or _MOST_LEVELS_ON_REQUEST) - 1
-        if not whole or high > most:
-            fractions = "" if whole or low < 0 else ", fractions among them"
-            raise DataError(
-                f"Expected levels that are whole numbers from 0 to {most}; "
-                f"got values from {low:g} to {high:g}{fractions}."
-            )
-        num_levels = num_levels or max(2, int(high) + 1)
-    return asked, num_levels, "that was asked for"

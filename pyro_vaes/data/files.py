@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from pyro_vaes.data.tables import (
     suffix_of,
 )
 
-__all__ = ["read"]
+__all__ = ["SUFFIXES", "read", "read_columns"]
 
 
 SUFFIXES = (".csv", ".csv.gz", ".h5ad", ".npy", ".npz", ".parquet", ".tsv", ".tsv.gz")
@@ -44,8 +45,8 @@ def read(
         source: a path, a mapping as above, a data frame, or anything that
             :func:`~pyro_vaes.data.tables.read_pair` takes.
         labels: one label for each row, if the source holds none.
-        options: :class:`~pyro_vaes.data.spreadsheets.TableOptions`, for what is not to be guessed.
-        notes: takes a sentence for each guess that was acted on.
+        options: :class:`~pyro_vaes.data.spreadsheets.TableOptions`, which override guesses.
+        notes: collects a sentence for each guess.
 
     Returns:
         Pairs under the keys ``train``, ``val`` and ``test``, or one under ``all``; and the names
@@ -81,7 +82,7 @@ def read(
     if not all(key in source for key in wanted):
         raise DataError(f"Expected all of {', '.join(wanted)}; got {', '.join(source)}.")
     if labels is not None:
-        raise DataError("Expected train_y, val_y and test_y beside splits; got labels=.")
+        raise DataError("Expected train_y, val_y and test_y with splits; got labels=.")
     if len({f"{split}_y" in source for split in _SPLITS}) > 1:
         raise DataError(f"Expected labels for all splits or none; got {', '.join(source)}.")
     _check_used(source, {f"{split}_{part}" for split in _SPLITS for part in "xy"})
@@ -94,12 +95,43 @@ def read(
 
 
 def _read_file(path: Path, options: Any = None, notes: list[str] | None = None) -> Any:
-    """What a file holds: an array or a mapping of arrays."""
+    """The content of a file: an array or a mapping of arrays."""
     suffix, notes = suffix_of(path), [] if notes is None else notes
     if path.is_dir() and suffix not in SUFFIXES:
         from pyro_vaes.data.pictures import read_pictures
 
         return read_pictures(path, notes)
+    with _readable(path, suffix):
+        if suffix in (".npy", ".npz"):
+            return _read_numpy(path)
+        return _read_anndata(path) if suffix == ".h5ad" else _read_table(path, options, notes)
+
+
+def read_columns(path: Path, columns: Any, labelled: bool) -> tuple[Any, Any, Mapping[str, Any]]:
+    """Reads columns of a table that are known by name.
+
+    Args:
+        path: of the file, whose first row holds names.
+        columns: :class:`~pyro_vaes.data.spreadsheets.Columns`.
+        labelled: whether labels are needed.
+
+    Returns:
+        See :func:`~pyro_vaes.data.spreadsheets.pick_columns`.
+
+    Raises:
+        DataError: for anything that cannot be read or used.
+    """
+    from pyro_vaes.data.spreadsheets import TableOptions, pick_columns, read_table
+
+    path = path.expanduser()
+    with _readable(path, suffix_of(path)):
+        frame, _ = read_table(path, TableOptions(header=True), [])
+        return pick_columns(frame, columns, labelled)
+
+
+@contextmanager
+def _readable(path: Path, suffix: str) -> Iterator[None]:
+    """Refuses a file that is none of data, or turns out inside to be damaged."""
     if suffix not in SUFFIXES:
         raise DataError(f"Expected a file ending in {', '.join(SUFFIXES)}; got {suffix or 'none'}.")
     if not path.is_file():
@@ -107,9 +139,7 @@ def _read_file(path: Path, options: Any = None, notes: list[str] | None = None) 
     if not path.stat().st_size:
         raise DataError("Expected a file with data; got an empty one.")
     try:
-        if suffix in (".npy", ".npz"):
-            return _read_numpy(path)
-        return _read_anndata(path) if suffix == ".h5ad" else _read_table(path, options, notes)
+        yield
     except DataError:
         raise
     # A damaged file fails in many ways (zip, zlib, header, encoding, sizes beyond memory).
@@ -122,14 +152,14 @@ def _read_file(path: Path, options: Any = None, notes: list[str] | None = None) 
 def _read_numpy(path: Path) -> Any:
     with path.open("rb") as file:  # np.load leaves a damaged file open
         try:
-            if path.suffix.lower() == ".npy":  # Mapped: what is made of it must not come on top.
+            if path.suffix.lower() == ".npy":  # Mapped, so that only a copy takes memory.
                 return np.load(path, mmap_mode="r", allow_pickle=False)
             content = np.load(file, allow_pickle=False)
             return content if isinstance(content, np.ndarray) else dict(content)
         except ValueError as error:
             if "pickle" not in str(error):
                 raise
-            # numpy's own text advises to load the pickle.
+            # NumPy's message advises loading the pickle.
             raise DataError(
                 "Expected arrays of numbers; got objects, or a file that numpy.save did not write."
             ) from error

@@ -1,4 +1,4 @@
-"""What is guessed of data in memory, and what is odd about them, to be said and corrected."""
+"""Guesses about data and oddities in them, reported so that they can be corrected."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,21 +16,45 @@ from pyro_vaes.core.errors import DataError
 from pyro_vaes.data.splits import Split
 from pyro_vaes.data.tables import ROWS, filled, num_gaps, suffix_of
 
-__all__ = ["find_images", "is_bytes", "note_gaps", "oddities", "whole_again"]
+__all__ = [
+    "LIKELIHOODS",
+    "Kind",
+    "find_images",
+    "is_bytes",
+    "kind_of",
+    "note_gaps",
+    "oddities",
+    "whole_again",
+]
 
 
+Kind = Literal["binary", "levels", "counts", "real", "table"]
+LIKELIHOODS: dict[Kind, str] = {
+    "binary": "bernoulli",
+    "levels": "ordinal",
+    "counts": "negative_binomial",
+    "real": "normal",
+    "table": "table",
+}
+
+# Whole numbers are taken for levels up to this many, the grey values of a byte.
+_MOST_LEVELS = 256
+# More than this and a likelihood over levels would not fit into memory.
+_MOST_LEVELS_ON_REQUEST = 2**16
+# Larger ones are taken for counts if at least this share of them is 0.
+_ZEROS_OF_COUNTS = 0.1
 # Of pictures: grey, grey with transparency, colour, colour with transparency.
 _CHANNELS = (1, 2, 3, 4)
-# Usual distances from the median beyond which a value is asked about.
+# A value this many typical distances from the median is questioned.
 _FAR_OUT = 1e6
-# What a computation may make whole numbers miss by: a millionth of their size, within these.
+# Rounding errors of whole numbers, at most: a millionth of their size, within these bounds.
 _ROUNDING = (1e-4, 1e-2)
-# Rows, at most, that say where an element usually lies.
+# Most rows from which typical distances are estimated.
 _SOME = 10_000
 
 
 def is_bytes(source: Any) -> bool:
-    """Whether rows were bytes where they came from: so pictures are kept, and little else."""
+    """Whether the source holds bytes, as pictures do and little else."""
     if isinstance(source, (str, Path)):
         path = Path(source).expanduser()
         if path.is_dir():
@@ -52,7 +76,7 @@ def is_bytes(source: Any) -> bool:
 def oddities(
     train: Split, splits: Sequence[Split], kind: str, names: tuple[str, ...] | None
 ) -> list[str]:
-    """What is odd about the data, in sentences."""
+    """Oddities in the data, in sentences."""
     notes, x = [], filled(train.x).flatten(1)
     never = train.x.isnan().flatten(1).all(0)
     if bool(never.any()):
@@ -65,7 +89,7 @@ def oddities(
         i = int(still.nonzero()[0])
         notes.append(
             f"{int(still.sum())} of {x.shape[1]} elements never vary in training (element {i} is "
-            f"always {x[0, i]:g}): their density is that of the floor under the scales."
+            f"always {x[0, i]:g}): the smallest scale sets their density."
         )
     if kind == "real" and len(x) > 2 and (found := _farthest(x)) is not None:
         notes.append(
@@ -77,12 +101,12 @@ def oddities(
     unseen = sorted(given - seen)
     if unseen:
         shown = ", ".join(names[label] if names else str(label) for label in unseen[:10])
-        notes.append(f"No training row has the label {shown}: what is said of it means little.")
+        notes.append(f"No training row has the label {shown}: figures for it mean little.")
     return notes
 
 
 def _farthest(x: Tensor) -> tuple[float, int] | None:
-    """The value that lies farthest out of an element, and the element, if it is very far."""
+    """The most extreme value and its element, if it is very far out."""
     some = x[:: -(-len(x) // _SOME)]
     middle = some.median(0).values
     usual = (some - middle).abs().median(0).values
@@ -180,3 +204,63 @@ def _asked_shape(
         )
     # Channels that stand last must be moved: to read them otherwise would mix pixels.
     return shape, event_shape == (*shape[1:], shape[0]) and event_shape != shape
+
+
+def _whole(x: Tensor) -> bool:
+    return not x.is_floating_point() or all(
+        bool(((part == part.floor()) | part.isnan()).all()) for part in x.split(ROWS)
+    )
+
+
+def kind_of(
+    parts: list[Tensor], asked: str | None, num_levels: int | None, images: bool
+) -> tuple[Kind, int | None, str]:
+    """The kind of the values, their number of levels, and the reason."""
+    seen = [x[~x.isnan()] if num_gaps(x) else x for x in parts]
+    low, high = (
+        min(float(x.min()) for x in seen if len(x)),
+        max(float(x.max()) for x in seen if len(x)),
+    )
+    whole = low >= 0 and all(map(_whole, parts))
+    if num_levels is not None:
+        if num_levels < 2:
+            raise DataError(f"Expected num_levels of at least 2; got {num_levels}.")
+        if asked not in (None, "levels"):
+            raise DataError(f"Expected num_levels only for kind='levels'; got kind={asked!r}.")
+        asked = "levels"
+    if asked is None:
+        if whole and high <= 1:
+            return "binary", None, "all values are 0 or 1"
+        if whole and high < _MOST_LEVELS:
+            return "levels", int(high) + 1, f"all values are whole numbers from {low:g} to {high:g}"
+        if low < 0:
+            why = "some values are negative"
+        elif whole:
+            why = f"whole numbers up to {high:g} are more than {_MOST_LEVELS} levels"
+            zeros = sum(int((x == 0).sum()) for x in seen) / sum(x.numel() for x in seen)
+            if zeros >= _ZEROS_OF_COUNTS and not images:
+                return "counts", None, f"{why}, and {zeros:.0%} of them are 0"
+            why += " (if they are counts, say kind='counts')"
+        else:
+            why = "some values are not whole numbers"
+        return "real", None, why
+    if asked == "table":
+        raise DataError("Expected a data frame, or a file of rows, for kind='table'; got others.")
+    if asked not in LIKELIHOODS:
+        raise DataError(f"Expected kind among {', '.join(LIKELIHOODS)}; got {asked!r}.")
+    if asked == "binary" and not (whole and high <= 1):
+        raise DataError(f"Expected values of 0 and 1 for kind='binary'; got {low:g} to {high:g}.")
+    if asked == "counts" and not whole:
+        raise DataError(
+            f"Expected whole numbers from 0 for kind='counts'; got values from {low:g} to {high:g}."
+        )
+    if asked == "levels":
+        most = (num_levels or _MOST_LEVELS_ON_REQUEST) - 1
+        if not whole or high > most:
+            fractions = "" if whole or low < 0 else ", fractions among them"
+            raise DataError(
+                f"Expected levels that are whole numbers from 0 to {most}; "
+                f"got values from {low:g} to {high:g}{fractions}."
+            )
+        num_levels = num_levels or max(2, int(high) + 1)
+    return asked, num_levels, "that was asked for"

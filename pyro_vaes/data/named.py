@@ -21,7 +21,7 @@ def read_digits() -> tuple[Tensor, Tensor]:
 
     Alpaydin and Kaynak, "Optical recognition of handwritten digits" (UCI, 1998), its test part.
     """
-    # Its table alone, if it lies where it has always lain: to import the library takes a second.
+    # The table is read directly where it can be: importing scikit-learn takes a second.
     spec = importlib.util.find_spec("sklearn")
     for folder in (spec and spec.submodule_search_locations) or ():
         path = Path(folder) / "datasets" / "data" / "digits.csv.gz"
@@ -35,7 +35,7 @@ def read_digits() -> tuple[Tensor, Tensor]:
 
 
 def read_torchvision(name: str, root: str | Path) -> tuple[tuple[Tensor, Tensor], ...]:
-    """The training and test file of ``mnist`` or ``fashion_mnist``, fetched if they are absent.
+    """The training and test files of ``mnist`` or ``fashion_mnist``, downloaded if absent.
 
     Args:
         name: ``mnist`` or ``fashion_mnist``.
@@ -58,7 +58,7 @@ def read_torchvision(name: str, root: str | Path) -> tuple[tuple[Tensor, Tensor]
     # Downloading and parsing fail in many ways; each has the same two remedies.
     except Exception as error:
         for path in new_folders:
-            with contextlib.suppress(OSError):  # kept if something did arrive
+            with contextlib.suppress(OSError):  # kept unless empty
                 path.rmdir()
         reason = _reason(error)
         if len(list(folder.glob("*-ubyte"))) == len(kind.resources):

@@ -9,7 +9,7 @@ import numpy as np
 
 from pyro_vaes.core.errors import DataError
 
-__all__ = ["read_pictures"]
+__all__ = ["list_pictures", "read_pictures"]
 
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
@@ -20,7 +20,7 @@ def read_pictures(folder: Path, notes: list[str]) -> dict[str, Any]:
 
     Args:
         folder: holds pictures of one size, or a folder of them for each class.
-        notes: takes a sentence for each guess.
+        notes: collects a sentence for each guess.
 
     Returns:
         ``x``, uint8 of shape ``(n, C, H, W)`` with one channel if all are grey and else three; and
@@ -29,15 +29,7 @@ def read_pictures(folder: Path, notes: list[str]) -> dict[str, Any]:
     Raises:
         DataError: for a folder without pictures, or with pictures of several sizes.
     """
-    lone = _pictures(folder)
-    classes = {sub.name: _pictures(sub) for sub in sorted(folder.iterdir()) if sub.is_dir()}
-    classes = {name: paths for name, paths in classes.items() if paths}
-    if bool(lone) == bool(classes):
-        raise DataError(
-            "Expected a folder of pictures, or of folders of pictures, one for each class; got "
-            f"{'both' if lone else 'neither'}."
-        )
-    paths = lone or [path for each in classes.values() for path in each]
+    paths, labels = list_pictures(folder)
     arrays = [_pixels(path) for path in paths]
     sizes = {array.shape[:2] for array in arrays}
     if len(sizes) > 1:
@@ -48,12 +40,30 @@ def read_pictures(folder: Path, notes: list[str]) -> dict[str, Any]:
         notes.append("The pictures' transparency was left out.")
     if bands <= {1, 2}:
         x = np.stack([array[..., :1] for array in arrays])
-    else:  # A grey picture among coloured ones is one of three equal channels.
+    else:  # A grey picture among coloured ones gets three equal channels.
         x = np.stack([a[..., :3] if a.shape[2] > 2 else a[..., [0] * 3] for a in arrays])
     found = {"x": np.ascontiguousarray(np.moveaxis(x, -1, 1))}
-    if classes:
-        found["y"] = np.repeat(list(classes), [len(each) for each in classes.values()])
+    if labels:
+        found["y"] = np.array(labels)
     return found
+
+
+def list_pictures(folder: Path) -> tuple[list[Path], list[str]]:
+    """The pictures of a folder in the order of their names, and the names of their classes.
+
+    Raises:
+        DataError: for a folder without pictures, or with pictures beside folders of them.
+    """
+    lone = _pictures(folder)
+    classes = {sub.name: _pictures(sub) for sub in sorted(folder.iterdir()) if sub.is_dir()}
+    classes = {name: paths for name, paths in classes.items() if paths}
+    if bool(lone) == bool(classes):
+        raise DataError(
+            "Expected a folder of pictures, or of folders of pictures, one for each class; got "
+            f"{'both' if lone else 'neither'}."
+        )
+    paths = lone or [path for each in classes.values() for path in each]
+    return paths, [name for name, each in classes.items() for _ in each]
 
 
 def _pictures(folder: Path) -> list[Path]:

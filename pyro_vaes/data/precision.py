@@ -10,14 +10,14 @@ from pyro_vaes.core.errors import DataError
 __all__ = ["in_single"]
 
 
-# Part of an element's spread that rounding may change its values by.
+# Largest rounding error, as a share of an element's standard deviation.
 _ROUNDING = 0.05
-# Rows looked at in one go.
+# Rows processed at once.
 _ROWS = 1024
 
 
 def in_single(x: Tensor) -> Tensor:
-    """Rows in single precision, bytes as they are; refused if it cannot tell values apart.
+    """Rows in single precision, bytes unchanged; refused if it cannot distinguish the values.
 
     Raises:
         DataError: naming the element and its values.
@@ -35,7 +35,7 @@ def in_single(x: Tensor) -> Tensor:
         kept, all_ = (len(rows[:, i].unique()) for rows in (rounded.flatten(1), table))
         usual = float(table[0, i])
         raise DataError(
-            f"Expected values that single precision can tell apart; got element {i} about "
+            f"Expected values that single precision can distinguish; got element {i} about "
             f"{usual:.10g} with a standard deviation of {spread[i]:.4g}, of which it keeps "
             f"{kept} of {all_} different values. Subtract {usual:.10g} from it first."
         )

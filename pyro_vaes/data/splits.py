@@ -1,4 +1,4 @@
-"""Splits: rows in memory, walked through in batches, and the starts of pseudo-inputs."""
+"""Splits: rows in memory, their batches, and initial pseudo-inputs."""
 
 from __future__ import annotations
 
@@ -26,20 +26,27 @@ Init = Literal["data", "mean", "random"]
 class Split:
     """Rows, perhaps with labels, all in memory.
 
+    >>> split = pv.Split(torch.rand(100, 4), torch.arange(100) % 3)
+    >>> len(split), split.event_shape
+    (100, (4,))
+
     Attributes:
         x: ``(n, *event_shape)``, float32 (or float64, if given so); levels are whole numbers in it,
-            or bytes, which they stay until a batch needs them; what is mapped from a file stays so.
-            NaN is a value that was not seen.
+            or bytes, which are converted batch by batch; memory-mapped files stay mapped. NaN is a
+            value that was not seen.
         y: labels ``(n,)``, int64, or None.
-        transform: what happens to each training batch, drawn anew each time (dynamic binarisation,
+        transform: applied to each training batch with fresh randomness (dynamic binarisation,
             augmentation), or None.
         dtype: the number format of batches of bytes.
+        weights: how much each row counts in training, ``(n,)``, 0 or more, or None for all alike.
+            A training epoch draws its rows by their weights; a validation set counts them so.
     """
 
     x: Tensor
     y: Tensor | None = None
     transform: Transform | None = None
     dtype: torch.dtype = torch.float32
+    weights: Tensor | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "x", check_rows(self.x))
@@ -47,6 +54,8 @@ class Split:
             raise DataError(f"Expected a label for each of {len(self.x)} rows; got {len(self.y)}.")
         if self.y is not None:
             object.__setattr__(self, "y", read_labels(self.y, len(self.x)))
+        if self.weights is not None:
+            object.__setattr__(self, "weights", _read_weights(self.weights, len(self.x)))
 
     def __len__(self) -> int:
         return len(self.x)
@@ -64,24 +73,45 @@ class Split:
         """Feeds the rows to a hash of ``hashlib``, bytes like the numbers they stand for."""
         for part in self.x.split(ROWS):
             digest.update(self.numbers(part).cpu().contiguous().numpy().data)
+        if self.weights is not None:
+            digest.update(self.weights.numpy().data)
 
     def frozen(self, seed: int = 0) -> Split:
-        """This split with one draw of its transform for every row, and no transform left."""
+        """This split with its transform applied once to all rows, and then removed."""
         if self.transform is None:
             return self
         x = self.transform(self.numbers(self.x), torch.Generator().manual_seed(seed))
         return dataclasses.replace(self, x=x, transform=None)
 
 
+def _read_weights(value: Any, n: int) -> Tensor:
+    """Weights as float64 on the CPU, refused if they are not one number of at least 0 a row."""
+    try:
+        weights = torch.as_tensor(value).detach().to("cpu", torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"Expected weights that are numbers; got {value!r:.60}.") from error
+    if weights.shape != (n,):
+        raise DataError(
+            f"Expected a weight for each of {n} rows, shape ({n},); got {tuple(weights.shape)}."
+        )
+    if not bool(((weights >= 0) & weights.isfinite()).all() and weights.any()):
+        raise DataError("Expected finite weights of 0 or more, one of them above 0; got others.")
+    return weights.contiguous()
+
+
 def as_split(data: Any, labels: Any = None) -> Split:
-    """What ``fit`` and ``evaluate`` take, as a split.
+    """Converts data that ``fit`` and ``evaluate`` accept to a split.
+
+    >>> from pyro_vaes.data import as_split
+    >>> as_split(([[0.5], [1.5], [2.5]], [0, 1, 0])).y
+    tensor([0, 1, 0])
 
     Args:
         data: a split, a tensor, an array, a tuple ``(x, y)``, a ``Dataset`` or a ``DataLoader``.
         labels: one label for each row, if the data hold none.
 
     Returns:
-        A split; one that is given comes back as it is. Float64 data stay so.
+        A split; a given split is returned as it is. Float64 data stay float64.
 
     Raises:
         DataError: for data that cannot be used.
@@ -95,14 +125,14 @@ def as_split(data: Any, labels: Any = None) -> Split:
     if labels is None:
         return data
     if data.y is not None:
-        raise DataError("Expected labels once; got labels= beside a split that holds its own.")
+        raise DataError("Expected labels once; got labels= with a split that holds its own.")
     return dataclasses.replace(data, y=read_pair(data.x, labels)[1])
 
 
 def batches(
     split: Split, batch_size: int, generator: torch.Generator | None = None
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Walks once through a split, from memory.
+    """Iterates once over a split.
 
     Args:
         split: the rows.
@@ -121,17 +151,31 @@ def _batches(
     split: Split, batch_size: int, generator: torch.Generator | None
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     x, y = split.x, split.y
-    if generator is None:
+    if generator is None and split.weights is None:
         for start in range(0, len(x), batch_size):
             stop = start + batch_size
             yield split.numbers(x[start:stop]), None if y is None else y[start:stop]
         return
-    order = torch.randperm(len(x), generator=generator, device=generator.device)
-    for index in torch.split(order.to(x.device), batch_size):
+    for index in torch.split(_order(split, generator).to(x.device), batch_size):
         rows = split.numbers(x.index_select(0, index))
-        if split.transform is not None:
+        if split.transform is not None and generator is not None:
             rows = split.transform(rows, generator)
         yield rows, None if y is None else y.index_select(0, index)
+
+
+def _order(split: Split, generator: torch.Generator | None) -> Tensor:
+    """Which rows make an epoch; with weights, some come more than once and others not at all."""
+    n = len(split)
+    if split.weights is None:
+        assert generator is not None
+        return torch.randperm(n, generator=generator, device=generator.device)
+    fixed = generator is None
+    source = torch.Generator().manual_seed(0) if generator is None else generator
+    share = torch.rand(n, dtype=torch.float64, generator=source, device=source.device).cpu()
+    if fixed:  # In order, one in each n-th: what is validated on is spread evenly.
+        share = (torch.arange(n) + share) / n
+    sums = split.weights.cumsum(0)
+    return torch.searchsorted(sums, share * sums[-1], right=True).clamp(max=n - 1)
 
 
 def pseudo_inputs(
@@ -144,15 +188,18 @@ def pseudo_inputs(
 ) -> Tensor:
     """Starting points for the pseudo-inputs of a VampPrior, in the units and range of the data.
 
-    Equal pseudo-inputs get equal gradients and never part, so whatever would repeat gets noise of
-    ``noise`` standard deviations, element by element, and is kept within the range of the data.
+    Equal pseudo-inputs get equal gradients and never separate, so repeats get noise of ``noise``
+    standard deviations of each element, within the range of the data.
+
+    >>> pv.pseudo_inputs(pv.load_data("digits").train, 50).shape
+    torch.Size([50, 64])
 
     Args:
         x: training data, ``(n, *event_shape)``, or a split.
         num: number of pseudo-inputs.
-        init: ``data`` takes distinct random rows (beyond n of them, further rounds through the
-            rows with noise); ``mean`` takes the mean of the data with noise; ``random`` draws
-            uniformly within each element's range.
+        init: ``data`` takes distinct random rows (beyond n, rows repeat with noise); ``mean``
+            takes the mean of the data with noise; ``random`` draws uniformly within each element's
+            range.
         generator: source of the draws; torch's own if None.
         noise: see above.
 
@@ -190,7 +237,7 @@ def pseudo_inputs(
     if not bool(repeats.any()):
         return start
     if not varies:
-        # One row, or many equal ones: its own size is all there is to go by.
+        # All rows are equal: only their size gives a scale.
         spread = torch.where(low == 0, 1.0, low.abs())
         low, high = low - spread, high + spread
     jitter = noise * spread * draw(torch.randn)
@@ -210,7 +257,7 @@ def _spread(rows: Tensor) -> Tensor:
 
 
 def _repeats(rows: Tensor) -> Tensor:
-    """Which rows are equal to one before them."""
+    """Which rows are equal to an earlier one."""
     _, group = torch.unique(rows.flatten(1), dim=0, return_inverse=True)
     first = torch.full((len(rows),), len(rows), device=rows.device)
     index = torch.arange(len(rows), device=rows.device)
@@ -224,7 +271,12 @@ def labelled_pseudo_inputs(
     init: Init = "data",
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Pseudo-inputs for a conditional VampPrior: evenly many for each label, from its own rows.
+    """Pseudo-inputs for a conditional VampPrior: equally many per label, from its own rows.
+
+    >>> from pyro_vaes.data import labelled_pseudo_inputs
+    >>> inputs, labels = labelled_pseudo_inputs(pv.load_data("digits").train, 50)
+    >>> inputs.shape, labels.bincount().tolist()
+    (torch.Size([50, 64]), [5, 5, 5, 5, 5, 5, 5, 5, 5, 5])
 
     Args:
         split: training data with labels.
@@ -247,6 +299,6 @@ def labelled_pseudo_inputs(
     parts = []
     for label, count in enumerate(labels.bincount().tolist()):
         own = split.x[split.y == label]
-        # A number that no row carries stands for no class; any row will do.
+        # For a label that no row has, any row will do.
         parts.append(pseudo_inputs(own if len(own) else split.x, count, init, generator))
     return torch.cat(parts), labels

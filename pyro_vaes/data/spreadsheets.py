@@ -1,7 +1,7 @@
-"""Tables as they come: text files of any separator, compressed or not, parquet, and data frames.
+"""Tables: text files with any separator, compressed or not, parquet files, and data frames.
 
-Pandas reads them. What has to be guessed (the separator, a header, an index, the column of labels)
-is noted, so that it can be said; each guess is an option. Errors name a cell as a spreadsheet does.
+Pandas reads them. Guesses (the separator, a header, an index, the column of labels) are noted and
+reported; options override them. Errors name a cell as a spreadsheet does.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import numpy as np
 from pyro_vaes.core.errors import DataError
 from pyro_vaes.data.mixed.codec import codec_of
 
-__all__ = ["SUFFIXES", "TableOptions", "read_frame", "read_text_table"]
+__all__ = ["SUFFIXES", "Columns", "TableOptions", "pick_columns", "read_frame", "read_table"]
 
 
 SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
-# Taken for labels whatever they hold, and if they hold classes.
+# Names of columns of labels: always, and if they hold classes.
 _LABELS, _PERHAPS_LABELS = ("label", "y"), ("labels", "target", "targets", "class", "species")
 _INDEX = ("index", "id", "row", "rowid", "row_id", "row_names", "rownames")
 _DECIMAL_COMMA = re.compile(r"\s*[+-]?\d+,\d+\s*")
@@ -34,17 +34,31 @@ _MOST_CLASSES = 30
 
 
 @dataclasses.dataclass(frozen=True)
-class TableOptions:
-    """What is not to be guessed of a table.
+class Columns:
+    """The columns of a table by name.
 
     Attributes:
-        header: whether the first row holds the names of the columns; None to see.
-        label_column: the name of the column of labels; ``""`` for none, None to see.
+        names: those that make a row, in order.
+        label: the one that holds the labels, or None.
+    """
+
+    names: tuple[str, ...]
+    label: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class TableOptions:
+    """Overrides of guesses about a table.
+
+    Attributes:
+        header: whether the first row holds the names of the columns; None to detect it.
+        label_column: the name of the column of labels; ``""`` for none, None to detect it.
         drop: names of columns to leave out.
         types: kinds of columns by name; any makes it a table of columns of several kinds.
-        table: whether it is one; None to see: columns of words make it one.
+        table: whether it is one; None to detect it: a column of words makes it one.
         group: the name of a column whose values say which rows stay together.
-        found: takes the ``codec`` of such a table, and the ``group`` of each row.
+        found: takes the columns of what was read, where they have names.
+        extras: takes the ``codec`` of a table of several kinds, and the ``group`` of each row.
     """
 
     header: bool | None = None
@@ -53,20 +67,34 @@ class TableOptions:
     types: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     table: bool | None = None
     group: str | None = None
-    found: dict[str, Any] = dataclasses.field(default_factory=dict)
+    found: list[Columns] = dataclasses.field(default_factory=list, compare=False)
+    extras: dict[str, Any] = dataclasses.field(default_factory=dict, compare=False)
 
 
-def read_text_table(path: Path, options: TableOptions, notes: list[str]) -> Any:
-    """Reads a text file of rows.
+def read_table(path: Path, options: TableOptions, notes: list[str]) -> tuple[Any, bool]:
+    """Reads a text file of rows, or a ``.parquet`` file.
 
     Args:
         path: the file.
-        options: what is known of it.
-        notes: takes a sentence for each guess.
+        options: overrides of guesses.
+        notes: collects a sentence for each guess.
 
     Returns:
-        See :func:`read_frame`.
+        A pandas ``DataFrame`` whose index counts the lines, and whether its columns have names.
     """
+    if path.suffix.lower() != ".parquet":
+        return _read_text(path, options, notes)
+    import pandas as pd
+
+    try:
+        return pd.read_parquet(path).reset_index(drop=True), True
+    except ImportError as error:
+        raise DataError(
+            "Expected a library that reads parquet files; got none. Run pip install pyarrow."
+        ) from error
+
+
+def _read_text(path: Path, options: TableOptions, notes: list[str]) -> tuple[Any, bool]:
     import pandas as pd
 
     (line, first), (next_line, second) = _first_rows(path)
@@ -80,6 +108,8 @@ def read_text_table(path: Path, options: TableOptions, notes: list[str]) -> Any:
     if separator != "," or comma:
         named = {"\t": "tabs"}.get(separator, repr(separator))
         notes.append(f"Columns are separated by {named}{', with decimal commas' * comma}.")
+    if header and not second:
+        raise DataError("Expected rows with numbers in them; got none below the names.")
     skipped = (next_line if header else line) - 1
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -103,18 +133,18 @@ def read_text_table(path: Path, options: TableOptions, notes: list[str]) -> Any:
         )
     if header and len(frame):
         frame.columns = pd.Index(names)
-    return read_frame(frame, options, notes, named=header)
+    return frame, header
 
 
 def read_frame(
     frame: Any, options: TableOptions, notes: list[str], named: bool = True
 ) -> dict[str, Any]:
-    """What a data frame holds: ``x``, an array of numbers, and perhaps ``y``, labels of any kind.
+    """Reads a data frame: ``x``, an array of numbers, and perhaps ``y``, labels of any kind.
 
     Args:
         frame: a pandas ``DataFrame``; its index counts the lines.
-        options: what is known of it.
-        notes: takes a sentence for each guess.
+        options: overrides of guesses.
+        notes: collects a sentence for each guess.
         named: whether the columns have names of their own.
 
     Raises:
@@ -131,16 +161,22 @@ def read_frame(
     if not len(frame) or not kept:
         raise DataError(f"Expected rows with numbers in them; got {len(frame)} of {len(kept)}.")
     if options.group is not None:
-        options.found["group"] = frame.iloc[:, names.index(options.group)].to_numpy()
+        options.extras["group"] = frame.iloc[:, names.index(options.group)].to_numpy()
     chosen = frame.iloc[:, kept].set_axis([names[i] if named else letters[i] for i in kept], axis=1)
     if _is_mixed(chosen, options):
-        codec = options.found["codec"] = codec_of(chosen, options.types, notes)
+        codec = options.extras["codec"] = codec_of(chosen, options.types, notes)
         found: dict[str, Any] = {"x": codec.numbers(chosen)}
     else:
         places = [f"column {names[i]!r} ({letters[i]})" if named else letters[i] for i in kept]
         places = [place if named else f"column {place}" for place in places]
         pairs = zip(kept, places, strict=True)
         found = {"x": np.stack([_numbers(frame.iloc[:, i], p, notes) for i, p in pairs], axis=1)}
+    if named:
+        of_labels = None if label is None else names[label]
+        in_row = [names[i] for i in kept]
+        if "codec" in options.extras:
+            in_row = [column.name for column in options.extras["codec"].columns]
+        options.found.append(Columns(tuple(in_row), of_labels))
     if label is not None:
         if frame.iloc[:, label].isna().any():
             line = frame.index[frame.iloc[:, label].isna()][0]
@@ -152,6 +188,51 @@ def read_frame(
                 f"column {names[label]!r} if it is no label.)"
             )
     return found
+
+
+def pick_columns(frame: Any, columns: Columns, labelled: bool) -> tuple[Any, Any, dict[str, Any]]:
+    """The columns of a table in an order that is known, whatever order they stand in.
+
+    Args:
+        frame: as :func:`read_table` reads it.
+        columns: what is wanted, by name.
+        labelled: whether labels are needed.
+
+    Returns:
+        ``x``, an array of numbers; the labels or None; and the columns that are not in x, by name.
+
+    Raises:
+        DataError: for columns that are missing or there twice, and for cells that are no numbers.
+    """
+    if not len(frame):
+        raise DataError("Expected rows with numbers in them; got none.")
+    names = [str(name) for name in frame.columns]
+    wanted = [*columns.names, *([columns.label] if labelled and columns.label else [])]
+    missing = [name for name in wanted if name not in names]
+    if missing:
+        shown = ", ".join(map(repr, missing[:5])) + ", ..." * (len(missing) > 5)
+        raise DataError(
+            f"Expected columns called {shown} ({len(missing)} of {len(wanted)} are missing); got "
+            f"{', '.join(filter(None, names[:20]))}{', ...' * (len(names) > 20)}."
+        )
+    twice = [name for name in wanted if names.count(name) > 1]
+    if twice:
+        raise DataError(f"Expected one column called {twice[0]!r}; got {names.count(twice[0])}.")
+    at = {name: i for i, name in enumerate(names)}
+    x = np.stack(
+        [
+            _numbers(frame.iloc[:, at[name]], f"column {name!r} ({_letter(at[name])})", [])
+            for name in columns.names
+        ],
+        axis=1,
+    )
+    labels = frame.iloc[:, at[columns.label]].to_numpy() if labelled and columns.label else None
+    rest = {
+        name or f"column {_letter(i)}": frame.iloc[:, i].to_numpy()
+        for i, name in enumerate(names)
+        if name not in columns.names
+    }
+    return x, labels, rest
 
 
 # --- guesses ------------------------------------------------------------------------------------
@@ -169,7 +250,7 @@ def _first_rows(path: Path) -> list[tuple[int, str]]:
 
 
 def _separator(line: str) -> str:
-    """The separator of a line: whichever is there that a number cannot hold, or else a comma."""
+    """The separator of a line: the first mark found that is no part of a number, or a comma."""
     bare = re.sub(r'"[^"]*"', "", line)
     return next((mark for mark in ("\t", ";", ",", "|") if mark in bare), ",")
 
@@ -184,16 +265,16 @@ def _is_number(cell: str, comma: bool = False) -> bool:
 
 
 def _has_header(names: Sequence[str], cells: Sequence[str], comma: bool) -> bool:
-    """Words are a header, and so is a count from 0 above numbers that do not go on counting."""
+    """Words are a header, and so is a count from 0 above a row that does not repeat it."""
     if not all(_is_number(name, comma) for name in names):
         return True
     counted = [str(i) for i in range(len(names))]
-    # An index has no name there.
+    # The name of an index is empty.
     return len(names) > 1 and names in (counted, ["", *counted[:-1]]) and list(cells) != names
 
 
 def _blank(path: Path, frame: Any) -> Any:
-    """Which rows are blank lines; a row of gaps is none."""
+    """Which rows are blank lines; a row of empty cells is not."""
     empty = frame.isna().all(axis=1).to_numpy().copy()
     if empty.any():
         texts = _lines(path)
@@ -232,7 +313,7 @@ def _check_named(options: TableOptions, names: Sequence[str]) -> None:
 def _indices(
     frame: Any, names: Sequence[str], dropped: set[int], options: TableOptions, notes: list[str]
 ) -> set[int]:
-    """Columns that number the rows, and are no data."""
+    """Columns that only count the rows."""
     found = set()
     for i, name in enumerate(names):
         nameless = name == "" or name.startswith("Unnamed: ")

@@ -1,8 +1,8 @@
-"""Where data come from: named sets and the user's own, read into checked tensors.
+"""Reads data in memory into checked tensors.
 
-Everything ends up as a pair: rows ``x`` of shape ``(n, *event_shape)``, floating or bytes, and
-labels ``y`` of shape ``(n,)``, int64, or None. Numbers are finite; NaN is a value that was not
-seen. Nothing that is read is ever executed.
+The result is a pair: rows ``x`` of shape ``(n, *event_shape)``, floating or bytes, and labels
+``y`` of shape ``(n,)``, int64, or None. Numbers are finite; NaN is a value that was not seen.
+Nothing that is read is ever executed.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from pyro_vaes.data.class_names import Names
 from pyro_vaes.data.precision import in_single
 
 __all__ = [
+    "LABEL_KEYS",
     "ROWS",
     "Pair",
     "check_rows",
@@ -41,17 +42,17 @@ __all__ = [
 
 
 Pair = tuple[Tensor, Tensor | None]
-# Rows looked at in one go: what is made of them must not take the memory of all.
+# Rows processed at once, which bounds the memory of intermediate results.
 ROWS = 1024
-# What labels are called in a mapping of arrays; the first is ours.
-_LABEL_KEYS = ("y", "label", "labels", "target", "targets")
+#: Names of the labels in a mapping of arrays; the first is our own.
+LABEL_KEYS = ("y", "label", "labels", "target", "targets")
 
 
 def _read_one(
     source: Mapping[str, Any], x: Any, labels: Any, notes: list[str]
 ) -> tuple[dict[str, Pair], tuple[str, ...] | None]:
     """The rows of a mapping without splits."""
-    keys = [key for key in source if key.lower() in _LABEL_KEYS and "x" in source]
+    keys = [key for key in source if key.lower() in LABEL_KEYS and "x" in source]
     if len(keys) > 1:
         raise DataError(f"Expected one array of labels; got {', '.join(keys)}.")
     if "x" in source:
@@ -75,17 +76,17 @@ def _check_used(source: Mapping[str, Any], used: set[str]) -> None:
 def read_pair(source: Any, labels: Any = None, names: Names | None = None) -> Pair:
     """Reads one table: rows and perhaps their labels.
 
-    A data set is read once, in order, so a random transform in it is drawn once. So is a loader,
-    except that plain shuffling (which the trainer does anyway) and ``drop_last`` are undone.
+    Data sets and loaders are read once, so that random transforms in them are drawn once. Rows stay
+    in order: plain shuffling (which the trainer does anyway) and ``drop_last`` are undone.
 
     Args:
         source: a tensor, an array, a tuple ``(x,)`` or ``(x, y)``, a ``Dataset`` or ``DataLoader``
             whose items are ``x``, ``(x,)`` or ``(x, y)``.
         labels: one label for each row, if the source holds none.
-        names: numbers labels of other kinds than whole numbers from 0; None to refuse them.
+        names: numbers labels that do not count from 0; None to refuse them.
 
     Returns:
-        x in the precision it came in, float32 unless that was float64 or bytes, and the labels.
+        x, float32 unless it was float64 or bytes, and the labels.
 
     Raises:
         DataError: for anything that cannot be used.
@@ -100,7 +101,7 @@ def read_pair(source: Any, labels: Any = None, names: Names | None = None) -> Pa
     if isinstance(source, tuple):
         source, own_labels = _unpack(source)
     if own_labels is not None and labels is not None:
-        raise DataError("Expected labels once; got labels= beside data that hold their own.")
+        raise DataError("Expected labels once; got labels= with data that hold their own.")
     x = check_rows(source)
     given = own_labels if labels is None else labels
     if names is not None and given is not None:
@@ -109,21 +110,12 @@ def read_pair(source: Any, labels: Any = None, names: Names | None = None) -> Pa
 
 
 def _read_table(path: Path, options: Any, notes: list[str]) -> Any:
-    """A table, by pandas; what was guessed of it goes to the notes."""
-    from pyro_vaes.data.spreadsheets import TableOptions, read_frame, read_text_table
+    """A table, read by pandas; guesses go to the notes."""
+    from pyro_vaes.data.spreadsheets import TableOptions, read_frame, read_table
 
     options = TableOptions() if options is None else options
-    if path.suffix.lower() != ".parquet":
-        return read_text_table(path, options, notes)
-    import pandas as pd
-
-    try:
-        frame = pd.read_parquet(path)
-    except ImportError as error:
-        raise DataError(
-            "Expected a library that reads parquet files; got none. Run pip install pyarrow."
-        ) from error
-    return read_frame(frame.reset_index(drop=True), options, notes)
+    frame, named = read_table(path, options, notes)
+    return read_frame(frame, options, notes, named=named)
 
 
 def _read_anndata(path: Path) -> Any:
@@ -137,7 +129,7 @@ def _read_anndata(path: Path) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """The last line of an error's text: many errors say the cause there."""
+    """The last line of an error's message, where many errors give the cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[-1] if lines else type(error).__name__).rstrip(".").split("; use `")[0]
 
@@ -148,7 +140,7 @@ def _reason(error: Exception) -> str:
 def _read_loader(loader: DataLoader[Any]) -> tuple[Any, ...]:
     if loader.batch_sampler is None:
         raise DataError("Expected a DataLoader that makes batches; got one with batch_size=None.")
-    # Another sampler may choose rows, which is then the data: SubsetRandomSampler, for instance.
+    # Another sampler may choose the rows that are the data: SubsetRandomSampler, for instance.
     sampler = loader.sampler
     in_order = isinstance(sampler, SequentialSampler) or (
         isinstance(sampler, RandomSampler)
@@ -167,8 +159,8 @@ def _read_loader(loader: DataLoader[Any]) -> tuple[Any, ...]:
 
 
 def _join(batches: Iterable[Any]) -> tuple[Any, ...]:
-    """Puts the batches of a loader together."""
-    with torch.random.fork_rng(devices=[]):  # loaders and transforms draw from the caller's
+    """Concatenates the batches of a loader."""
+    with torch.random.fork_rng(devices=[]):  # loaders and transforms draw random numbers
         pairs = [_unpack(batch) for batch in batches]
     if not pairs:
         raise DataError("Expected at least one row; got none.")
@@ -239,18 +231,18 @@ def _as_tensor(value: Any, what: str) -> Tensor:
 
 
 def _mapped(array: Any) -> Tensor | None:
-    """A file that is mapped into memory to be read, as it lies; None for anything else."""
+    """A read-only memory-mapped file, without a copy; None for anything else."""
     if not isinstance(array, np.memmap) or array.dtype not in (np.uint8, np.float32):
         return None
     if array.flags.writeable or not array.flags.c_contiguous:
         return None
-    with warnings.catch_warnings():  # It cannot be written to, and is not.
+    with warnings.catch_warnings():  # Nothing writes to it.
         warnings.filterwarnings("ignore", message=".*not writable.*")
         return torch.from_numpy(np.asarray(array))
 
 
 def _torch_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """The type nearest to a numeric one that torch works in, in the machine's byte order."""
+    """The nearest numeric type that torch supports, in native byte order."""
     if dtype.kind == "f":
         return np.dtype(np.float32 if dtype.itemsize <= 4 else np.float64)
     if dtype.kind == "u" and dtype.itemsize > 1:
@@ -259,9 +251,9 @@ def _torch_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def check_rows(value: Any) -> Tensor:
-    """Rows as a floating tensor or as bytes, refused if they are none or infinite.
+    """Rows as a floating tensor or as bytes, refused if empty or infinite.
 
-    NaN is a value that was not seen: what scores rows leaves it out, or refuses it.
+    NaN is a value that was not seen: a likelihood leaves it out, or refuses it.
     """
     x = _as_tensor(value, "data")
     if x.dtype not in (torch.float32, torch.float64, torch.uint8):

@@ -1,8 +1,8 @@
-"""Units of real values: each element's own centre and spread, in which networks see and speak.
+"""Units of real values: each element's own centre and spread, in which networks work.
 
-Networks work on numbers of about one; data come in hectopascals and microns. The affine map in
-between belongs to the part that needs it, one for each element of a datum, and is saved with it.
-What is scored and drawn stays in the units of the data.
+Networks need numbers of about one; data come in hectopascals and microns. The affine map between
+them belongs to the part that needs it, one for each element of a datum, and is saved with it.
+Scores and draws stay in the units of the data.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["units_of"]
 
 
 def _mean(table: Tensor, origin: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
-    """The mean of a function of how far elements lie from an origin, in float64, a part at a time.
+    """The mean of ``of(table - origin)`` over the rows, in float64, a part of them at a time.
 
     All rows in float64 at once could take eight times the memory of the data.
     """
@@ -58,7 +58,7 @@ def units_of(x: Any, event_shape: Sequence[int], shared: bool = False) -> tuple[
     Args:
         x: data ``(n, *event_shape)``, or a split.
         event_shape: shape of one datum.
-        shared: one centre and spread for all elements, as befits pixels.
+        shared: one centre and spread for all elements, as for pixels.
 
     Returns:
         Both of shape ``event_shape``.
@@ -74,7 +74,7 @@ def units_of(x: Any, event_shape: Sequence[int], shared: bool = False) -> tuple[
         )
     table = rows.reshape(-1, 1) if shared else rows.flatten(1)
     low, high = (t.double() for t in _range(table))
-    # From a row, not from zero: a power of ten in front of the digits that vary costs none of them.
+    # Relative to a row, not to zero: a large common offset costs no digits then.
     first = torch.where(table[0].isnan(), low, table[0].double())
     center = first + _mean(table, first, lambda away: away)
     spread = _mean(table, center, torch.square).sqrt()

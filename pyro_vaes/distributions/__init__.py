@@ -1,6 +1,7 @@
 """Distributions that Pyro lacks or gets wrong."""
 
 from pyro_vaes.distributions.autoregressive import AutoregressiveLevels
+from pyro_vaes.distributions.chains import Chain
 from pyro_vaes.distributions.correlated import Shaped, SharedStudentT
 from pyro_vaes.distributions.counts import Exposed, ZeroInflated
 from pyro_vaes.distributions.elements import Elements
@@ -15,6 +16,7 @@ from pyro_vaes.distributions.transformed import FlowDistribution
 __all__ = [
     "AutoregressiveLevels",
     "CategoricalLevels",
+    "Chain",
     "DiscretizedLogisticLevels",
     "Elements",
     "Exposed",

@@ -18,6 +18,10 @@ class Shaped(dist.TorchDistribution):
 
     (A ``TransformedDistribution`` would have no mean.)
 
+    >>> normal = dist.MultivariateNormal(torch.zeros(6), torch.eye(6))
+    >>> pv.distributions.Shaped(normal, (1, 3, 2)).sample((5,)).shape
+    torch.Size([5, 1, 3, 2])
+
     Args:
         base: with event shape ``(D,)``.
         event_shape: D numbers in another order of dimensions.
@@ -67,6 +71,10 @@ class SharedStudentT(dist.MultivariateStudentT):
     """Pyro's multivariate Student's t with one scale matrix for all rows, solved for them at once.
 
     Pyro's repeats the matrix for each row, draws of z included.
+
+    >>> t = pv.distributions.SharedStudentT(torch.tensor(4.0), torch.zeros(9, 3), torch.eye(3))
+    >>> t.log_prob(torch.zeros(9, 3)).shape
+    torch.Size([9])
 
     Args:
         df: degrees of freedom, ``()``.

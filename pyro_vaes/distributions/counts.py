@@ -20,6 +20,10 @@ class ZeroInflated(dist.ZeroInflatedDistribution):
 
     Pyro's keeps the gate that a draw computed, then scores by it and cannot be expanded any more.
 
+    >>> counts = pv.distributions.ZeroInflated(dist.Poisson(torch.ones(3)), torch.zeros(3))
+    >>> counts.sample().shape, counts.expand((2, 3)).mean.shape
+    (torch.Size([3]), torch.Size([2, 3]))
+
     Args:
         base: the distribution of the counts.
         gate_logits: log odds of a zero that is no count.
@@ -44,6 +48,11 @@ class Exposed(dist.TorchDistribution):
 
     As a density over all D + 1 elements it is one conditional on the last: it sums to 1 over the
     counts at any exposure. Draws and means are at a typical exposure, which they hold.
+
+    >>> rates = torch.zeros(5, 2)
+    >>> counts = pv.distributions.Exposed(rates, lambda m: dist.Poisson(m.exp()), torch.ones(1))
+    >>> counts.mean[0].tolist()
+    [1.0, 1.0, 1.0]
 
     Args:
         log_rate: logs of the mean counts per unit of exposure, ``(*batch, D)``.

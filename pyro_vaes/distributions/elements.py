@@ -19,7 +19,7 @@ class Elements(dist.Independent):
     p(x | z) is one. Draws and means have all elements. Any distribution with an attribute
     ``stand_in`` is taken to treat NaN so.
 
-    >>> elements = Elements(dist.Normal(torch.zeros(3), 1.0), 1)
+    >>> elements = pv.distributions.Elements(dist.Normal(torch.zeros(3), 1.0), 1)
     >>> round(elements.log_prob(torch.tensor([0.0, torch.nan, torch.nan])).item(), 3)
     -0.919
 

@@ -1,8 +1,8 @@
 """Distributions over levels ``0..L-1``, numbers such as pixel intensities.
 
 A categorical gives each level a probability of its own and must learn from the data that 7 lies
-between 6 and 8. The others know it: one location moves the whole distribution along the levels.
-Levels are whole numbers, in a tensor of any type.
+between 6 and 8. In the others the order is built in: one location moves the distribution along the
+levels. Levels are whole numbers, in a tensor of any type.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 
-# In the place of infinity, which a sharpness of any size would turn into NaN in the backward pass.
+# Instead of infinity, which times a sharpness becomes NaN in the backward pass.
 _FAR = 1e30
 
 
@@ -36,7 +36,7 @@ def _moments(log_pmf: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Levels(dist.TorchDistribution):
-    """What distributions over ordered levels share; a subclass says how a level is scored.
+    """Base of distributions over ordered levels; a subclass defines how a level is scored.
 
     Args:
         num_levels: L, at least 2.
@@ -67,7 +67,7 @@ class Levels(dist.TorchDistribution):
         return constraints.integer_interval(0, self.num_levels - 1)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Levels:
-        """The same parameters under a larger batch shape: they cost no memory."""
+        """The same parameters under a larger batch shape, without copies."""
         new = type(self).__new__(type(self))
         new.__dict__.update(self.__dict__)
         new._batch_shape = Size(batch_shape)
@@ -77,13 +77,13 @@ class Levels(dist.TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         log_prob = self._log_prob(value.long())
-        if log_prob.shape == self.batch_shape:  # As in training; broadcasting takes its time.
+        if log_prob.shape == self.batch_shape:  # As in training; broadcasting takes time.
             return log_prob
         return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
 
     def sample(self, sample_shape: Any = Size()) -> Tensor:
         with torch.no_grad():
-            # The inverse of the distribution function: how many levels lie wholly below a draw.
+            # By the inverse of the distribution function: the number of levels below a draw.
             heights = self.log_pmf().exp().cumsum(-1)[..., :-1]
             shape = (*sample_shape, *self.batch_shape, 1)
             draws = torch.rand(shape, dtype=heights.dtype, device=heights.device)
@@ -113,6 +113,11 @@ class Levels(dist.TorchDistribution):
 class CategoricalLevels(Levels):
     """A categorical over the levels, each with a probability of its own.
 
+    >>> from pyro_vaes.distributions import CategoricalLevels
+    >>> p = CategoricalLevels(logits=torch.zeros(3))
+    >>> round(p.mean.item(), 3), round(p.log_prob(torch.tensor(2.0)).item(), 3)
+    (1.0, -1.099)
+
     Args:
         logits: ``(*batch, L)``, unnormalised log probabilities.
     """
@@ -138,10 +143,10 @@ class CategoricalLevels(Levels):
 
 
 class _LogisticLevels(Levels):
-    """A level is the stretch of a logistic density between two edges on the real line.
+    """A level is the mass of a logistic density between two edges on the real line.
 
     P(X = l) = sigmoid(s (upper - m)) - sigmoid(s (lower - m)), with location m and sharpness s.
-    The outer edges are infinite, so that the levels share all of the density.
+    The outer edges are infinite, so that the probabilities sum to one.
     """
 
     location: Tensor
@@ -161,12 +166,12 @@ class _LogisticLevels(Levels):
         if self.sharpness is not None:
             above, below, gap = (self.sharpness * distance for distance in (above, below, gap))
         # sigmoid(u) - sigmoid(l) = sigmoid(u) sigmoid(-l) (1 - exp(l - u)): nothing cancels, also
-        # because the gap is that of the edges themselves, not of two numbers far from zero.
+        # because the gap is the difference of the edges, not of two numbers far from zero.
         inside = functional.logsigmoid(below) + functional.logsigmoid(above)
         return inside + torch.log(-torch.expm1(-gap))
 
     def _noisy_location(self, sample_shape: Any) -> Tensor:
-        """Draws from the logistic density itself; the levels between whose edges they fall."""
+        """Draws from the logistic density, to be rounded to levels."""
         shape = (*sample_shape, *self.batch_shape)
         noise = torch.rand(shape, dtype=self.location.dtype, device=self.location.device).logit()
         return self.location + (noise if self.sharpness is None else noise / self.sharpness)
@@ -176,6 +181,11 @@ class OrdinalLevels(_LogisticLevels):
     """Cumulative logits: P(X <= l) = sigmoid(sharpness (threshold_l - location)).
 
     McCullagh, "Regression models for ordinal data" (1980), the proportional-odds model.
+
+    >>> from pyro_vaes.distributions import OrdinalLevels
+    >>> p = OrdinalLevels(torch.tensor(0.0), thresholds=torch.tensor([-1.0, 1.0]))
+    >>> [round(value, 3) for value in p.log_pmf().exp().tolist()]
+    [0.269, 0.462, 0.269]
 
     Args:
         location: ``(*batch)``; a larger one moves probability to higher levels.
@@ -200,13 +210,13 @@ class OrdinalLevels(_LogisticLevels):
         super().__init__(thresholds.shape[-1] + 1, batch_shape, validate_args)
 
     def edges(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        # Looked up in one flat table of all rows: nothing of shape (*batch, L) is made.
+        # Looked up in one flat table of all rows, without a tensor of shape (*batch, L).
         rows = self.thresholds.shape[:-1]
         far = self.thresholds.new_full((*rows, 1), _FAR)
         table = torch.cat([-far, self.thresholds, far], dim=-1).reshape(-1)
         row = torch.arange(rows.numel(), device=value.device).reshape(rows)
         place = value + (self.num_levels + 1) * row
-        # index_select: of the ways to look up, the one that vmap and the compiler know best.
+        # index_select is the lookup that vmap and the compiler support best.
         lower, upper = (table.index_select(0, p.reshape(-1)) for p in (place, place + 1))
         return lower.reshape(place.shape), upper.reshape(place.shape)
 
@@ -220,6 +230,11 @@ class DiscretizedLogisticLevels(_LogisticLevels):
     """A logistic density over the real line, cut half way between the levels.
 
     Salimans et al., "PixelCNN++" (2017), equation 2; the outer levels take the tails.
+
+    >>> from pyro_vaes.distributions import DiscretizedLogisticLevels
+    >>> p = DiscretizedLogisticLevels(torch.tensor(8.0), torch.tensor(2.0), num_levels=17)
+    >>> round(p.mean.item(), 3)
+    8.0
 
     Args:
         location: ``(*batch)``, in levels.

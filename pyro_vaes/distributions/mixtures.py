@@ -1,4 +1,4 @@
-"""Distributions that Pyro lacks, or has at a higher price."""
+"""Mixtures that score faster and need less memory than PyTorch's."""
 
 from __future__ import annotations
 
@@ -19,18 +19,24 @@ __all__ = ["Mixture", "VampDistribution"]
 
 
 # Most numbers drawn at once from the components of a mixture. A full-covariance normal copies its
-# factor for every draw, D times as much: 4 MiB in float32 become 64 at D = 16.
+# factor for every draw, D times as many: 4 MiB in float32 become 64 at D = 16.
 _PIECE = 2**20
 
 
 class Mixture(dist.MixtureSameFamily):
     """A joint mixture of K components over vectors: log sum_k w_k p_k(z).
 
-    The same distribution as its parent, with three differences. Components that are normals, of
-    diagonal or full covariance, are scored by matrix products (``diagonal_normal_log_prob``).
-    ``expand`` keeps the parameters as they are, so a mixture inside a plate of n data costs (n, K)
-    memory, not (n, K, D). And the weights may carry batch dimensions that the components lack, as
-    in a mixture whose weights depend on a label.
+    The same distribution as its parent, with three differences. Normal components, of diagonal or
+    full covariance, are scored by matrix products (``diagonal_normal_log_prob``). ``expand`` does
+    not copy the parameters, so a mixture inside a plate of n data costs (n, K) memory, not
+    (n, K, D). The weights may have batch dimensions that the components lack, as in a mixture whose
+    weights depend on a label.
+
+    >>> from pyro_vaes.distributions import Mixture
+    >>> components = dist.Normal(torch.randn(5, 2), 1.0).to_event(1)
+    >>> p = Mixture(dist.Categorical(logits=torch.zeros(5)), components)
+    >>> p.log_prob(p.sample((100,))).shape
+    torch.Size([100])
 
     Args:
         mixture_distribution: categorical with batch shape ``(*batch)`` over K.
@@ -50,7 +56,7 @@ class Mixture(dist.MixtureSameFamily):
 
     @property
     def support(self) -> Any:
-        """That of the components; PyTorch's own is one that no autoguide can transform."""
+        """That of the components; no autoguide can transform PyTorch's own."""
         return self.component_distribution.support
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Mixture:
@@ -69,7 +75,7 @@ class Mixture(dist.MixtureSameFamily):
             loc, scale_tril = components.loc, components._unbroadcasted_scale_tril
             if loc.dim() == 2 and scale_tril.dim() == 3 and value.device.type != "mps":
                 return full_normal_log_prob(value, loc, scale_tril)
-        # Spelled out to full shape: an autoregressive inverse cannot broadcast its context.
+        # Expanded to the full shape: an autoregressive inverse cannot broadcast its context.
         shape = torch.broadcast_shapes(
             (*value.shape[:-1], 1), self.component_distribution.batch_shape
         )
@@ -90,7 +96,7 @@ class Mixture(dist.MixtureSameFamily):
             full = (*self.batch_shape, self._num_component)
             normal = diagonal_normal(self.component_distribution)
             if normal is None:
-                # All components are drawn from, and one is kept: a piece of the samples at a time.
+                # Draws from all components and keeps one, a piece of the samples at a time.
                 components = self.component_distribution.expand(full)
                 rows = index.reshape(-1, *self.batch_shape, 1, 1)
                 size = max(1, _PIECE // max(1, math.prod((*full, *self.event_shape))))
@@ -99,7 +105,7 @@ class Mixture(dist.MixtureSameFamily):
                     for some in rows.split(size)
                 ]
                 return torch.cat(draws).reshape(*component.shape, *self.event_shape)
-            # Only the chosen component is drawn from: no (samples, K, D) tensor is made.
+            # Draws from the chosen components only, without a tensor (samples, K, D) of draws.
             shape = (*component.shape, self._num_component, self.event_shape[0])
             loc, scale = (
                 torch.take_along_dim(p.expand(shape), index, dim=-2).squeeze(-2) for p in normal
@@ -110,7 +116,13 @@ class Mixture(dist.MixtureSameFamily):
 class VampDistribution(Mixture):
     """The mixture of posteriors at pseudo-inputs, p(z) = sum_k w_k q(z | u_k).
 
-    Tomczak and Welling, "VAE with a VampPrior" (2018), equation 9; in the assignment, question 3.3.
+    Tomczak and Welling, "VAE with a VampPrior" (2018), equation 9.
+
+    >>> from pyro_vaes.distributions import VampDistribution
+    >>> posterior = pv.NormalPosterior(pv.MLP(4, [8]), latent_dim=2)
+    >>> p = VampDistribution(posterior(torch.rand(5, 4)))
+    >>> p.log_prob(p.sample((100,))).shape
+    torch.Size([100])
 
     Args:
         components: q(z | u), batch shape ``(K,)``, event shape ``(D,)``, able to score any value.

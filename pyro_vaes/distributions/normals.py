@@ -31,8 +31,8 @@ def diagonal_normal_log_prob(value: Tensor, loc: Tensor, scale: Tensor) -> Tenso
 
     Expanding the square, sum_d (z_d - m_kd)^2 / s_kd^2 is two products of (batch, D) by (D, K),
     with memory (batch, K) where the plain form needs (batch, K, D). The expansion cancels where
-    means are many scales away from zero, so it is done in float64, which costs little beside the
-    network that made the components and leaves 1e-7 nats where float32 would lose tens.
+    means are many scales away from zero, so it is done in float64, which costs little next to the
+    network that made the components: the error is 1e-7 nats, where float32 would lose tens.
 
     Args:
         value: ``(*sample, *batch, D)``.
@@ -60,8 +60,8 @@ def diagonal_normal_log_prob(value: Tensor, loc: Tensor, scale: Tensor) -> Tenso
 def full_normal_log_prob(value: Tensor, loc: Tensor, scale_tril: Tensor) -> Tensor:
     """The same for normals of full covariance, by two matrix products.
 
-    (z - m)' P (z - m) is linear in z z' and in z, so that K precisions P are one matrix, of
-    (D^2, K). PyTorch solves for each pair of a value and a component instead.
+    (z - m)' P (z - m) is linear in z z' and in z, so that K precisions P form one matrix (D^2, K).
+    PyTorch instead solves a linear system for each pair of a value and a component.
 
     Args:
         value: ``(*sample, D)``.

@@ -14,7 +14,7 @@ _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
 class ScaledNormal(dist.Normal):
-    """A normal scored by (x - loc) / scale: no square of either overflows in any units.
+    """A normal scored by (x - loc) / scale, so that no square overflows, whatever the units.
 
     Multiplying data, locations and scales by a power of two changes no bit of that ratio.
     """

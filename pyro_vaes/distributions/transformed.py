@@ -13,8 +13,14 @@ class FlowDistribution(dist.TransformedDistribution):
     """A base pushed through transforms that may depend on a context of the base's batch shape.
 
     Pyro's conditional networks cannot broadcast a value against their context, so a value of fewer
-    dimensions is spelled out before it is scored. One of full shape stays the object it is: a flow
-    without an inverse knows its own draws by that.
+    dimensions is expanded before it is scored. One of full shape stays the same object, by which a
+    flow without an inverse recognises its own draws.
+
+    >>> from pyro_vaes.distributions import FlowDistribution
+    >>> base = dist.Normal(torch.zeros(4), 1.0).to_event(1)
+    >>> q = FlowDistribution(base, pv.flows.planar(4, 2).build()())
+    >>> q.log_prob(q.rsample((10,))).shape
+    torch.Size([10])
     """
 
     def log_prob(self, value: Tensor) -> Tensor:

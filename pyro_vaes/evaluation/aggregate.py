@@ -23,27 +23,27 @@ __all__ = ["AggregatedPosterior", "aggregate_plan", "log_sizes", "prior_marginal
 
 
 # Numbers computed for the aggregated posterior of normals, and pairs (draw, datum) for any other,
-# which may cost a pass of a flow's network for each: seconds on one core.
+# each of which may cost a pass of a flow's network: seconds on one core.
 _NORMAL_BUDGET = 3e7
 _PAIR_BUDGET = 2e5
 _MIN_DRAWS = 500
 
-# Numbers in a chunk of the aggregated posterior for each decoder evaluation in a chunk: far fewer
-# than a decoder needs, since what fits into a cache is done twice as fast.
+# Numbers in a chunk of the aggregated posterior per decoder evaluation in a chunk: far fewer than a
+# decoder needs, since a chunk that fits into a cache is twice as fast.
 _NUMBERS_PER_DECODING = 16
 
-OWN_DRAWS_ONLY = "the posterior scores its own draws only, so q(z) cannot be had"
+OWN_DRAWS_ONLY = "the posterior scores its own draws only, so q(z) is not available"
 
 
 def aggregate_plan(
     posterior: Any, num_data: int, num_samples: int, seed: int
 ) -> tuple[int, Tensor]:
-    """How many draws of each of which data stand for q(z) where it is scored against itself.
+    """How many draws of which data represent q(z) where its own density is averaged over it.
 
-    The mixture is over all data whatever the plan: only the outer expectation is sampled.
+    The mixture is always over all data: only the outer expectation is sampled.
 
     Returns:
-        Draws of each datum, and the indices of the data: all, or a random part of very many.
+        Draws of each datum, and the indices of the data: all, or a random subset of very many.
     """
     per_datum = min(num_samples, BLOCK_SAMPLES)
     if diagonal_normal(posterior) is not None:
@@ -89,11 +89,11 @@ class AggregatedPosterior:
         """
         if self._normal is not None:
             size = self._chunk_size * _NUMBERS_PER_DECODING // sum(self._sizes)
-        else:  # May be as dear as a decoder's.
+        else:  # Scoring may cost as much as a decoder pass.
             size = self._chunk_size // max(self._sizes)
         try:
             scores = [self._components(*part).logsumexp(-1) for part in _chunks(z, y, size)]
-        except (NotImplementedError, KeyError) as error:  # what flows without inverse raise
+        except (NotImplementedError, KeyError) as error:  # raised by flows without inverse
             raise Unavailable(OWN_DRAWS_ONLY) from error
         return torch.cat(scores)
 
@@ -122,7 +122,7 @@ class AggregatedPosterior:
             loc, scale = self._normal
             scores = diagonal_normal_log_prob(z.double(), loc, scale)
         else:
-            # Spelled out to full shape: an autoregressive inverse cannot broadcast its context.
+            # Expanded to the full shape: an autoregressive inverse cannot broadcast its context.
             rows = z.unsqueeze(-2)
             scores = torch.cat(
                 [
@@ -150,7 +150,7 @@ def _chunks(z: Tensor, y: Tensor | None, size: int) -> Iterator[tuple[Tensor, Te
 
 
 def _joined(blocks: Iterable[tuple[Tensor, Tensor] | None]) -> tuple[Tensor, Tensor] | None:
-    """Parameters of blocks of distributions as one, None if those of a block are not known."""
+    """Parameters of blocks of distributions, concatenated; None if those of a block are unknown."""
     known = list(blocks)
     if any(block is None for block in known):
         return None

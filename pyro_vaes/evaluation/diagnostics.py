@@ -1,15 +1,15 @@
-"""Whether the latent code is alive: the aggregated posterior, active units, generated data.
+"""Whether the latent code is used: the aggregated posterior, active units, generated data.
 
-The aggregated posterior q(z) = 1/N sum_n q(z | x_n) is the exact mixture over all the data it is
-asked about. In a conditional model everything is said given the label: q(z | y) is the mixture over
-the data with that label, and the split of the KL reads
+The aggregated posterior q(z) = 1/N sum_n q(z | x_n) is the exact mixture over all given data. In a
+conditional model all is given the label: q(z | y) is the mixture over the data with that label, and
+the split of the KL reads
 
     E KL(q(z | x, y) || p(z | y)) = I_q(x; z | y) + E_y KL(q(z | y) || p(z | y)),
 
 which without labels is Hoffman and Johnson, "ELBO surgery" (2016).
 
-Figures come as one value for each datum, whose mean is the quantity: their spread over the data
-gives its standard error, for a fixed encoder and to first order in the data.
+A figure is the mean of one value per datum: their spread over the data gives its standard error,
+for a fixed encoder and to first order in the data.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _CLASSIFIER_ROWS = 10_000
 
 
 def closed_forms(posterior: Any, prior: Any, count: int) -> dict[str, Tensor]:
-    """Mean and entropy of q and its KL to the prior for each datum, where a closed form is known.
+    """Mean and entropy of q and its KL to the prior for each datum, where they have a closed form.
 
     Args:
         posterior: batch shape ``(count,)``.
@@ -68,11 +68,11 @@ def closed_forms(posterior: Any, prior: Any, count: int) -> dict[str, Tensor]:
 
 
 def slope(values: Tensor, noise: Tensor) -> float:
-    """The slope of the regression of values on noise: how much of it they have in them.
+    """The slope of the regression of values on noise.
 
     Args:
         values: ``(n,)``.
-        noise: ``(n,)``; where it is nothing but rounding, the slope is zero.
+        noise: ``(n,)``; if it is rounding only, the slope is zero.
     """
     centred = noise - noise.mean()
     square = centred.square().sum().item()
@@ -85,8 +85,8 @@ def unit_variances(mean: Tensor, noise: Tensor | None, labels: Tensor | None) ->
     """The variance over the data of each unit's posterior mean.
 
     Burda et al., "Importance weighted autoencoders" (2016), section 5.2: a unit is active if it
-    exceeds 0.01. In a conditional model the variance is within labels: what the label alone tells
-    is no information about x.
+    exceeds 0.01. In a conditional model the variance is within labels, since the label alone is no
+    information about x.
 
     Args:
         mean: posterior means ``(n, D)``, or their estimates.
@@ -122,8 +122,8 @@ def unit_variances(mean: Tensor, noise: Tensor | None, labels: Tensor | None) ->
 def latent_mmd2(vae: VAE, z: Tensor, y: Tensor | None, seed: int) -> tuple[float, float]:
     """The squared MMD between aggregated posterior and prior, and its standard error.
 
-    The unbiased estimator (:func:`.mmd2`) from one posterior draw for each datum, a thousand
-    data at most, and as many draws of the prior; given labels, its mean over them.
+    The unbiased estimator (:func:`.mmd2`) from one posterior draw per datum, of at most a thousand
+    data, and as many draws of the prior; given labels, the mean over the labels.
 
     Args:
         vae: the model.
@@ -159,7 +159,7 @@ def latent_mmd2(vae: VAE, z: Tensor, y: Tensor | None, seed: int) -> tuple[float
 
 
 def classifier(x: Tensor, y: Tensor) -> Any:
-    """A support vector classifier of the flattened data, of ten thousand rows at most."""
+    """A support vector classifier of the flattened data, from at most ten thousand rows."""
     from sklearn.svm import SVC
 
     generator = torch.Generator().manual_seed(0)
@@ -170,7 +170,7 @@ def classifier(x: Tensor, y: Tensor) -> Any:
 
 
 def generate(vae: VAE, y: Tensor, seed: int) -> Tensor:
-    """One datum x ~ p(x | y) for each label, for ten thousand of them at most."""
+    """One datum x ~ p(x | y) for each label, for at most ten thousand of them."""
     made = []
     for place, labels in enumerate(y[:_CLASSIFIER_ROWS].split(BLOCK_SAMPLES)):
         torch.manual_seed(seed_of(int(seed), "generate", place))
@@ -179,7 +179,7 @@ def generate(vae: VAE, y: Tensor, seed: int) -> Tensor:
 
 
 def class_accuracy(model: Any, x: Tensor, y: Tensor) -> tuple[float, float]:
-    """The share of data that a classifier gives their label, with its standard error."""
+    """The share of data that a classifier labels correctly, with its standard error."""
     right = model.predict(filled(x).flatten(1).cpu().numpy()) == y.cpu().numpy()
     share = float(right.mean())
     return share, math.sqrt(share * (1 - share) / max(1, len(right) - 1))

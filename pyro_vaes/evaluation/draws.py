@@ -1,8 +1,8 @@
-"""Posterior draws, scored: what evaluation is made of.
+"""Scored posterior draws, on which evaluation is based.
 
-Draws come in blocks of fixed size, each with a seed of its own: no figure depends on how the work
-is cut into chunks. What is kept of them does not grow with their number: sums, the largest weights
-(of S draws, 3 sqrt(S)), and the curve of the bound.
+Draws come in blocks of fixed size, each with its own seed, so that no figure depends on how the
+work is split into chunks. Only sums, the largest weights (of S draws, 3 sqrt(S)) and the curve of
+the bound are kept, so that memory does not grow with the number of draws.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vaes.vae import VAE, check_support, drawn
+from pyro_vaes.core.support import check_support
+from pyro_vaes.vae import VAE, drawn
 
 __all__ = [
     "Cost",
@@ -38,7 +39,7 @@ CPU_CHUNK = 1024
 
 
 def chunk_of(device: torch.device, chunk_size: int | None) -> int:
-    """Decoder evaluations at once: as asked, or what suits the device."""
+    """Decoder evaluations at once: as given, or a default for the device."""
     if chunk_size is not None:
         return chunk_size
     return CPU_CHUNK if device.type == "cpu" else BLOCK_SAMPLES * BLOCK_DATA
@@ -49,7 +50,7 @@ class Cost:
     """Counts decoder evaluations, one per datum and draw of z.
 
     Attributes:
-        evaluations: how many so far.
+        evaluations: number so far.
         report: called with each increase, for a progress bar.
     """
 
@@ -57,19 +58,19 @@ class Cost:
     report: Callable[[int], object] = lambda count: None
 
     def add(self, count: int) -> None:
-        """Takes more of them."""
+        """Adds evaluations."""
         self.evaluations += count
         self.report(count)
 
 
 def seed_of(*place: Any) -> int:
-    """A seed for a place in the work; neighbouring places and seeds share no draws."""
+    """A seed for one place in the evaluation; neighbouring places and seeds share no draws."""
     text = "/".join(map(str, place)).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "big")
 
 
 def generator_of(device: torch.device, *place: Any) -> torch.Generator:
-    """A generator of its own for a place in the work."""
+    """A generator for one place in the evaluation."""
     return torch.Generator(device).manual_seed(seed_of(*place))
 
 
@@ -111,7 +112,7 @@ def joined(some: Iterable[Draws]) -> Draws:
 
 
 def row_blocks(vae: VAE, x: Tensor, y: Tensor | None) -> Iterator[RowBlock]:
-    """Walks through the data: one encoding for each, one making of an unconditional prior."""
+    """Iterates over blocks of data; each is encoded once, an unconditional prior made once."""
     prior = None if vae.prior_is_conditional else vae.p_z()
     for first in range(0, len(x), BLOCK_DATA):
         rows = slice(first, first + BLOCK_DATA)
@@ -145,14 +146,13 @@ def draws(
         num_samples: S.
         seed: seed of the draws.
         chunk_size: decoder evaluations at once (rounded to whole rows of a block).
-        proposal: what to draw from, with ``sample(num, generator)`` and ``log_prob(z)``; the
-            block's posterior if None.
+        proposal: has ``sample(num, generator)`` and ``log_prob(z)``; the block's posterior if None.
         cost: counts the decoder evaluations.
     """
     step = max(1, chunk_size // len(block.x))
     for first in range(0, num_samples, BLOCK_SAMPLES):
-        # A block is always drawn whole, so that S = 200 begins with the draws of S = 100. It is
-        # scored whole, too: some flows can tell the density of the very tensor they made only.
+        # A block is always drawn whole, so that S = 200 begins with the draws of S = 100, and
+        # scored whole: some flows can only score tensors they drew themselves.
         if proposal is None:
             torch.manual_seed(seed_of(int(seed), block.first, first))
             z = drawn(block.posterior, BLOCK_SAMPLES)

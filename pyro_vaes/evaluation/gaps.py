@@ -5,9 +5,10 @@ Cremer, Li and Duvenaud, "Inference suboptimality in variational autoencoders" (
     log p(x) - ELBO(q) = [log p(x) - ELBO(q*)] + [ELBO(q*) - ELBO(q)]
 
 into the approximation gap of the family and the amortisation gap of the network, where q* is the
-best member of the encoder's own family for this datum. Here q* starts at the encoder's answer and
-climbs its ELBO, the model fixed: normals by mean and scale, flows by those of their base and by
-their context, the flow's weights fixed. An ascent that falls short of q* counts as approximation.
+best member of the encoder's own family for this datum. Here q* starts at the encoder's output and
+ascends its ELBO with the model fixed: normals in mean and scale, flows in those of their base and
+in their context, with the flow's weights fixed. An ascent that stops short of q* counts as
+approximation.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ Build = Callable[[list[Tensor]], Any]
 def family(
     vae: VAE, x: Tensor, y: Tensor | None, units: Tensor
 ) -> tuple[list[Tensor], Build] | str:
-    """Parameters per datum of the encoder's family at its answer, and what makes q of them.
+    """Parameters per datum of the encoder's family at its output, and the function from them to q.
 
     Args:
         vae: the model.
@@ -46,7 +47,7 @@ def family(
         units: the prior's scale, ``(n, D)``, in which locations are measured.
 
     Returns:
-        Both, or why they cannot be had.
+        Both, or why they are missing.
     """
     q, posterior = vae.q_z(x, y), cast(Any, vae.posterior)
     found = _normal(q, units)
@@ -65,7 +66,7 @@ def family(
 
 
 def _normal(q: Any, units: Tensor) -> tuple[list[Tensor], Build] | None:
-    """A normal by loc, log scale and, for a full covariance, what is below the diagonal."""
+    """A normal by loc, log scale and, for a full covariance, the part below the diagonal."""
     normal = diagonal_normal(q)
     if normal is not None:
         loc, scale = normal
@@ -88,14 +89,14 @@ def _normal(q: Any, units: Tensor) -> tuple[list[Tensor], Build] | None:
 
 
 def best_elbo(joint: Joint, parameters: list[Tensor], build: Build) -> Tensor:
-    """The ELBO of q*, ``(n,)``, from draws that were not climbed by.
+    """The ELBO of q*, ``(n,)``, from draws that the ascent did not use.
 
     Uses torch's global generator: seed it. Call inside ``evaluating`` and ``frozen``.
 
     Args:
         joint: log p(x, z) of the data.
         parameters: per datum, where the ascent starts.
-        build: makes q of them.
+        build: makes q from them.
     """
     free = [parameter.detach().clone().requires_grad_() for parameter in parameters]
     for stage in _STAGES:

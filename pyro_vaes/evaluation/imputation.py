@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from pyro_vaes.core.checks import positive
+from pyro_vaes.core.looking import mean_of
 from pyro_vaes.data.splits import as_split
 from pyro_vaes.evaluation.draws import chunk_of, generator_of, seed_of
 from pyro_vaes.evaluation.pareto import MIN_SAMPLES, pareto_k, reliable_k, tail_size
 from pyro_vaes.evaluation.passes import Pass, Weighted
-from pyro_vaes.vae import VAE, check_labels, evaluating, mean_of
+from pyro_vaes.vae import VAE, check_labels, evaluating
 
 __all__ = ["Imputation", "impute"]
 
@@ -29,6 +30,10 @@ __all__ = ["Imputation", "impute"]
 @dataclasses.dataclass(frozen=True)
 class Imputation:
     """Data whose gaps are filled.
+
+    >>> found = pv.impute(vae, torch.tensor([[1.0, 2.0, torch.nan, 0.0]]), num_draws=3)
+    >>> found.x[0, :2].tolist(), found.draws.shape, found.unreliable.shape
+    ([1.0, 2.0], torch.Size([3, 1, 4]), torch.Size([1]))
 
     Attributes:
         x: the data, ``(n, *event_shape)``; what was not seen has its mean given what was.
@@ -59,12 +64,10 @@ def impute(
 ) -> Imputation:
     """Fills gaps (NaN) with their mean given what was seen of the same datum, and with draws.
 
-    >>> import pyro_vaes as pv
-    >>> likelihood = pv.NormalLikelihood(pv.MLP(1, [4]), event_shape=(2,))
-    >>> vae = pv.VAE(pv.NormalPrior(1), pv.NormalPosterior(pv.MLP(2, [4]), 1), likelihood)
-    >>> found = pv.impute(vae, torch.tensor([[1.0, torch.nan], [0.5, 2.0]]), num_draws=5)
-    >>> found.x.shape, found.draws.shape, bool(found.x.isnan().any())
-    (torch.Size([2, 2]), torch.Size([5, 2, 2]), False)
+    >>> x = torch.tensor([[1.0, 2.0, torch.nan, 0.0], [0.5, 2.0, 1.0, 1.0]])
+    >>> found = pv.impute(vae, x, num_samples=100)
+    >>> found.x.shape, bool(found.x.isnan().any()), torch.equal(found.x[1], x[1])
+    (torch.Size([2, 4]), False, True)
 
     Args:
         vae: the model; its likelihood has elements that are independent given z.

@@ -1,8 +1,8 @@
-"""The Pareto k-hat: whether an importance-weighted estimate has draws enough to be trusted.
+"""The Pareto k-hat: whether an importance-weighted estimate has enough draws to be trusted.
 
 The largest weights of an importance sampler follow a generalised Pareto distribution, whose shape
-k tells how many of their moments exist. Over 0.7 the estimate converges so slowly that its spread
-says nothing of its error (Vehtari, Simpson, Gelman, Yao and Gabry, "Pareto smoothed importance
+k determines how many of their moments exist. Over 0.7 the estimate converges so slowly that its
+spread does not show its error (Vehtari, Simpson, Gelman, Yao and Gabry, "Pareto smoothed importance
 sampling", JMLR 2024). The fit is the one of Zhang and Stephens, "A new and efficient estimation
 method for the generalized Pareto distribution" (Technometrics 2009), for all data at once and from
 the largest weights alone.
@@ -22,7 +22,7 @@ __all__ = ["MIN_SAMPLES", "pareto_k", "reliable_k", "tail_size"]
 _MIN_TAIL = 5
 MIN_SAMPLES = 21
 
-# Log weights this near to each other are equal but for rounding, and have no tail.
+# Log weights this close to each other are equal up to rounding, and have no tail.
 _EQUAL = 1e-8
 
 # The weakly informative prior of Vehtari et al. (2024), appendix C: ten draws' worth of k = 0.5.
@@ -30,14 +30,14 @@ _PRIOR_COUNT, _PRIOR_K = 10, 0.5
 
 
 def tail_size(num_samples: int) -> int:
-    """How many of S weights make the tail: the least of S / 5 and 3 sqrt(S), rounded up."""
+    """How many of S weights form the tail: the smaller of S / 5 and 3 sqrt(S), rounded up."""
     return math.ceil(min(num_samples / 5, 3 * math.sqrt(num_samples)))
 
 
 def reliable_k(num_samples: int) -> float:
     """The k-hat over which an estimate from S weights is not to be trusted.
 
-    The least of 1 - 1 / log10 S and 0.7: Vehtari et al. (2024), section 3.2.4.
+    The smaller of 1 - 1 / log10 S and 0.7: Vehtari et al. (2024), section 3.2.4.
     """
     return min(1 - 1 / math.log10(num_samples), 0.7) if num_samples > 1 else -math.inf
 
@@ -50,13 +50,13 @@ def pareto_k(largest: Tensor) -> Tensor:
             :func:`tail_size`; the last one is the threshold over which the tail begins.
 
     Returns:
-        k-hat ``(*batch)``, float64: infinite where a few weights are all there is, minus infinite
-        where all are equal.
+        k-hat ``(*batch)``, float64: infinite where a few weights dominate, minus infinite where
+        all are equal.
     """
     largest = largest.double()
     peak, cutoff = largest[..., :1], largest[..., -1:]
     excess = (largest[..., :-1] - peak).exp() - (cutoff - peak).exp()
-    # What does not exceed the threshold (ties, underflow) is no part of the tail.
+    # Weights at the threshold (ties, underflow) are no part of the tail.
     inside = excess > 0
     count = inside.sum(-1)
     shape = _fit(excess.where(inside, 0.0), count.clamp(min=1), largest.shape[-1] - 1)
@@ -70,15 +70,15 @@ def _fit(excess: Tensor, count: Tensor, size: int) -> Tensor:
     """The posterior mean of the shape, Zhang and Stephens (2009), equations 7 to 9.
 
     Args:
-        excess: ``(*batch, M)``, descending, padded by zeros that count for nothing.
-        count: how many are no padding, ``(*batch)``.
+        excess: ``(*batch, M)``, descending, padded with zeros.
+        count: how many are not padding, ``(*batch)``.
         size: M, from which the number of points of the grid follows.
     """
 
     def mean_log(theta: Tensor) -> Tensor:
         return torch.log1p(-theta.unsqueeze(-1) * excess).sum(-1) / count
 
-    # The first quartile from below, in an order from above.
+    # The lower quartile, in descending order.
     index = (count - (count / 4 + 0.5).long()).clamp(0, size - 1)
     quartile = excess.gather(-1, index.unsqueeze(-1)).squeeze(-1)
     points = 30 + math.isqrt(size)

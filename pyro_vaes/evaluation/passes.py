@@ -1,8 +1,8 @@
 """One pass over the data: the encoder's figures, and the estimate of log p(x) by a proposal.
 
-Rows go by in blocks of fixed size, each with seeds of its own, and nothing is kept of their draws
-but sums: memory does not grow with the number of draws, and no figure depends on how the work is
-cut into chunks.
+Rows are processed in blocks of fixed size, each with its own seeds, and only sums are kept of their
+draws: memory does not grow with the number of draws, and no figure depends on how the work is split
+into chunks.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ __all__ = ["Found", "Pass", "Weighted", "best_elbos"]
 # Blocks of rows that are fitted at once: a step of 64 rows costs half as much again per row.
 _TOGETHER = 4
 
-# Rows, at most, of which the best member of the encoder's family is sought.
+# Most rows for which the best member of the encoder's family is sought.
 _GAP_ROWS = 64
 
-# Simulated data on which annealing is tried.
+# Simulated data on which annealing is tested.
 _SIMULATED = 32
 
 _ESTIMATE = ("log_marginal", "pareto_k", "effective_sample_size")
@@ -64,13 +64,13 @@ _ESTIMATE = ("log_marginal", "pareto_k", "effective_sample_size")
 
 @dataclasses.dataclass
 class Found:
-    """What a pass found.
+    """The results of a pass.
 
     Attributes:
         values: figures of each datum, data along the first dimension.
         posteriors: of the blocks of rows, if diagnostics were asked for.
         proposal: that was used: ``encoder``, ``refined``, ``mixed`` or ``annealed``.
-        notes: what to know of it.
+        notes: on the proposal.
         warnings: why it is not the one that was asked for, or is not to be trusted.
         evaluations: of the decoder.
         gap: by how many nats forward and reverse annealing differ on simulated data, if annealed.
@@ -111,7 +111,7 @@ class Pass:
         num_samples: S.
         seed: of all draws.
         chunk_size: decoder evaluations at once.
-        proposal: one of :data:`~pyro_vaes.evaluation.proposals.PROPOSALS`.
+        proposal: one of :data:`~pyro_vaes.core.choices.PROPOSALS`.
         encoder: whether the encoder's own figures are asked for (the ELBO and its terms).
         diagnostics: whether more than these.
         start: where annealing starts, ``refined`` or ``prior``.
@@ -130,7 +130,7 @@ class Pass:
         """Goes through the data.
 
         Raises:
-            ValueError: for a proposal that cannot be had with this model.
+            ValueError: for a proposal that does not fit the model.
         """
         kind, notes = self._kind(x, y)
         parts: list[dict[str, Tensor]] = []
@@ -160,7 +160,7 @@ class Pass:
         Call inside ``evaluating``. Annealing leaves no draws to keep.
 
         Raises:
-            ValueError: for a proposal that cannot be had with this model.
+            ValueError: for a proposal that is not available with this model.
         """
         kind, notes = self._kind(x, y)
         cost, blocks = Cost(), row_blocks(self.vae, x, y)
@@ -184,7 +184,7 @@ class Pass:
         return joined([*own, *self._draws(block, self.num_samples - half, cost, source)])
 
     def _kind(self, x: Tensor, y: Tensor | None) -> tuple[str, list[str]]:
-        """The proposal that is used, and what there is to say about it."""
+        """The proposal that is used, and notes on it."""
         if self.proposal == "encoder":
             return "encoder", []
         check_data(self.vae, x, y)
@@ -282,7 +282,9 @@ class Pass:
                 block.posterior, num_data, self.num_samples, self.seed
             )
         fitted = estimate if isinstance(estimate, Fitted) else None
-        own = Tally(block, self.num_samples, keep, self.diagnostics)
+        # The estimate of log p(x) is judged, whoever's draws it is made of.
+        judged = self.diagnostics or (kind == "encoder" and not self.encoder)
+        own = Tally(block, self.num_samples, keep, judged)
         half = self.num_samples // 2 if kind == "mixed" else 0
         best = Tally(block, self.num_samples, diagnostics=True)
         source: Any = None if fitted is None else fitted.proposal
@@ -314,7 +316,7 @@ def best_elbos(way: Pass, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor] 
     """ELBOs of the best members of the encoder's family, for evenly chosen rows.
 
     Returns:
-        The rows ``(m,)`` and the ELBOs ``(m,)``, or why they cannot be had.
+        The rows ``(m,)`` and the ELBOs ``(m,)``, or why they are missing.
     """
     vae = way.vae
     rows = torch.arange(0, len(x), -(-len(x) // _GAP_ROWS), device=x.device)
@@ -334,14 +336,14 @@ def best_elbos(way: Pass, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor] 
 
 
 def _counted(some: Iterator[Draws], half: int) -> Iterator[tuple[int, Draws]]:
-    """Draws, and how many are left of the half when each piece begins."""
+    """Draws, and how many are left of the half before each piece."""
     for piece in some:
         yield half, piece
         half -= len(piece.z)
 
 
 def _judged(some: Draws, source: Any) -> Draws:
-    """Draws of the posterior, weighed as draws of a mixture with it."""
+    """Draws of the posterior, weighted as draws of a mixture with it."""
     return dataclasses.replace(some, log_posterior=source.log_prob(some.z))
 
 
@@ -372,7 +374,7 @@ def _low_rank(block: RowBlock) -> list[str]:
 
 
 def _bar(total: float) -> Any:
-    """A bar with the time left, for what takes longer than a moment, on a terminal only."""
+    """A progress bar with the time left, on a terminal only, if it takes over two seconds."""
     return tqdm(
         total=round(total),
         desc="Evaluating",

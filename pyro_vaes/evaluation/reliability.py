@@ -14,7 +14,7 @@ from pyro_vaes.evaluation.proposals.annealed import TOLERANCE
 __all__ = ["UNRELIABLE", "is_trusted", "k_hat_lines", "reliability"]
 
 
-#: The share of the data that may be unreliable in a figure to be trusted.
+#: Largest share of unreliable data in a figure to be trusted.
 UNRELIABLE = 0.05
 
 _FIGURES = ("pareto_k_median", "pareto_k_max", "pareto_k_limit", "num_unreliable")
@@ -27,7 +27,7 @@ def reliability(
 
     Args:
         values: figures of each datum, from a :class:`~pyro_vaes.evaluation.passes.Pass`.
-        proposal: that was used.
+        proposal: the one used.
         num_samples: S.
 
     Returns:
@@ -84,7 +84,7 @@ def is_trusted(figures: Mapping[str, Any]) -> bool | None:
         figures: those of an evaluation, by name.
 
     Returns:
-        None if nobody knows, for want of a k-hat.
+        None if unknown, without a k-hat.
     """
     if figures["proposal"] == "annealed":  # Judged by forward and reverse runs, for all data.
         return bool(figures["annealing_gap"] < TOLERANCE)
@@ -97,7 +97,7 @@ def k_hat_lines(figures: Mapping[str, Any], reason: str) -> Iterator[str]:
 
     Args:
         figures: those of an evaluation, by name.
-        reason: why there is none, if there is none.
+        reason: why there is no k-hat, if there is none.
     """
     limit = figures["pareto_k_limit"]
     if figures["num_unreliable"] is None:

@@ -1,4 +1,4 @@
-"""What an evaluation found: figures with their errors, as a table, JSON or a pandas row."""
+"""Results of an evaluation: figures with their errors, as a table, JSON or a pandas row."""
 
 from __future__ import annotations
 
@@ -18,33 +18,41 @@ _NO_ERROR = "one datum has no standard error"
 _NOT_ASKED = "diagnostics were not asked for"
 
 
-# What there is without diagnostics.
+# Figures without diagnostics.
 _BASIC = {"nll", "nll_bpd", "elbo", "elbo_bpd", "reconstruction", "kl"}
 _BASIC |= {f"{name}_se" for name in _BASIC}
 _BASIC |= {"num_data", "num_samples", "num_dimensions", "num_gaps", "given_label", "warnings"}
 _BASIC |= {"proposal", "proposal_notes", "decoder_evaluations", "cost"}
 
-# Figures of each datum, which are no part of the flat object.
+# Figures of each datum, which are not in the flat object.
 _FOR_EACH = {"log_marginal", "pareto_k", "effective_sample_size", "unreliable"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Figures of a VAE on a data set, in nats for each datum unless they are said to be other.
+    """Figures of a VAE on a data set, in nats per datum unless stated otherwise.
 
-    ``NAME_se`` is the standard error of ``NAME`` over the data. A figure that cannot be had is
-    None, and ``reasons`` says why. In a conditional model all is given the label: p(x) reads
-    p(x | y), q(z) reads q(z | y), and so on.
+    ``NAME_se`` is the standard error of ``NAME`` over the data. A missing figure is None, and
+    ``reasons`` says why. In a conditional model all is given the label: p(x) reads p(x | y), q(z)
+    reads q(z | y), and so on.
+
+    >>> report = pv.evaluate(vae, torch.randn(1, 4), proposal="encoder")
+    >>> report.to_dict()["nll_se_reason"]
+    'one datum has no standard error'
+
+    >>> report = pv.evaluate(vae, torch.randn(1, 4), proposal="encoder")
+    >>> report.to_dict()["nll_se_reason"]
+    'one datum has no standard error'
 
     Attributes:
         num_data: number of data.
-        num_samples: S, posterior draws for each datum.
-        num_dimensions: numbers in a datum, by which bits per dimension are counted.
+        num_samples: S, posterior draws per datum.
+        num_dimensions: elements of a datum, for bits per dimension.
         num_gaps: values that were not seen (NaN), left out of log p(x).
         given_label: whether all is given the label.
         nll: minus the importance-weighted estimate of log p(x).
         nll_bpd: the same in bits per dimension.
-        elbo: the evidence lower bound, E_q[log p(x, z) - log q(z | x)]: the assignment's form (1).
+        elbo: the evidence lower bound, E_q[log p(x, z) - log q(z | x)]: form (1).
         elbo_bpd: the same in bits per dimension.
         reconstruction: E_q[log p(x | z)].
         kl: E_q[log q(z | x) - log p(z)].
@@ -54,45 +62,45 @@ class Evaluation:
         log_prior: E_q[log p(z)], minus the cross entropy of aggregated posterior and prior.
         bound_samples: 1, 2, 4, ... up to S: points of the curve of the importance-weighted bound.
         bound: the bound at these points.
-        proposal: what z was drawn from to estimate log p(x): ``encoder``, ``refined`` (fits per
-            datum), ``mixed`` (half of each) or ``annealed``.
-        proposal_notes: what to know of it: why it is not the one that was asked for, and the like.
-        decoder_evaluations: what it all cost; a gradient counts as three.
+        proposal: the distribution of z to estimate log p(x) with: ``encoder``, ``refined`` (fits
+            per datum), ``mixed`` (half of each) or ``annealed``.
+        proposal_notes: on the proposal, such as why it is not the one that was asked for.
+        decoder_evaluations: the total cost; a gradient counts as three.
         cost: the same, relative to S evaluations per datum.
         approximation_gap: log p(x) - ELBO of the best member of the encoder's family per datum, on
             at most 64 rows.
-        amortisation_gap: what the encoder's ELBO lies below that, on the same rows.
+        amortisation_gap: that ELBO minus the encoder's, on the same rows.
         annealing_gap: by how many nats forward and reverse annealing differ on simulated data.
-        nll_low: least value of nll, where they differ by more than 0.1 and nll is not a number.
-        nll_high: the largest then.
+        nll_low: smallest value of nll, if they differ by more than 0.1 and nll is not a number.
+        nll_high: largest value of nll then.
         encoder_nll: minus the estimate of log p(x) from the encoder's draws alone.
         ess_median: median over the data of the effective sample size, (sum w)^2 / sum w^2.
-        ess_min: the least of them.
+        ess_min: the smallest.
         pareto_k_median: median over the data of the Pareto k-hat.
         pareto_k_max: the largest.
         pareto_k_limit: the k-hat over which an estimate from S draws is not to be trusted, the
-            least of 1 - 1 / log10 S and 0.7.
+            smaller of 1 - 1 / log10 S and 0.7.
         num_unreliable: for how many data k-hat exceeds it, or modes may have been missed.
         share_unreliable: the same as a share of the data.
-        num_unexplored: for how many data modes may have been missed: several fits found one alone.
+        num_unexplored: for how many data modes may have been missed: a mode was found only once.
         encoder_pareto_k_median: as above, of the encoder's draws.
         encoder_pareto_k_max: as above, of the encoder's draws.
         encoder_num_unreliable: as above, of the encoder's draws.
         mutual_information: I_q(x; z).
-        mutual_information_max: what it can be at most, log of the number of data.
+        mutual_information_max: its largest possible value, the log of the number of data.
         marginal_kl: KL(q(z) || p(z)) = kl - mutual_information.
         total_correlation: KL(q(z) || prod_d q(z_d)).
         dimension_kl: sum over d of KL(q(z_d) || p(z_d)).
         dimension_kls: its terms.
         active_units: number of units whose posterior mean varies by more than 0.01 over the data.
-        active: which they are, from 0.
+        active: their indices, from 0.
         unit_variances: these variances.
         mmd2: unbiased squared maximum mean discrepancy between q(z) and p(z); without unit.
-        class_accuracy: share of generated data x ~ p(x | y) that a classifier trained on the real
-            training data gives the label y.
+        class_accuracy: share of generated data x ~ p(x | y) to which a classifier trained on the
+            real training data gives the label y.
         class_accuracy_real: its accuracy on the real data, for comparison.
         verdict: on posterior collapse, in words.
-        warnings: what is not to be trusted and what to do about it.
+        warnings: on figures that are not to be trusted, with remedies.
         reasons: why a figure is missing.
         log_marginal: the estimate of log p(x) of each datum, ``(num_data,)``.
         pareto_k: k-hat of each datum.
@@ -182,12 +190,12 @@ class Evaluation:
 
     @property
     def trusted(self) -> bool | None:
-        """Whether nll is reliable for all but at most 5 % of the data; None if nobody knows."""
+        """Whether nll is reliable for all but at most 5 % of the data; None if unknown."""
         return is_trusted(vars(self))
 
     @property
     def diagnosed(self) -> bool:
-        """Whether there is more than the bounds."""
+        """Whether there are diagnostics, more than the bounds."""
         return self.verdict is not None
 
     def to_dict(self) -> dict[str, Any]:
@@ -301,4 +309,4 @@ def _finite(value: Any) -> bool:
 
 
 class Unavailable(Exception):
-    """A quantity that cannot be had, with the reason."""
+    """A quantity that is not available, with the reason."""

@@ -16,9 +16,9 @@ __all__ = ["Curve", "Tally"]
 class Curve:
     """The bound with 1, 2, 4, ... samples, each from all draws.
 
-    The bound with k samples is averaged over disjoint groups of k draws (what is left of them is
-    dropped), so that every point is unbiased: Burda et al. (2016), equation 8. Log means of
-    neighbouring groups are joined, so that only one open group is kept at each level.
+    The bound with k samples is averaged over disjoint groups of k draws (the remainder is dropped),
+    so that every point is unbiased: Burda et al. (2016), equation 8. Log means of neighbouring
+    groups are joined, so that only one open group is kept at each level.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class Curve:
         self._open: list[Tensor] = []
 
     def add(self, log_weight: Tensor) -> None:
-        """Takes more draws, ``(samples, data)``."""
+        """Adds draws, ``(samples, data)``."""
         level, sums = 0, log_weight
         while len(sums):
             if level == len(self._sums):
@@ -54,13 +54,13 @@ class Curve:
 
 
 class Tally:
-    """What is kept of the draws for a block of data, in memory that does not grow with S.
+    """Sums over the draws for a block of data, in memory that does not grow with S.
 
     Args:
         block: the data.
         num_samples: S.
         keep: how many of the first draws to keep as they are.
-        diagnostics: False leaves all but the log mean weight and its terms.
+        diagnostics: False for the log mean weight and its terms only.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Tally:
         self._kept: dict[str, Tensor] = {}
 
     def add(self, block: Draws) -> None:
-        """Takes more draws."""
+        """Adds draws."""
         weight = block.log_weight
         terms = (block.log_likelihood, block.log_prior, block.log_posterior)
         self._sums += torch.stack([term.sum(0) for term in terms])

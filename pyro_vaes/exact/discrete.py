@@ -19,6 +19,13 @@ __all__ = ["Discrete"]
 class Discrete:
     """A VAE whose z takes K states and whose x takes M: every expectation is a sum.
 
+    >>> from pyro_vaes.exact import Discrete
+    >>> half = torch.full((2, 2), 0.5)
+    >>> p_x_given_z = torch.tensor([[0.9, 0.1], [0.2, 0.8]])
+    >>> model = Discrete(half[0], p_x_given_z, posterior=half, data=half[0])
+    >>> torch.allclose(model.elbo()[0] + model.gap(), model.log_prob)
+    True
+
     Args:
         prior: p(z), ``(K,)``.
         likelihood: p(x | z), ``(K, M)``, a row for each z.
@@ -86,8 +93,8 @@ class Discrete:
     def augmented(self) -> tuple[Tensor, Tensor, Tensor]:
         """The expressions (5), (6) and (7).
 
-        The first is the average ELBO. The other two are less by E[log p_D(x)], the constant of (5):
-        it is -KL(q(x, z) || p(x, z)) alone that (6) and (7) rewrite.
+        The first is the average ELBO. The other two are smaller by E[log p_D(x)], the constant of
+        (5): they rewrite -KL(q(x, z) || p(x, z)) alone.
         """
         return (
             -_kl(self.joint.ravel(), self.log_joint.exp().ravel()) + self.data @ self.data.log(),
@@ -100,11 +107,11 @@ class Discrete:
         return self.reconstruction, self.entropy, self.aggregated @ self.prior.log()
 
     def info_16(self, alpha: float, lambda_: float) -> Tensor:
-        """InfoVAE's objective as it is defined, (16)."""
+        """InfoVAE's objective by its definition, (16)."""
         return alpha * self.mutual_information - lambda_ * self.marginal_kl - self.decoder_kl
 
     def info_rewritten(self, alpha: float, lambda_: float) -> Tensor:
-        """InfoVAE's objective as question 4.3 rewrites it: (16) plus the constant E[log p_D(x)]."""
+        """InfoVAE's objective as it is estimated: (16) plus the constant E[log p_D(x)]."""
         pull = (1 - alpha) * self.kl + (alpha + lambda_ - 1) * self.marginal_kl
         return self.reconstruction - pull
 

@@ -1,15 +1,15 @@
-"""Models whose exact answers are known, to hold every estimate against.
+"""Models with exact answers, to check estimates against.
 
 - :class:`LinearGaussian`: probabilistic PCA, exact by algebra.
 - :class:`~pyro_vaes.exact.discrete.Discrete`: finitely many z and x, exact by enumeration.
 - :class:`~pyro_vaes.exact.quadrature.Quadrature`: any VAE with a latent size of 1 or 2, exact by
   integration on a grid.
 
-Each has a ``.vae``, at which any estimator can be pointed, and knows the evidence log p(x)
-(``log_prob``), the true posterior p(z | x), the ELBO, its ``gap`` KL(q(z | x) || p(z | x)) to the
-evidence, and the two halves of the average KL(q(z | x) || p(z)): the mutual information I_q(x; z)
-and the marginal KL(q(z) || p(z)), with q(z) the aggregated posterior. All in nats. Numbers in
-parentheses are those of the assignment's equations.
+Each has a ``.vae`` for any estimator, and computes the evidence log p(x) (``log_prob``), the true
+posterior p(z | x), the ELBO, its ``gap`` KL(q(z | x) || p(z | x)) to the evidence, and both parts
+of the average KL(q(z | x) || p(z)): the mutual information I_q(x; z) and the marginal
+KL(q(z) || p(z)), with q(z) the aggregated posterior. All in nats. Numbers in parentheses are the
+equations of the course.
 """
 
 from __future__ import annotations
@@ -35,7 +35,12 @@ __all__ = ["LinearGaussian", "LinearPosterior", "diagonal_posterior"]
 
 
 class Identity(Described):
-    """The network that does nothing: on it, a part's head is linear in what the part is given."""
+    """The identity network, with which a part's head is linear in its input.
+
+    >>> from pyro_vaes.exact import Identity
+    >>> pv.NormalPosterior(Identity(4), latent_dim=2).head
+    Linear(in_features=4, out_features=4, bias=True)
+    """
 
     def __init__(self, in_features: int) -> None:
         super().__init__()
@@ -48,6 +53,11 @@ class Identity(Described):
 class LinearPosterior(Described):
     """The normal q(z | x) = N(A x + c, L L') with a full covariance.
 
+    >>> from pyro_vaes.exact import LinearPosterior
+    >>> posterior = LinearPosterior(torch.ones(2, 4), torch.zeros(2), torch.eye(2))
+    >>> posterior(torch.ones(1, 4)).mean.tolist()
+    [[4.0, 4.0]]
+
     Args:
         weight: A, ``(d, D)``.
         bias: c, ``(d,)``.
@@ -57,10 +67,10 @@ class LinearPosterior(Described):
     def __init__(self, weight: Tensor, bias: Tensor, scale_tril: Tensor) -> None:
         super().__init__()
         self.latent_dim, self.event_shape = weight.shape[0], (weight.shape[1],)
-        # Contiguous, as they will be when loaded: another layout rounds otherwise.
+        # Contiguous, as after loading: another layout rounds differently.
         self.weight = nn.Parameter(weight.detach().contiguous().clone())
         self.bias = nn.Parameter(bias.detach().contiguous().clone())
-        # With logarithms on its diagonal, so that training may do with it what it likes.
+        # With logarithms on its diagonal, so that it is unconstrained in training.
         self.factor = nn.Parameter(scale_tril.tril(-1) + scale_tril.diagonal().log().diag())
 
     def forward(self, x: Tensor) -> Any:
@@ -70,7 +80,13 @@ class LinearPosterior(Described):
 
 
 def diagonal_posterior(weight: Tensor, bias: Tensor, scale: Tensor) -> NormalPosterior:
-    """The library's own N(A x + c, diag(s)^2), from A ``(d, D)``, c ``(d,)`` and s ``(d,)``."""
+    """The library's own N(A x + c, diag(s)^2), from A ``(d, D)``, c ``(d,)`` and s ``(d,)``.
+
+    >>> from pyro_vaes.exact import diagonal_posterior
+    >>> posterior = diagonal_posterior(torch.ones(2, 4), torch.zeros(2), torch.ones(2))
+    >>> posterior(torch.ones(1, 4)).mean.tolist()
+    [[4.0, 4.0]]
+    """
     posterior = NormalPosterior(Identity(weight.shape[1]), len(weight)).to(weight.dtype)
     weights, biases = (weight, torch.zeros_like(weight)), (bias, 2 * scale.log())
     _fill(posterior.head, torch.cat(weights), torch.cat(biases))
@@ -86,8 +102,14 @@ class LinearGaussian:
         p(x)     = N(b, W W' + Psi)
         p(z | x) = N(P^-1 W' Psi^-1 (x - b), P^-1),  P = I + W' Psi^-1 W
 
-    Begins with p(z | x) as its posterior. Everything is computed from the parameters as they are
-    when asked: it stays exact while ``.vae`` is trained, and can be differentiated.
+    Starts with p(z | x) as its posterior. Everything is computed from the current parameters: it
+    stays exact while ``.vae`` is trained, and can be differentiated.
+
+    >>> from pyro_vaes.exact import LinearGaussian
+    >>> model = LinearGaussian(torch.tensor([[1.0], [2.0]]), torch.zeros(2), scale=0.5)
+    >>> x = model.vae.sample(10)
+    >>> torch.allclose(model.elbo(x), model.log_prob(x), atol=1e-4)
+    True
 
     Args:
         weight: W, ``(D, d)``.
@@ -108,7 +130,7 @@ class LinearGaussian:
         self.vae = VAE(NormalPrior(latent_dim).to(weight.dtype), posterior, self.likelihood)
 
     def with_posterior(self, posterior: nn.Module) -> LinearGaussian:
-        """The same model beside another part that returns normals, diagonal or full."""
+        """The same model with another posterior that returns normals, diagonal or full."""
         new = copy.copy(self)
         new.vae = VAE(self.vae.prior, posterior, self.likelihood)
         return new
@@ -160,7 +182,7 @@ class LinearGaussian:
     def aggregated(self, x: Tensor | None = None) -> Any:
         """The aggregated posterior q(z) of the data x: a mixture of one normal for each.
 
-        Without data that of all x ~ p(x), for a posterior N(A x + c, S): it is normal itself,
+        Without data that of all x ~ p(x), for a posterior N(A x + c, S): the normal
         N(A b + c, A (W W' + Psi) A' + S).
         """
         if x is not None:
@@ -171,12 +193,12 @@ class LinearGaussian:
         return dist.MultivariateNormal(to_mean @ p.mean + offset, between + within)
 
     def marginal_kl(self) -> Tensor:
-        """KL(q(z) || p(z)) over all that the model can generate."""
+        """KL(q(z) || p(z)) over all x ~ p(x)."""
         q = self.aggregated()
         return _kl_to_standard(q.mean, q.covariance_matrix)
 
     def mutual_information(self) -> Tensor:
-        """I_q(x; z) = H(q(z)) - H(q(z | x)) over all that the model can generate."""
+        """I_q(x; z) = H(q(z)) - H(q(z | x)) over all x ~ p(x)."""
         _, _, within = _linear(self.vae.q_z, self.marginal.mean)
         return 0.5 * (self.aggregated().covariance_matrix.logdet() - within.logdet())
 
@@ -198,7 +220,7 @@ def _kl_to_standard(mean: Tensor, covariance: Tensor) -> Tensor:
 
 
 def _linear(posterior: Callable[[Tensor], Any], like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A, c and S of N(A x + c, S), read off its answers at 0 and at the unit vectors."""
+    """A, c and S of N(A x + c, S), from its values at 0 and at the unit vectors."""
     unit = torch.eye(len(like)).to(like)
     points = torch.cat([unit[:1] * 0, unit, 1 - 2 * unit])
     mean, covariance = _moments(posterior(points))

@@ -20,18 +20,31 @@ _CHUNK = 2**19  # numbers that quadrature scores at once
 class Quadrature:
     """Any VAE with a latent size of 1 or 2: integrals over z by the trapezoid rule, in float64.
 
-    Even steps in t, with z = mean + spread * sinh(t), lie close where prior and posterior draw and
-    reach far beyond. They are halved until no figure moves by more than the tolerance. With smooth
-    networks (``tanh``) many more digits are exact then; with kinks (``relu``) they come dear.
+    Points are even in t, with z = mean + spread * sinh(t): dense where prior and posterior draw,
+    and reaching far beyond. Steps are halved until no figure changes by more than the tolerance.
+    With smooth networks (``tanh``) many more digits are exact then; networks with kinks (``relu``)
+    need a much finer grid.
+
+    >>> from pyro_vaes.exact import LinearGaussian, Quadrature
+    >>> model = LinearGaussian(torch.tensor([[1.0], [2.0]]), torch.zeros(2), scale=0.5)
+    >>> x = model.vae.sample(10)
+    >>> torch.allclose(Quadrature(model.vae).log_prob(x).float(), model.log_prob(x), atol=1e-3)
+    True
+
+    >>> from pyro_vaes.exact import LinearGaussian, Quadrature
+    >>> model = LinearGaussian(torch.tensor([[1.0], [2.0]]), torch.zeros(2), scale=0.5)
+    >>> x = model.vae.sample(10)
+    >>> torch.allclose(Quadrature(model.vae).log_prob(x).float(), model.log_prob(x), atol=1e-3)
+    True
 
     Args:
-        vae: the VAE; what is looked at is a copy of it as it is now.
+        vae: the VAE, of which a copy is kept.
         tolerance: in nats.
         max_points: the largest grid.
 
     Raises:
-        ValueError: when asked, for another latent size.
-        RuntimeError: when asked, if the largest grid is too coarse.
+        ValueError: from each method, for another latent size.
+        RuntimeError: from each method, if the largest grid is too coarse.
     """
 
     def __init__(self, vae: VAE, tolerance: float = 1e-3, max_points: int = 2**20) -> None:
@@ -74,7 +87,7 @@ class Quadrature:
     def _integrate(
         self, x: Tensor, y: Tensor | None, value: Callable[[Tensor, Tensor], Tensor] | None = None
     ) -> Tensor:
-        """E_q[value(z, log q(z | x))] of each datum; without a value log p(x)."""
+        """E_q[value(z, log q(z | x))] of each datum, or log p(x) without a value."""
         prior, posterior = self.vae.p_z(y), self.vae.q_z(x.double(), y)
         with torch.random.fork_rng():
             torch.manual_seed(0)
@@ -111,5 +124,5 @@ class Quadrature:
 
 
 def _aggregate(log_q: Tensor) -> Tensor:
-    """Log q(z) from log q(z | x_n) in the last dimension, which stays."""
+    """Log q(z) from log q(z | x_n) in the last dimension, which is kept."""
     return log_q.logsumexp(-1, keepdim=True) - math.log(log_q.shape[-1])

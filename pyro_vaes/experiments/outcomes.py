@@ -132,6 +132,11 @@ class Outcome:
         pairs = both.pivot(index="seed", columns="label", values=key).astype(float).dropna()
         return Difference.of((pairs[a] - pairs[b]).to_numpy())
 
+    def differs_within(self, label: str, a: str, b: str) -> Difference:
+        """A figure of a cell minus another of the same runs."""
+        rows = self.table[self.table["label"] == label]
+        return Difference.of((rows[a] - rows[b]).astype(float).dropna().to_numpy())
+
     def compared(self, a: str, b: str) -> str:
         """In words: by how much the NLL of one cell is below that of another."""
         gap = self.paired(a, b)

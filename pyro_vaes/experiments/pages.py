@@ -1,7 +1,7 @@
 """From studies to files: runs them, and writes a table, figures and findings for each.
 
-For a study NAME the folder gets ``NAME.csv`` (one row a run), ``NAME.md`` (question, table,
-figures, findings, claims, how it was made) and ``NAME_*.png``, once all runs of the study are done.
+Once all runs of a study NAME are done, the folder gets ``NAME.csv`` (one row a run), the page with
+question, table, findings and claims as ``NAME.md`` and ``NAME.json``, and ``NAME_*.png``.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from pyro_vaes.data.dataset import DataSet, load_data
 from pyro_vaes.evaluation.reliability import UNRELIABLE
 from pyro_vaes.experiments.claims import claims
 from pyro_vaes.experiments.outcomes import DAGGER, Difference, Outcome
+from pyro_vaes.experiments.page import Page
 from pyro_vaes.experiments.runs import Run, contents_of
 from pyro_vaes.experiments.schedule import run_all
 from pyro_vaes.experiments.study import Cell, Study, configuration
@@ -198,16 +199,22 @@ def _write(
     outcome = Outcome(name, data, done, log_marginal, folders, settings.quick)
     if not len(done):
         raise ConfigError(f"No run of the study {name!r} has figures: {'; '.join(failed)}")
-    shown = []
+    drawn = []
     for part, (figure, caption) in study.draw(outcome).items():
         save_figure(figure, settings.out / f"{name}_{part}.png")
-        shown.append(f"![{caption}]({name}_{part}.png)")
-    text = [f"# {study.title}", study.question, _table(outcome, study), *_foot(outcome), *shown]
-    text += [_findings(study, outcome, failed, settings), *_claims(study, outcome, settings)]
-    text.append(_made_by(name, settings, data, outcome.table))
-    path = settings.out / f"{name}.md"
-    write_text(path, "\n\n".join(text) + "\n")
-    return path
+        drawn.append((f"{name}_{part}.png", caption))
+    page = Page(
+        title=study.title,
+        question=study.question,
+        table=_table(outcome, study),
+        notes=_foot(outcome),
+        figures=drawn,
+        findings=_findings(study, outcome, failed, settings),
+        claims=[] if settings.quick else list(map(str, claims(outcome, study.comparisons))),
+        made_by=_made_by(settings, data, outcome.table),
+        command=f"pyro-vaes study {name} {settings.command}",
+    )
+    return page.write(settings.out, name)
 
 
 def _csv(table: pd.DataFrame, path: Path) -> None:
@@ -215,21 +222,21 @@ def _csv(table: pd.DataFrame, path: Path) -> None:
     write_text(path, plain.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
 
 
-def _table(o: Outcome, study: Study) -> str:
+def _table(o: Outcome, study: Study) -> list[list[str]]:
     columns = {**_COMMON, **study.columns}
     against = len(o.labels) > 1
     first = study.reference or o.labels[0]
     heads = ["", *columns.values()]
     if against:
         heads.insert(2, f"NLL against {first}")
-    lines = [_row(heads), "|" + "---|" * len(heads)]
+    rows = [heads]
     for label in o.labels:
         cells = [label, *(_cell(o, label, key) for key in columns)]
         if against:
             gap = None if label == first else o.paired(label, first)
             cells.insert(2, "" if gap is None else _against(o, gap, label, first))
-        lines.append(_row(cells))
-    return "\n".join(lines)
+        rows.append(cells)
+    return rows
 
 
 def _against(o: Outcome, gap: Difference, *labels: str) -> str:
@@ -246,10 +253,6 @@ def _foot(o: Outcome) -> list[str]:
         f"{UNRELIABLE:.0%} of the test rows (Pareto k-hat over its limit, modes that may have been "
         "missed, or too few draws to know), after a proposal was fitted to each."
     ]
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 
 def _cell(o: Outcome, label: str, key: str) -> str:
@@ -272,31 +275,15 @@ def _cell(o: Outcome, label: str, key: str) -> str:
     return f"{mean:.{digits}f}{spread}{mark}"
 
 
-def _findings(study: Study, outcome: Outcome, failed: Sequence[str], settings: Settings) -> str:
+def _findings(
+    study: Study, outcome: Outcome, failed: Sequence[str], settings: Settings
+) -> list[str]:
     rehearsal = ["A rehearsal: too short for findings."]
     lines = rehearsal if settings.quick else study.findings(outcome)
-    lines += [f"No figures: {reason}" for reason in failed]
-    return "## Findings\n\n" + _bullets(lines)
+    return [*lines, *(f"No figures: {reason}" for reason in failed)]
 
 
-def _claims(study: Study, outcome: Outcome, settings: Settings) -> list[str]:
-    """What was tested, under a heading of its own."""
-    found = [] if settings.quick else claims(outcome, study.comparisons)
-    if not found:
-        return []
-    return [
-        "## Claims",
-        "The findings describe these runs. Of the study's comparisons these were named before the "
-        "runs, and are tested: by a two-sided t test over the seeds, with Holm's correction.",
-        _bullets(map(str, found)),
-    ]
-
-
-def _bullets(lines: Iterable[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
-
-
-def _made_by(name: str, settings: Settings, data: DataSet, table: pd.DataFrame) -> str:
+def _made_by(settings: Settings, data: DataSet, table: pd.DataFrame) -> str:
     """How the page was made; the versions are those of the runs, not of this process."""
     used = {column: sorted(set(table[column].dropna())) for column in VERSIONS if column in table}
     said = ", ".join(f"{column} {' and '.join(values)}" for column, values in used.items())
@@ -305,6 +292,5 @@ def _made_by(name: str, settings: Settings, data: DataSet, table: pd.DataFrame) 
         "importance samples, nats per datum. ± is the standard error over the seeds; in brackets, "
         "of NLL against another row, that over the test rows of these models. K-hat is the median "
         "of Pareto's over the test rows, unreliable their share without a trusted estimate. "
-        f"{said}, {platform.machine()}. "
-        f"Made by `pyro-vaes study {name} {settings.command}`."
+        f"{said}, {platform.machine()}."
     )

@@ -19,10 +19,10 @@ __all__ = ["Autoregressive", "IAFLayer", "MAFLayer"]
 
 
 class IAFLayer(FlowLayer):
-    """Inverse autoregressive flow: one pass draws and scores a sample (assignment 2.4).
+    """Inverse autoregressive flow: one pass draws and scores a sample.
 
     Kingma et al., "Improving variational inference with inverse autoregressive flow" (2016),
-    equation 10. Scoring a foreign value takes D passes. The ordering is reversed in every other
+    equation 10. Scoring any other value takes D passes. The ordering is reversed in every other
     layer.
     """
 
@@ -36,7 +36,7 @@ class IAFLayer(FlowLayer):
             ordering = ordering.flip(0)
         permutation = cast(torch.LongTensor, ordering)
         with warnings.catch_warnings():
-            # Pyro advises against dim 1, where the flow is affine: allowed here, as the laws ask.
+            # Pyro advises against dim 1, where the flow is affine; the laws need it.
             warnings.filterwarnings("ignore", ".*input_dim = 1.*")
             self.network = _near_identity(
                 ConditionalAutoRegressiveNN(dim, context_dim, hidden, permutation=permutation)
@@ -60,11 +60,11 @@ class MAFLayer(IAFLayer):
 
 
 class Autoregressive(T.AffineAutoregressive):
-    """Pyro's affine autoregressive transform, mended: its own inverse fails beyond float32.
+    """Pyro's affine autoregressive transform with an inverse that also works in float64.
 
     Args:
         network: a Pyro autoregressive network.
-        context: what the network sees beside the value, if anything.
+        context: a further input of the network, or None.
     """
 
     def __init__(self, network: nn.Module, context: Tensor | None = None) -> None:
@@ -72,7 +72,7 @@ class Autoregressive(T.AffineAutoregressive):
 
     def _inverse(self, y: Tensor) -> Tensor:
         columns = [torch.zeros_like(y[..., 0])] * y.shape[-1]
-        # The i-th column of the permutation needs only those before it: one pass for each.
+        # Each column needs only those before it in the permutation: one pass per column.
         for column in self.arn.permutation.tolist():
             mean, log_scale = self.arn(torch.stack(columns, dim=-1))
             log_scale = log_scale.clamp(self.log_scale_min_clip, self.log_scale_max_clip)
@@ -83,7 +83,7 @@ class Autoregressive(T.AffineAutoregressive):
 
 
 class _WithContext:
-    """An autoregressive network with its context filled in, and the ordering Pyro looks for."""
+    """An autoregressive network with its context filled in, and the ordering that Pyro needs."""
 
     def __init__(self, network: nn.Module, context: Tensor | None) -> None:
         self.permutation = cast(Tensor, network.permutation)

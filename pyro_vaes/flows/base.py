@@ -1,4 +1,4 @@
-"""What a layer of a flow is."""
+"""The base classes of flow layers and their transforms."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class FlowLayer(nn.Module):
     context is None, or a tensor ``(*batch, context_dim)``.
 
     Attributes:
-        samples: whether draws can be made and scored at once.
+        samples: whether draws can be made and scored together.
         scores: whether any value can be scored, so that the flow may serve as a prior.
         min_dim: the smallest ``dim`` that makes sense.
     """
@@ -34,7 +34,7 @@ class FlowLayer(nn.Module):
 
 
 def _near_identity(network: nn.Module) -> nn.Module:
-    """Shrinks the last layer: couplings as they come start thousands of nats away from the base."""
+    """Shrinks the last layer: by default couplings start thousands of nats away from the base."""
     last = cast(nn.Linear, cast(nn.ModuleList, network.layers)[-1])
     with torch.no_grad():
         last.weight.mul_(0.1)
@@ -45,8 +45,8 @@ def _near_identity(network: nn.Module) -> nn.Module:
 class CachedTransform(Transform):
     """A transform that keeps the log-determinant of the pair (x, y) that it computed last.
 
-    A subclass defines :meth:`push` and, if it has an inverse, :meth:`pull`. One that has none still
-    scores its own draws: Pyro's cache finds the x that belongs to the very tensor y.
+    A subclass defines :meth:`push` and, if it has an inverse, :meth:`pull`. Without an inverse it
+    still scores its own draws: Pyro's cache finds the x of the same tensor y.
     """
 
     domain = constraints.real_vector

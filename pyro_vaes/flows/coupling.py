@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import pyro.distributions.transforms as T
 import torch
@@ -18,12 +18,13 @@ __all__ = ["CouplingLayer", "RealNVPLayer"]
 
 
 class CouplingLayer(FlowLayer):
-    """One half of z is transformed given the other; the halves take turns.
+    """One half of z is transformed given the other; the halves alternate.
 
-    A subclass says how: :meth:`couple` is given the network, which maps the half that stays (and
+    A subclass defines the transform in :meth:`couple`, from a network that maps the fixed half (and
     the context) to parameters of the sizes passed to this constructor.
     """
 
+    reversed: Tensor
     min_dim = 2
 
     def __init__(
@@ -50,7 +51,7 @@ class CouplingLayer(FlowLayer):
 
     def forward(self, context: Tensor | None) -> list[Transform]:
         network = self.network if context is None else partial(self.network, context=context)
-        return [self.couple(network), T.Permute(cast(Tensor, self.reversed), cache_size=1)]
+        return [self.couple(network), T.Permute(self.reversed, cache_size=1)]
 
 
 class RealNVPLayer(CouplingLayer):

@@ -1,10 +1,9 @@
 """Flows: recipes for chains of invertible transforms, built by the part that uses them.
 
 A *layer* is a module whose ``forward(context)`` returns Pyro transforms, as a part is a module
-whose ``forward`` returns a Pyro distribution. A *recipe* (``flows.iaf(16, 4)``) is what a user
-writes down; its owner builds it: a ``FlowPrior`` without context, a ``FlowPosterior`` with the
-features of x as context. Transforms are made anew at each call, so their caches never outlive a
-distribution.
+whose ``forward`` returns a Pyro distribution. A *recipe*, such as ``flows.iaf(16, 4)``, is built by
+the part that gets it: a ``FlowPrior`` without context, a ``FlowPosterior`` with the features of x
+as context. Transforms are made anew at each call, so their caches never outlive a distribution.
 
 ============= ======================================== ======= ===============
 recipe        source                                   samples scores
@@ -17,8 +16,8 @@ recipe        source                                   samples scores
 ``spline``    Durkan et al. 2019                       fast    fast
 ============= ======================================== ======= ===============
 
-A flow that does not *score* has no inverse: it can only tell the density of its own draws, which is
-enough for a posterior and not for a prior.
+A flow that does not *score* has no inverse: it knows the density of its own draws only, which is
+enough for a posterior but not for a prior.
 """
 
 from __future__ import annotations
@@ -52,7 +51,12 @@ LAYERS: dict[str, type[FlowLayer]] = {
 
 
 class Flow(nn.Module):
-    """A built flow: ``forward(context)`` returns its transforms, first to last from the base."""
+    """A built flow: ``forward(context)`` returns its transforms, first to last from the base.
+
+    >>> flow = pv.flows.maf(16, 4).build()
+    >>> len(flow())
+    4
+    """
 
     def __init__(self, layers: Sequence[FlowLayer]) -> None:
         super().__init__()
@@ -64,7 +68,11 @@ class Flow(nn.Module):
 
 @remembers_arguments
 class FlowRecipe:
-    """What a flow is made of; :meth:`build` makes it.
+    """The specification of a flow, which :meth:`build` makes.
+
+    >>> recipe = pv.flows.FlowRecipe("spline", dim=16, depth=4, options={"count_bins": 8})
+    >>> recipe, recipe.samples, recipe.scores
+    (flows.spline(16, 4, count_bins=8), True, True)
 
     Args:
         name: a key of :data:`LAYERS`.
@@ -111,22 +119,44 @@ class FlowRecipe:
 
 
 def planar(dim: int, depth: int) -> FlowRecipe:
-    """A planar flow of ``depth`` layers, see :class:`.PlanarLayer`; posteriors only."""
+    """A planar flow of ``depth`` layers, see :class:`.PlanarLayer`; posteriors only.
+
+    >>> base = pv.NormalPosterior(pv.MLP(64, [128]), latent_dim=16)
+    >>> posterior = pv.FlowPosterior(base, pv.flows.planar(16, 4))
+    >>> posterior.scores
+    False
+    """
     return FlowRecipe("planar", dim, depth)
 
 
 def iaf(dim: int, depth: int, hidden_dims: Sequence[int] | None = None) -> FlowRecipe:
-    """An inverse autoregressive flow, see :class:`.IAFLayer`; draws fast, scores slowly."""
+    """An inverse autoregressive flow, see :class:`.IAFLayer`; draws fast, scores slowly.
+
+    >>> base = pv.NormalPosterior(pv.MLP(64, [128]), latent_dim=16)
+    >>> posterior = pv.FlowPosterior(base, pv.flows.iaf(16, 4))
+    >>> posterior.scores
+    True
+    """
     return FlowRecipe("iaf", dim, depth, _given(hidden_dims=hidden_dims))
 
 
 def maf(dim: int, depth: int, hidden_dims: Sequence[int] | None = None) -> FlowRecipe:
-    """A masked autoregressive flow, see :class:`.MAFLayer`; scores fast, draws slowly."""
+    """A masked autoregressive flow, see :class:`.MAFLayer`; scores fast, draws slowly.
+
+    >>> prior = pv.FlowPrior(16, pv.flows.maf(16, 4, hidden_dims=[64]))
+    >>> prior().log_prob(torch.zeros(10, 16)).shape
+    torch.Size([10])
+    """
     return FlowRecipe("maf", dim, depth, _given(hidden_dims=hidden_dims))
 
 
 def realnvp(dim: int, depth: int, hidden_dims: Sequence[int] | None = None) -> FlowRecipe:
-    """A RealNVP of affine couplings, see :class:`.RealNVPLayer`; fast both ways."""
+    """A RealNVP of affine couplings, see :class:`.RealNVPLayer`; fast both ways.
+
+    >>> prior = pv.FlowPrior(16, pv.flows.realnvp(16, 4))
+    >>> prior().sample((10,)).shape
+    torch.Size([10, 16])
+    """
     return FlowRecipe("realnvp", dim, depth, _given(hidden_dims=hidden_dims))
 
 
@@ -138,6 +168,10 @@ def spline(
     bound: float | None = None,
 ) -> FlowRecipe:
     """A flow of spline couplings, see :class:`.SplineLayer`; fast both ways.
+
+    >>> prior = pv.FlowPrior(16, pv.flows.spline(16, 4, count_bins=16))
+    >>> prior().sample((10,)).shape
+    torch.Size([10, 16])
 
     Args:
         dim: size of z, at least 2.
@@ -158,6 +192,11 @@ def sylvester(
     num_reflections: int | None = None,
 ) -> FlowRecipe:
     """A Sylvester flow of ``depth`` layers, see :class:`.SylvesterLayer`; posteriors only.
+
+    >>> base = pv.NormalPosterior(pv.MLP(64, [128]), latent_dim=16)
+    >>> posterior = pv.FlowPosterior(base, pv.flows.sylvester(16, 4, kind="orthogonal"))
+    >>> posterior(torch.zeros(10, 64)).rsample().shape
+    torch.Size([10, 16])
 
     Args:
         dim: size of z, D.

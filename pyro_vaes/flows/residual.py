@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 import torch
 from pyro.distributions.transforms.planar import ConditionedPlanar
@@ -21,7 +21,7 @@ SylvesterKind = Literal["orthogonal", "householder", "triangular"]
 
 
 class PlanarLayer(FlowLayer):
-    """f(z) = z + u tanh(w'z + b) with w'u > -1, which keeps it invertible (assignment 2.1).
+    """f(z) = z + u tanh(w'z + b) with w'u > -1, which keeps it invertible.
 
     Rezende and Mohamed, "Variational inference with normalizing flows" (2015), equations 10 to 12
     and appendix A.1. With a context, u, w and b are linear in it: an amortised flow.
@@ -49,18 +49,17 @@ class SylvesterLayer(FlowLayer):
     """f(z) = z + Q R tanh(S Q'z + b) with Q of orthonormal columns, R and S upper triangular.
 
     Van den Berg et al., "Sylvester normalizing flows for variational inference" (2018). M columns
-    are a hidden layer of M units, where a planar flow has one. The three kinds of the paper differ
-    in Q only:
+    are a hidden layer of M units; a planar flow has one. The three kinds of the paper differ in Q:
 
-    - ``orthogonal``: M <= D columns, any that are orthonormal (here M reflections make them, which
-      are exactly orthonormal and reach them all, where the paper iterates);
+    - ``orthogonal``: any M <= D orthonormal columns (from M reflections, exactly, where the paper
+      iterates);
     - ``householder``: all D columns, a product of ``num_reflections`` reflections;
-    - ``triangular``: all D columns, the identity and the reversed order in turn.
+    - ``triangular``: all D columns, alternately the identity and the reversed order.
 
-    With a context, all of Q, R, S and b are linear in it: an amortised flow. It begins near the
-    identity.
+    With a context, Q, R, S and b are linear in it: an amortised flow. It starts near the identity.
     """
 
+    order: Tensor
     scores = False
 
     def __init__(
@@ -93,7 +92,7 @@ class SylvesterLayer(FlowLayer):
         order = torch.eye(dim)
         self.register_buffer("order", order.flip(0) if index % 2 else order, persistent=False)
         mixing = torch.randn(columns, columns) / math.sqrt(columns)
-        # R near zero, not S: from z alone, yet every gradient but that of S is alive.
+        # R near zero, not S: near the identity, with nonzero gradients of all but S.
         mixing = torch.where(torch.ones_like(mixing).triu().bool(), 0.1 * mixing, mixing)
         start = [torch.randn(reflections, dim), mixing, torch.randn(columns), torch.zeros(columns)]
         self.sizes = [part.numel() for part in start]
@@ -108,7 +107,7 @@ class SylvesterLayer(FlowLayer):
         if self.head is not None and context is not None:
             parameters = parameters + self.head(context)
         vectors, mixing, diagonal, bias = parameters.split(self.sizes, dim=-1)
-        basis = cast(Tensor, self.order)
+        basis = self.order
         if self.reflections:
             vectors = vectors.unflatten(-1, (self.reflections, self.dim))
             basis = householder_columns(vectors, self.columns)
@@ -124,15 +123,15 @@ _DIAGONAL_LIMIT = 0.999
 
 
 def householder_columns(vectors: Tensor, num_columns: int) -> Tensor:
-    """The first M columns of the product of H Householder reflections: exactly orthonormal.
+    """The first M columns of the product of H Householder reflections, exactly orthonormal.
 
-    Every set of M orthonormal columns is, up to their signs, that of M reflections (the QR
-    decomposition). The product is taken at once: with unit vectors as the columns of V it is
+    Every set of M orthonormal columns is, up to their signs, that of M reflections (by the QR
+    decomposition). In closed form, with unit vectors as the columns of V, the product is
     I - V T V', where T is the inverse of I/2 plus the strictly upper part of V'V (Joffrain et al.,
     "Accumulating Householder transformations, revisited", 2006).
 
     Args:
-        vectors: normals of the mirrors ``(*batch, H, D)``, of any length but zero.
+        vectors: nonzero normals of the mirrors ``(*batch, H, D)``.
         num_columns: M, at most D.
 
     Returns:

@@ -18,8 +18,8 @@ from pyro_vaes.flows.coupling import CouplingLayer
 __all__ = ["SplineCoupling", "SplineLayer", "rational_quadratic"]
 
 
-# No bin is narrower or flatter than this part of the whole, no slope at a knot smaller. Durkan et
-# al. take 1e-3; the slope inside a flat bin goes with its square, too small for float32 to invert.
+# Smallest width and height of a bin, as shares of the whole, and smallest slope at a knot. Durkan
+# et al. take 1e-3; inside a flat bin the slope is its square, too small for float32 to invert.
 _MIN_BIN = 1e-2
 _MIN_SLOPE = 1e-2
 
@@ -45,7 +45,7 @@ def rational_quadratic(
         widths: unnormalised widths of the K bins, ``(*batch, K)``.
         heights: unnormalised heights of the bins, ``(*batch, K)``.
         slopes: unconstrained slopes at the inner knots, ``(*batch, K - 1)``.
-        bound: half the side of the square that the spline lives in.
+        bound: half the side of the square that holds the spline.
         inverse: evaluate the inverse.
 
     Returns:
@@ -56,7 +56,7 @@ def rational_quadratic(
     at_zero = math.log(math.expm1(1 - _MIN_SLOPE))
     slope = F.pad(_MIN_SLOPE + F.softplus(slopes + at_zero), (1, 1), value=1.0)
 
-    # Outside, the spline is evaluated at the bound: unused there, and no gradient of it is NaN.
+    # Outside, the spline is evaluated at the bound and not used, so that no gradient is NaN.
     inside = (value > -bound) & (value < bound)
     v = value.clamp(-bound, bound)
     knots = bottom if inverse else left
@@ -72,7 +72,7 @@ def rational_quadratic(
         a = h * (steepness - s0) + rise * bend
         b = h * s0 - rise * bend
         c = -steepness * rise
-        # Never negative but for rounding.
+        # Negative by rounding only.
         root = (b.square() - 4 * a * c).clamp(min=0).sqrt()
         t = 2 * c / (-b - root)
     else:
@@ -98,13 +98,13 @@ def _bins(unnormalised: Tensor, bound: float) -> tuple[Tensor, Tensor]:
 
 
 class SplineCoupling(CachedTransform):
-    """The first components stay; each of the rest goes through a spline made from them.
+    """The first components are fixed; each other one goes through a spline computed from them.
 
     Durkan et al., "Neural spline flows" (2019), section 3. Pyro's own has a slope of 0.999 where it
-    joins the tails of slope 1, and branches on values, which stops recording and batching.
+    joins the tails of slope 1, and branches on values, which prevents recording and batching.
 
     Args:
-        split: number of components that stay.
+        split: number of fixed components.
         network: maps them, ``(*batch, split)``, to widths, heights and slopes of all the splines,
             ``(*batch, n * K)`` twice and ``(*batch, n * (K - 1))``.
         count_bins: bins of each spline, K.
@@ -133,7 +133,7 @@ class SplineCoupling(CachedTransform):
 
 
 class SplineLayer(CouplingLayer):
-    """Spline coupling: each component of one half of z is bent by a spline given the other half.
+    """Spline coupling: a spline transforms each component of one half of z given the other half.
 
     Durkan et al., "Neural spline flows" (2019), section 3: rational-quadratic splines within
     [-bound, bound], the identity outside.

@@ -1,4 +1,4 @@
-"""What :class:`.FastSVI` makes of a user's loss, arguments and parameters."""
+"""Adapts a user's loss, arguments and parameters to :class:`.FastSVI`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["MetParameters", "argument_of", "as_objective", "name_of"]
 
 
 def name_of(loss: Any) -> str:
-    """What a user calls the loss: the function's name, or the class's."""
+    """The name of a loss: that of the function, or of its class."""
     return getattr(loss, "__name__", type(loss).__name__)
 
 
@@ -26,7 +26,7 @@ def argument_of(model: Any, args: Any, kwargs: Any, wanted: Callable[[Any], bool
     """The name of the argument that holds a value, as the model calls it."""
     try:
         named = inspect.signature(model).bind(*args, **kwargs).arguments
-    except (TypeError, ValueError):  # The model will say it better.
+    except (TypeError, ValueError):  # The model raises a better error.
         named = {str(i): value for i, value in enumerate(args)} | kwargs
     for name, value in named.items():
         if any(map(wanted, torch.utils._pytree.tree_leaves(value))):
@@ -35,7 +35,7 @@ def argument_of(model: Any, args: Any, kwargs: Any, wanted: Callable[[Any], bool
 
 
 def as_objective(loss: Any) -> ELBO | ManySamples | None:
-    """The loss as an objective that can be recorded; None if it must run its own way."""
+    """The loss as an objective that can be recorded; None if it must run by itself."""
     if isinstance(loss, ELBO):
         return loss
     if type(loss) not in (Trace_ELBO, RenyiELBO):
@@ -47,18 +47,18 @@ def as_objective(loss: Any) -> ELBO | ManySamples | None:
         "strict_enumeration_warning": loss.strict_enumeration_warning,
     }
     ours = ELBO(**options) if type(loss) is Trace_ELBO else ManySamples(loss.alpha, **options)
-    ours.max_plate_nesting = loss.max_plate_nesting  # It has counted the particles' own already.
+    ours.max_plate_nesting = loss.max_plate_nesting  # It includes the particles' plate already.
     return ours
 
 
 class MetParameters(Messenger):
-    """Adds the parameters met inside to ``params``; lighter than a trace, as every step has one."""
+    """Collects the parameters used inside in ``params``; cheaper than a trace at every step."""
 
     def __init__(self, params: dict[str, Tensor]) -> None:
         super().__init__()
         self.params = params
 
     def _pyro_post_param(self, msg: Any) -> None:
-        # The last of a name counts: an autoguide sets itself up in its first call, and replaces
-        # what it announced there.
+        # The last of a name counts: an autoguide sets itself up in its first call and replaces the
+        # parameters that it announced there.
         self.params[msg["name"]] = msg["value"].unconstrained()

@@ -1,9 +1,9 @@
 """Divergences D(q(z), p(z)) between the aggregated posterior and the prior, from draws.
 
 :class:`~pyro_vaes.inference.info.InfoELBO` adds one to the KL. A divergence is a module that is
-called on a batch of posterior draws and the prior's distribution, and returns one number that can
-be differentiated. It sees the draws of the whole minibatch at once: one draw for each datum is a
-sample from q(z) = (1/N) sum_n q(z | x_n).
+called with a batch of posterior draws and the prior's distribution, and returns one differentiable
+number. It gets the draws of the whole minibatch: one draw per datum is a sample from
+q(z) = (1/N) sum_n q(z | x_n).
 """
 
 from __future__ import annotations
@@ -27,13 +27,20 @@ __all__ = ["MMD", "Adversarial", "Divergence", "mmd2"]
 class Divergence(nn.Module):
     """Base of the divergences: called as ``divergence(z, prior)``.
 
+    >>> from pyro_vaes.inference import Divergence
+    >>> class MeanDistance(Divergence):
+    ...     def forward(self, z, prior):
+    ...         return (z.mean(-2) - prior.mean.mean(-2)).square().sum(-1).mean()
+    >>> objective = pv.InfoELBO(0.0, 10.0, MeanDistance())
+    >>> loss = objective.loss(vae.model, vae.guide, torch.randn(10, 4))
+
     Args of the call:
         z: reparameterised draws of the posterior, ``(..., n, D)``, one for each of n data; leading
             dimensions (particles) are averaged over.
         prior: the distribution of z in the model, batch shape ``(..., n)``, event shape ``(D,)``.
 
     Attributes:
-        min_data: the fewest data in a batch from which it can be estimated.
+        min_data: the smallest batch from which it can be estimated.
         recordable: False if a call trains the divergence itself, so that a step must not be
             recorded and replayed.
         optimizer: of the divergence's own parameters, None without any.
@@ -89,7 +96,7 @@ def mmd2(
         raise ValueError(f"Expected at least two data in a batch for MMD; got {min(n, m)}.")
     widths = bandwidth if bandwidth is not None else 2.0 * x.shape[-1]
     widths = tuple(widths) if isinstance(widths, Sequence) else (widths,)
-    # Distances come from a matrix product, which cancels far from the origin: move there.
+    # Distances come from a matrix product, which cancels far from the origin: centre first.
     center = y.detach().mean(-2, keepdim=True)
     x, y = x - center, y - center
 
@@ -135,15 +142,22 @@ def _check(kernel: str, bandwidth: float | Sequence[float] | None) -> None:
 class MMD(Divergence):
     """The squared maximum mean discrepancy between q(z) and p(z), by :func:`.mmd2`.
 
-    As many draws of the prior as there are data in the minibatch are drawn at each step. The
-    estimate is unbiased, so it is negative now and then.
+    Each step draws as many values from the prior as there are data in the minibatch. The estimate
+    is unbiased, so it is sometimes negative.
 
-    A prior whose draws can be differentiated (a normal, a flow) is pulled towards q(z) too. One
-    whose draws cannot (a mixture, a VampPrior) learns from the KL alone, and the divergence pulls
-    the posterior only.
+    A prior with reparameterised draws (a normal, a flow) is trained towards q(z) too. Any other (a
+    mixture, a VampPrior) learns from the KL alone, and the divergence trains the posterior only.
+
+    >>> z, prior = torch.randn(100, 2), vae.p_z().expand([100])
+    >>> abs(pv.MMD()(z, prior).item()) < 0.2
+    True
+
+    >>> z, prior = torch.randn(100, 2), vae.p_z().expand([100])
+    >>> abs(pv.MMD()(z, prior).item()) < 0.2
+    True
 
     Args:
-        kernel: ``imq`` (inverse multiquadric, heavy tails: draws far off still feel a pull) or
+        kernel: ``imq`` (inverse multiquadric, whose heavy tails give distant draws a gradient) or
             ``rbf``.
         bandwidth: squared distance at which the kernel has fallen to 1/2 (``imq``) or 1/e
             (``rbf``), or several, whose kernels are averaged; None for 2 D. For a prior of another
@@ -163,34 +177,42 @@ class MMD(Divergence):
         self.kernel, self.bandwidth = kernel, bandwidth
 
     def forward(self, z: Tensor, prior: Any) -> Tensor:
-        # Row i of a conditional prior has the label of datum i: those two are not independent.
+        # Row i of a conditional prior has the label of datum i, so the two are not independent.
         return mmd2(z, _draw(prior), self.kernel, self.bandwidth, paired=True).mean()
 
 
 class Adversarial(Divergence):
-    """KL(q(z) || p(z)) by a discriminator T that tells draws of the one from draws of the other.
+    """KL(q(z) || p(z)) by a discriminator T between draws of the two.
 
     T is trained on the logistic loss, whose optimum is log q(z) - log p(z) (Goodfellow et al. 2014,
     proposition 1), and KL(q(z) || p(z)) = E_q[T(z)] there. This is the adversarial autoencoder's
     idea (Makhzani et al. 2016; Tolstikhin et al. 2018, WAE-GAN) with the density ratio of Mescheder
-    et al., "Adversarial variational Bayes" (2017), in the place of the generator's loss: it
-    estimates what InfoVAE asks for, in nats. At the optimum its gradient is the KL's (ibid.,
+    et al., "Adversarial variational Bayes" (2017), instead of the generator's loss: it estimates
+    the divergence in InfoVAE, in nats. At the optimum its gradient is the KL's (ibid.,
     proposition 2).
 
-    The two are trained in turn, in the one training loop: each evaluation of the loss under
-    gradients first takes ``steps`` steps of the discriminator on the minibatch's own draws, held
-    fixed, and then scores these with the discriminator held fixed. Without gradients (validation)
-    it learns nothing. The gradient to a learned prior is the exact -E_q[grad log p(z)]. Such a step
-    is not recorded: :class:`~pyro_vaes.inference.svi.FastSVI` takes it in eager mode.
+    VAE and discriminator are trained alternately: each evaluation of the loss with gradients first
+    takes ``steps`` steps of the discriminator on the minibatch's draws, held fixed, and then scores
+    these with the discriminator held fixed. Without gradients (validation) it is not trained. The
+    gradient to a learned prior is the exact -E_q[grad log p(z)]. Such a step is not recorded:
+    :class:`~pyro_vaes.inference.svi.FastSVI` takes it in eager mode.
 
-    The first weights come from torch's global generator: seed before. ``fit`` saves and resumes
-    discriminator and optimiser with the rest.
+    The initial weights come from torch's global generator, which should be seeded before. ``fit``
+    saves and restores discriminator and optimiser with the rest.
+
+    >>> divergence = pv.Adversarial(latent_dim=2, hidden_dims=[32], steps=5)
+    >>> objective = pv.InfoELBO(alpha=1.0, lambda_=1.0, divergence=divergence)
+    >>> loss = objective.loss(vae.model, vae.guide, torch.randn(10, 4))
+
+    >>> divergence = pv.Adversarial(latent_dim=2, hidden_dims=[32], steps=5)
+    >>> objective = pv.InfoELBO(alpha=1.0, lambda_=1.0, divergence=divergence)
+    >>> loss = objective.loss(vae.model, vae.guide, torch.randn(10, 4))
 
     Args:
         latent_dim: size of z.
         hidden_dims: hidden layers of the discriminator.
-        learning_rate: of its optimiser, Adam; above the VAE's, so that it keeps up with the codes.
-        steps: its steps for each one of the VAE. Raise them if the divergence swings: the larger
+        learning_rate: of its optimiser, Adam; above the VAE's, so that it follows the posterior.
+        steps: its steps per step of the VAE. Raise them if the divergence oscillates: the larger
             its weight, the closer the discriminator must be to its optimum.
     """
 
@@ -229,13 +251,13 @@ class Adversarial(Divergence):
         estimate = logits.mean().to(z.dtype)
         if not torch.is_grad_enabled():
             return estimate
-        # KL(q || p) depends on the prior's own parameters by -E_q[log p(z)]; the discriminator
-        # cannot know that. The value is left as it is.
+        # KL(q || p) depends on the prior's own parameters by -E_q[log p(z)], of which the
+        # discriminator has no gradient. The value does not change.
         score = prior.log_prob(z.detach()).mean()
         return estimate - (score - score.detach()) if score.requires_grad else estimate
 
     def train_discriminator(self, z: Tensor, y: Tensor) -> Tensor:
-        """One step of the discriminator; returns its loss before, log 4 if it told nothing apart.
+        """One step of the discriminator; returns its loss before, log 4 if it is at chance.
 
         Args:
             z: draws of q(z), ``(..., D)``.
@@ -243,8 +265,8 @@ class Adversarial(Divergence):
         """
         dtype = next(self.discriminator.parameters()).dtype
         optimizer = cast(torch.optim.Optimizer, self.optimizer)
-        told = softplus(-self.discriminator(z.to(dtype))).mean()
-        loss = told + softplus(self.discriminator(y.to(dtype))).mean()
+        loss = softplus(-self.discriminator(z.to(dtype))).mean()
+        loss = loss + softplus(self.discriminator(y.to(dtype))).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

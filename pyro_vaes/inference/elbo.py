@@ -1,16 +1,16 @@
-"""Objectives: what SVI minimises.
+"""Objectives for SVI.
 
-One family, minimised over the data of a batch (sums of nats over the plate, as Pyro counts)::
+One family, minimised over the data of a batch (in nats summed over the plate, as in Pyro)::
 
     - E_q[log p(x | z)] + kl_weight KL(q(z | x) || p(z)) + n divergence_weight D(q(z), p(z))
 
-with D between the aggregated posterior of the batch's n data and the prior: weighed per datum, it
-does not fade beside the sums as batches grow.
+with D between the aggregated posterior of the batch's n data and the prior: weighted per datum, it
+keeps its share of the loss as batches grow.
 
 Each objective is a subclass of Pyro's ``Trace_ELBO``: pass it to ``pyro.infer.SVI`` as its loss, or
-to ``fit(objective=...)``. It reads log densities off the traces of any model and reparameterised
-guide and knows nothing of the parts. The KL is the sampled log q(z | x) - log p(z), so every prior
-and posterior will do.
+to ``fit(objective=...)``. It reads log densities from the traces of any model and reparameterised
+guide and is independent of the parts. The KL is the sampled log q(z | x) - log p(z), so it works
+with every prior and posterior.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def check_reparameterized(guide_trace: Any, scored: bool = False) -> None:
 
     Args:
         guide_trace: of the guide.
-        scored: whether a site may have a score part next to its reparameterisation.
+        scored: whether a site may have a score part in addition to its reparameterisation.
 
     Raises:
         NotReparameterizedError: naming the site.
@@ -96,20 +96,20 @@ def check_reparameterized(guide_trace: Any, scored: bool = False) -> None:
 
 
 def score_of(site: Any) -> Tensor | None:
-    """The part of a site's gradient that its draws do not carry; None of a reparameterised one.
+    """The score part of a site's gradient; None for a fully reparameterised site.
 
     Naesseth et al., "Reparameterization gradients through acceptance-rejection sampling" (2017),
-    equation 9: a draw that may have been rejected depends on the parameters in that way, too.
+    equation 9: the probability of rejecting a draw depends on the parameters, too.
     """
     score = site["score_parts"].score_function if "score_parts" in site else 0.0
     return None if is_identically_zero(score) else cast(Tensor, score)
 
 
 def score_surrogate(model_trace: Any, guide_trace: Any, kl_weight: Tensor) -> Tensor | None:
-    """Zero, with the gradient that the score parts of the guide add to the weighted bound's.
+    """Zero, with the gradient that the score parts of the guide add to that of the weighted bound.
 
-    Each site's score is multiplied with the terms of the loss in the plates that the site is in,
-    as in Pyro's ``Trace_ELBO``. None if no site has one.
+    Each site's score is multiplied by the terms of the loss in the plates of the site, as in Pyro's
+    ``Trace_ELBO``. None if no site has one.
     """
     sites = [s for s in guide_trace.nodes.values() if s["type"] == "sample"]
     scores = [(site, score) for site in sites if (score := score_of(site)) is not None]
@@ -134,14 +134,17 @@ class ELBO(Trace_ELBO):
     With the defaults this is Pyro's ``Trace_ELBO`` for reparameterised guides: same estimate, same
     gradients. The weights are tensors, so that a schedule changes them without retracing.
 
+    >>> svi = SVI(vae.model, vae.guide, Adam({"lr": 1e-3}), pv.ELBO(free_bits=2.0))
+    >>> loss = svi.step(torch.randn(10, 4))
+
     Args:
         kl_weight: factor on the KL, at least 0. Pyro's ``poutine.scale`` refuses 0; this does not.
-        free_bits: nats of KL for each datum that cost nothing: the batch's mean KL is replaced by
+        free_bits: nats of KL per datum without cost: the batch's mean KL is replaced by
             ``max(KL, free_bits)`` (Kingma et al. 2016, section 4, with z as one group).
         **options: those of Pyro's ``ELBO`` (``num_particles``, ``vectorize_particles``, ...).
 
     Attributes:
-        kl_weight: the weight asked for, a tensor.
+        kl_weight: the full weight, a tensor.
         warmup: factor in [0, 1] on ``kl_weight``, a tensor that ``fit`` raises to 1.
         total: sums a term over processes that share a batch, which ``fit`` sets; None for one.
 
@@ -161,12 +164,12 @@ class ELBO(Trace_ELBO):
 
     @property
     def recordable(self) -> bool:
-        """Whether a step may be recorded and replayed (not if the objective learns in it)."""
+        """Whether a step may be recorded and replayed (not if it trains the objective)."""
         return True
 
     @property
     def min_data(self) -> int:
-        """The fewest data in a batch from which the objective can be estimated."""
+        """The smallest batch from which the objective can be estimated."""
         return 1
 
     def to(self, device: torch.device | str) -> ELBO:
@@ -177,7 +180,7 @@ class ELBO(Trace_ELBO):
 
     @contextmanager
     def full_weights(self) -> Iterator[None]:
-        """The objective without its warm-up, as validation judges it."""
+        """The objective without its warm-up, for validation."""
         warmup = self.warmup.clone()
         self.warmup.fill_(1.0)
         try:
@@ -191,17 +194,17 @@ class ELBO(Trace_ELBO):
         weight = self.kl_weight * self.warmup
         kl = terms.kl
         if self.free_bits:
-            check_reparameterized(guide_trace)  # Free bits are no sum of terms that a score weighs.
+            check_reparameterized(guide_trace)  # Scores need a sum of terms, which free bits break.
             free = self.free_bits * terms.pairs
             if self.total is None:
                 kl = kl.clamp(min=free)
-            else:  # What is free is so in the whole batch or not at all.
+            else:  # Free bits apply to the whole batch.
                 kl = torch.where(self.total(kl.detach() - free) > 0, kl, free)
         loss = weight * kl - terms.log_likelihood
         score = score_surrogate(model_trace, guide_trace, weight)
         return loss if score is None else loss + score
 
-    # The rest puts this loss in the place of Trace_ELBO's own in each of its entry points.
+    # The rest replaces the loss of Trace_ELBO in each of its entry points.
 
     def tensor_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         """The loss averaged over particles, differentiable and without host synchronisation."""
@@ -229,10 +232,13 @@ class ELBO(Trace_ELBO):
 
 
 class BetaELBO(ELBO):
-    """The ELBO with weight ``beta`` on its KL, 0 included (assignment 5.2).
+    """The ELBO with weight ``beta`` on its KL, 0 included.
 
-    Higgins et al., "beta-VAE" (2017), equation 4. With ``beta=0`` nothing pulls the posterior
-    towards the prior.
+    Higgins et al., "beta-VAE" (2017), equation 4. With ``beta=0`` the prior does not regularise the
+    posterior.
+
+    >>> svi = pv.FastSVI(vae.model, vae.guide, Adam({"lr": 1e-3}), pv.BetaELBO(4.0))
+    >>> loss = svi.step(torch.randn(10, 4))
     """
 
     def __init__(self, beta: float, *, free_bits: float = 0.0, **options: Any) -> None:

@@ -1,8 +1,9 @@
-"""What a recording must not do: change the world it runs in, or freeze what depends on the data.
+"""Guards a recording against side effects and against results that depend on the data.
 
-:class:`Guard` looks at every tensor operation while a step is recorded. It refuses operations whose
-outcome Python sees and the data decide (``.item()``, the length of ``x[mask]``), for a replay would
-repeat the first batch's; and it puts back buffers that the extra forward pass has changed.
+:class:`Guard` checks every tensor operation while a step is recorded. It refuses operations by
+which Python reads results that depend on the data (``.item()``, the length of ``x[mask]``), since a
+replay would repeat those of the first batch; and it restores buffers that the extra forward pass
+has changed.
 """
 
 from __future__ import annotations
@@ -39,21 +40,21 @@ _READ = "Python reads a tensor's value"
 
 
 class NotRecordableError(RuntimeError):
-    """A step that cannot be replayed; says why in one line."""
+    """A step that cannot be replayed; the message is one line."""
 
 
 class Keeper(TorchDispatchMode):
-    """Remembers what the tensors held that are read or written inside, but were made outside.
+    """Remembers the values of tensors that are made outside the context and used inside.
 
     Args:
-        inputs: tensors that are looked at from the start.
+        inputs: tensors that are remembered from the start.
     """
 
     def __init__(self, inputs: Iterable[Tensor] = ()) -> None:
         super().__init__()
-        # From each tensor to the outer ones it was made of; None if the data decide it.
+        # From each tensor to the outer ones it is computed from; None if it depends on the data.
         self._roots: Any = WeakTensorKeyDictionary()
-        self._outer: dict[int, tuple[Tensor, Tensor]] = {}  # With copies of what they held.
+        self._outer: dict[int, tuple[Tensor, Tensor]] = {}  # With copies of their values.
         for tensor in inputs:
             self._meet(tensor, None)
 
@@ -85,17 +86,17 @@ class Keeper(TorchDispatchMode):
         return joined
 
     def _check(self, func: Any, args: Any, tensors: list[Tensor]) -> None:
-        """What must hold before an operation runs."""
+        """Checks an operation before it runs."""
 
     def restore(self) -> list[Tensor]:
-        """Gives tensors that were written to their values back, and returns them."""
+        """Restores tensors that were written to, and returns them."""
         outer, self._outer = self._outer, {}
         self._roots = None
         return [tensor for tensor, kept in outer.values() if _put_back(tensor, kept)]
 
 
 class Guard(Keeper):
-    """Looks at the operations of a step while it is recorded.
+    """Checks the operations of a step while it is recorded.
 
     Args:
         inputs: the tensors that differ from call to call, parameters among them.
@@ -104,7 +105,7 @@ class Guard(Keeper):
         read: tensors that Python read, with their versions; see :meth:`outdated`.
 
     Raises:
-        NotRecordableError: in the step, where Python sees what the data decide.
+        NotRecordableError: in the step, where Python reads results that depend on the data.
     """
 
     def __init__(self, inputs: Iterable[Tensor]) -> None:
@@ -142,7 +143,7 @@ class Guard(Keeper):
 
 @contextmanager
 def preserved(tensors: Iterable[Tensor]) -> Iterator[None]:
-    """Gives tensors the values back that they had before."""
+    """Restores the values of tensors afterwards."""
     kept = [(tensor, tensor.detach().clone()) for tensor in tensors]
     try:
         yield
@@ -152,7 +153,7 @@ def preserved(tensors: Iterable[Tensor]) -> Iterator[None]:
 
 
 def _put_back(tensor: Tensor, kept: Tensor) -> bool:
-    """Whether a tensor holds something else than it did (NaN is NaN); it no longer does."""
+    """Restores a tensor; returns whether it had changed (NaN equals NaN)."""
     now = tensor.detach()
     if now.shape == kept.shape and bool(((now == kept) | ((now != now) & (kept != kept))).all()):
         return False
@@ -173,7 +174,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 @contextmanager
 def unvalidated() -> Iterator[None]:
-    """No checks of values, also by distributions made earlier, which carry the flag with them."""
+    """No checks of values, also by distributions made earlier, which have their own flag."""
     original = Distribution._validate_sample
     with pyro.validation_enabled(False):
         Distribution._validate_sample = lambda self, value: None  # type: ignore[method-assign]
@@ -185,10 +186,10 @@ def unvalidated() -> Iterator[None]:
 
 @contextmanager
 def other_noise_unused() -> Iterator[None]:
-    """Puts Python's and NumPy's generators back, and refuses a step that draws from them.
+    """Restores Python's and NumPy's generators, and refuses a step that draws from them.
 
     Raises:
-        NotRecordableError: if it does; a replay would repeat the numbers.
+        NotRecordableError: if it does, since a replay would repeat the numbers.
     """
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
@@ -206,7 +207,7 @@ def _same(one: Any, other: Any) -> bool:
     return one[2:] == other[2:] and bool((one[1] == other[1]).all())
 
 
-# --- where it happened ----------------------------------------------------------------------------
+# --- places of errors -----------------------------------------------------------------------------
 
 _STANDARD = str(Path(sysconfig.get_paths()["stdlib"]).resolve())
 _LIBRARIES = tuple(
@@ -221,7 +222,7 @@ def _is_users(path: str) -> bool:
 
 
 def place_of(error: BaseException) -> str:
-    """The user's own line on the way to an error, and Pyro's site, in a few words."""
+    """The line of the user's code that led to an error, and Pyro's site."""
     line = site = ""
     for frame, number in traceback.walk_tb(error.__traceback__):
         code = frame.f_code
@@ -237,8 +238,8 @@ def place_of(error: BaseException) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """Why a step could not be recorded: one line, with the place."""
+    """Why a step could not be recorded, in one line with the place."""
     text = str(error).strip().split("\n")[0] or type(error).__name__
     if "tracing tensor" in text or "data-dependent" in text:
-        text = _READ  # In place of advice on a tool nobody here called.
+        text = _READ  # Instead of advice on a tool that the user did not call.
     return f"{text.rstrip('.')}{place_of(error)}"

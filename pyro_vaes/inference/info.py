@@ -16,34 +16,39 @@ __all__ = ["InfoELBO"]
 
 
 class InfoELBO(ELBO):
-    """The objective of InfoVAE, which weighs inference against fit (assignment, question 4).
+    """The objective of InfoVAE, which weighs inference against fit.
 
-    Zhao, Song and Ermon, "InfoVAE" (2019); the assignment's equation 16 as rewritten in 4.3. It
-    minimises::
+    Zhao, Song and Ermon, "InfoVAE" (2019). It minimises::
 
         - E[log p(x | z)] + (1 - alpha) KL(q(z | x) || p(z)) + (alpha + lambda_ - 1) D(q(z), p(z))
 
-    with any strict divergence D in the place of KL(q(z) || p(z)). ``(0, 1)`` is the ELBO, number by
-    number; ``(1 - beta, beta)`` the beta-VAE; ``(1, lambda_)`` the Wasserstein autoencoder, without
-    the pull on each q(z | x) that makes posteriors collapse.
+    with any strict divergence D instead of KL(q(z) || p(z)). As ``(alpha, lambda_)``, ``(0, 1)`` is
+    exactly the ELBO, ``(1 - beta, beta)`` the beta-VAE, and ``(1, lambda_)`` the Wasserstein
+    autoencoder, without the KL of each q(z | x) that makes posteriors collapse.
 
-    D is taken over the whole minibatch, and with labels over the data whatever their label. It
-    enters once for each datum, so that it does not fade as batches grow. A KL warm-up raises the
+    D is taken over the whole minibatch, with labels over the data of all labels, and enters once
+    per datum, so that it keeps its share of the loss as batches grow. A KL warm-up raises the
     weight of the KL only: D does not make posteriors collapse.
+
+    >>> objective = pv.InfoELBO(alpha=0.0, lambda_=10.0, divergence=pv.MMD())
+    >>> objective.kl_weight.item(), objective.divergence_weight.item()
+    (1.0, 9.0)
+    >>> objective.loss(vae.model, vae.guide, torch.randn(10, 4)) > 0
+    True
 
     Args:
         alpha: weight of the mutual information of x and z, at most 1.
         lambda_: weight of the divergence of q(z) from p(z), at least ``1 - alpha``.
         divergence: D, such as :class:`~pyro_vaes.inference.divergences.MMD`; needed if its weight
-            is above 0 and never computed if it is 0.
+            is above 0, else never computed.
         free_bits: as in :class:`~pyro_vaes.inference.elbo.ELBO`.
         site: the latent site; None if the model has only one.
         **options: those of Pyro's ``ELBO``. Each particle is a sample of q(z) by itself.
 
     Attributes:
-        divergence_weight: ``alpha + lambda_ - 1``, a tensor. One that is 0 at construction leaves D
+        divergence_weight: ``alpha + lambda_ - 1``, a tensor. If it is 0 at construction, D is left
             out for good.
-        divergence: D, None if it is left out.
+        divergence: D, or None.
 
     Raises:
         ValueError: for weights that are infinite or make a term negative, or a missing divergence.
@@ -90,7 +95,7 @@ class InfoELBO(ELBO):
         if self.divergence is None:
             return loss
         site = latent_site(model_trace, self.site)
-        check_reparameterized(guide_trace)  # Nor is the divergence.
+        check_reparameterized(guide_trace)  # Scores need a sum of terms, which D is not.
         z = site["value"]
         # All pairs of datum and particle, as in the other terms, which count a subsample's scale.
         pairs = z[..., 0].numel() * site["scale"]
@@ -107,14 +112,14 @@ def info_weight(alpha: float, lambda_: float) -> float:
         raise ValueError(f"Expected finite alpha and lambda_; got {alpha} and {lambda_}.")
     if alpha > 1:
         raise ValueError(
-            f"Expected alpha of at most 1, for the KL's weight 1 - alpha is negative above; "
+            f"Expected alpha of at most 1, since the KL's weight 1 - alpha is negative above; "
             f"got {alpha}."
         )
-    # Rounded, so that it vanishes where it is meant to: 0.9 + 0.1 - 1 need not be 0 in floats.
+    # Rounded, since 0.9 + 0.1 - 1 need not be 0 in floats.
     weight = round(alpha + lambda_ - 1.0, 12) + 0.0
     if weight < 0:
         raise ValueError(
-            f"Expected alpha + lambda_ of at least 1, for the divergence's weight "
+            f"Expected alpha + lambda_ of at least 1, since the divergence's weight "
             f"alpha + lambda_ - 1 is negative below; got {alpha} + {lambda_}."
         )
     return weight

@@ -1,8 +1,8 @@
-"""One optimiser over all parameters, in the place of Pyro's one for each.
+"""One optimiser over all parameters, instead of Pyro's one per parameter.
 
-The user's ``pyro.optim`` object goes on holding the state, as it does under ``SVI``: one torch
-optimiser for each parameter stands in its ``optim_objs``, which shares the parameter's state with
-the joint one. So it can be saved, loaded, scheduled and given to several SVIs.
+The user's ``pyro.optim`` object still holds the state, as under ``SVI``: one torch optimiser per
+parameter in its ``optim_objs``, which shares the parameter's state with the joint one. So it can be
+saved, loaded, scheduled and given to several SVIs.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from torch import Tensor
 __all__ = ["JointOptimizer", "capturable", "fused_options", "joint_optimizer"]
 
 
-# How a step is computed, not what it computes.
+# Options that change how a step is computed, not its result.
 _MEANS = ("fused", "foreach", "capturable")
 _USUAL = (PyroOptim.__call__, PyroLRScheduler.__call__)
 _joint: weakref.WeakKeyDictionary[PyroOptim, JointOptimizer] = weakref.WeakKeyDictionary()
 
 
 def joint_optimizer(optim: PyroOptim | Callable[[Any], torch.optim.Optimizer]) -> JointOptimizer:
-    """The optimiser behind a ``pyro.optim`` object: the same for whoever is given that object."""
+    """The joint optimiser of a ``pyro.optim`` object, always the same for one object."""
     if not isinstance(optim, PyroOptim):
         return JointOptimizer(optim)
     if optim not in _joint:
@@ -45,8 +45,8 @@ class JointOptimizer:
 
     Attributes:
         optimizer: the joint one; None before the first parameter.
-        captured: whether its steps are to be held by a CUDA graph.
-        version: counts regroupings, after which a captured step no longer holds.
+        captured: whether its steps are captured in a CUDA graph.
+        version: counts regroupings, which invalidate captured steps.
     """
 
     def __init__(self, source: Any) -> None:
@@ -55,13 +55,13 @@ class JointOptimizer:
         self.captured = False
         self.version = 0
         self._known: dict[int, Tensor] = {}
-        # For each parameter its own optimiser and the options it had when they were last compared.
+        # For each parameter its own optimiser and that one's options when last compared.
         self._own: dict[int, tuple[torch.optim.Optimizer, dict[str, Any]]] = {}
         self._options: list[dict[str, Any]] = []  # The same of the joint one's groups.
 
     @property
     def separate(self) -> bool:
-        """Whether the user's object steps in a way of its own, which a joint one cannot follow."""
+        """Whether the user's object has its own way to step, which a joint one cannot follow."""
         optim = self._pyro
         return optim is not None and type(optim).__call__ not in _USUAL
 
@@ -71,7 +71,7 @@ class JointOptimizer:
         return cast(PyroOptim, self._source()) if isref else None
 
     def adopt(self, params: Iterable[Tensor]) -> None:
-        """Takes in parameters that it does not know yet, each with the options asked for it."""
+        """Adds parameters that are new, each with its own options."""
         # One tensor may be announced under two names (a VampPrior holds its posterior's).
         fresh = {id(p): p for p in params if id(p) not in self._known}
         if not fresh or self.separate:
@@ -89,7 +89,7 @@ class JointOptimizer:
             self._share(param)
 
     def step(self, params: Sequence[Tensor]) -> None:
-        """Takes a step in these parameters, and leaves the others where they are."""
+        """Takes a step in these parameters, not in others."""
         if self.separate:
             cast(Any, self._pyro)(set(params))
             return
@@ -106,7 +106,7 @@ class JointOptimizer:
         self._publish()
 
     def clip(self, params: Sequence[Tensor]) -> None:
-        """Limits gradients as ``clip_args`` ask, each tensor by itself."""
+        """Limits gradients by ``clip_args``, each tensor by itself."""
         optim = self._pyro
         if optim is not None and not self.separate:
             for param in params:
@@ -115,7 +115,7 @@ class JointOptimizer:
                     clip(param)
 
     def leave_graphs(self) -> None:
-        """Makes it the optimiser that it would have been without graphs."""
+        """Turns it into the optimiser that it would be without graphs."""
         self.captured = False
         for group in self.optimizer.param_groups if self.optimizer else []:
             if isinstance(group.get("lr"), Tensor):  # Some optimisers have none.
@@ -140,14 +140,14 @@ class JointOptimizer:
         self._point_at_rates()
 
     def _add_to_users(self, params: list[Tensor]) -> None:
-        """Adds to what a function of the user's made, which may have grouped them its own way."""
+        """Adds to the optimiser that the user's function made, which may have its own groups."""
         if self.optimizer is None:
             self._add([{"params": params}])
             return
         first = next(iter(self._known.values()))
         for group in self.optimizer.param_groups:
             if any(p is first for p in group["params"]):
-                group["params"].extend(params)  # Schedulers know the groups they began with.
+                group["params"].extend(params)  # Schedulers know the initial groups only.
                 return
         self._add([{"params": params}])
 
@@ -170,7 +170,7 @@ class JointOptimizer:
         before = self.optimizer.param_groups if self.optimizer else []
         groups = list(wanted.values())
         for i, group in enumerate(groups):
-            if i < len(before):  # In place: schedules and graphs hold on to the groups there are.
+            if i < len(before):  # In place: schedules and graphs refer to these groups.
                 _update(before[i], group)
         if len(groups) < len(before):
             del before[len(groups) :]
@@ -183,7 +183,7 @@ class JointOptimizer:
         self._remember()
 
     def _point_at_rates(self) -> None:
-        """Makes rates tensors: a graph reads them where they are, and they can be scheduled."""
+        """Turns learning rates into tensors, which a graph reads and a schedule may change."""
         optimizer = self.optimizer
         if optimizer is None or not self.captured or not capturable(optimizer):
             return
@@ -192,10 +192,10 @@ class JointOptimizer:
                 device = group["params"][0].device
                 group["lr"] = torch.tensor(group["lr"], dtype=torch.float32, device=device)
 
-    # --- and the many ----------------------------------------------------------------------------
+    # --- the optimisers of single parameters -----------------------------------------------------
 
     def _follow(self) -> None:
-        """Takes over what was changed since in the user's optimisers, or in the joint one."""
+        """Takes over changes made in the user's optimisers, or in the joint one."""
         if self._pyro is None:
             return
         self._publish()
@@ -204,7 +204,7 @@ class JointOptimizer:
             self._regroup()
 
     def _publish(self) -> None:
-        """Passes on what was changed in the joint one: a rate set in it, or decayed by its step."""
+        """Passes on changes in the joint one, such as a rate set in it, or decayed by its step."""
         if self._pyro is None:
             return
         groups = cast(torch.optim.Optimizer, self.optimizer).param_groups
@@ -227,7 +227,7 @@ class JointOptimizer:
                 del seen["lr"]
 
     def _share(self, param: Tensor) -> None:
-        """Lets the joint one work on the state that the parameter's own holds."""
+        """Makes the joint one use the state of the parameter's own optimiser."""
         own = self._own[id(param)][0]
         state = own.state[param]
         group = next(
@@ -242,12 +242,12 @@ class JointOptimizer:
         cast(torch.optim.Optimizer, self.optimizer).state[param] = state
 
     def _load(self, param: Tensor) -> None:
-        """A state was loaded into the parameter's own optimiser."""
+        """Follows a state loaded into the parameter's own optimiser."""
         if self.optimizer is not None and id(param) in self._own:
             self._share(param)
 
     def _loaded(self, optimizer: torch.optim.Optimizer) -> None:
-        """A state was loaded into the joint optimiser."""
+        """Follows a state loaded into the joint optimiser."""
         for i, (own, _) in self._own.items():
             own.state[self._known[i]] = optimizer.state[self._known[i]]
         self._remember()
@@ -266,7 +266,7 @@ def _own_of(
             _load_state_dict(optim.optim_objs[param], state)
     own: Any = optim.optim_objs[param]
     own = own.optimizer if is_scheduler(own) else own
-    # The joint one steps in its stead, of which torch's schedulers want to know.
+    # The joint one steps instead; torch's schedulers check this flag.
     own._opt_called = True
     own.register_load_state_dict_post_hook(lambda _: loaded(param))
     return cast(torch.optim.Optimizer, own)
@@ -283,7 +283,7 @@ def _differs(group: dict[str, Any], seen: dict[str, Any]) -> bool:
 
 
 def _update(group: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Gives a group other options and members, and rates their place if they have one."""
+    """Updates a group's options and members; a rate that is a tensor is filled in place."""
     rate = group.get("lr")
     if isinstance(rate, Tensor):
         rate.fill_(wanted["lr"])
@@ -292,7 +292,7 @@ def _update(group: dict[str, Any], wanted: dict[str, Any]) -> None:
 
 
 def capturable(optimizer: torch.optim.Optimizer | None) -> bool:
-    """Whether a graph can hold the optimiser's steps: it counts on the device, and never waits."""
+    """Whether a graph can hold the optimiser's steps: it counts steps on the device."""
     assert optimizer is not None
     stateless = isinstance(optimizer, torch.optim.SGD)
     return all(
@@ -302,7 +302,7 @@ def capturable(optimizer: torch.optim.Optimizer | None) -> bool:
 
 
 def fused_options(constructor: Any, params: Any) -> dict[str, bool]:
-    """Asks for the fused implementation of an optimiser, else the foreach one, where they exist."""
+    """Options for the fused implementation of an optimiser, else the foreach one, if any."""
     names = inspect.signature(constructor).parameters
     params = list(params)
     floating = all(p.is_floating_point() for p in params)

@@ -20,8 +20,8 @@ class ManySamples(RenyiELBO):
     Same estimate and same gradients: for each datum
     ``log(mean_k w_k ** (1 - alpha)) / (1 - alpha)``, the weights of its particles being
     ``w_k = p(x, z_k) / q(z_k | x)`` (Li and Turner 2016, equation 6; with ``alpha=0`` the bound of
-    Burda et al. 2016, equation 8). :class:`~pyro_vaes.inference.svi.FastSVI` puts it in a
-    ``RenyiELBO``'s place.
+    Burda et al. 2016, equation 8). :class:`~pyro_vaes.inference.svi.FastSVI` uses it for a
+    ``RenyiELBO``.
     """
 
     def tensor_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""The noise behind reparameterised draws: given by a caller, or some rows of a whole batch's."""
+"""The noise of reparameterised draws: from a function, or some rows of a whole batch's."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _standard_normal: Draw = _PLACES[0]._standard_normal
 
 
 class Rows(NamedTuple):
-    """The rows of a batch that are looked at."""
+    """Some rows of a batch."""
 
     start: int
     stop: int
@@ -33,7 +33,7 @@ class Rows(NamedTuple):
 def normals_drawn_by(draw: Draw) -> Iterator[None]:
     """Makes the normal distributions take their standard normal noise from a function.
 
-    They ask for it by one name, which PyTorch offers no way to set.
+    PyTorch has no hook for this noise, so its private ``_standard_normal`` is replaced.
     """
     before = [place._standard_normal for place in _PLACES]
     for place in _PLACES:
@@ -47,18 +47,18 @@ def normals_drawn_by(draw: Draw) -> Iterator[None]:
 
 @contextmanager
 def drawing_rows(rows: Rows, plate: str = "data") -> Iterator[None]:
-    """Gives a guide that sees some rows of a batch the noise that they have in the whole batch.
+    """Gives a guide that sees some rows of a batch the noise of these rows in the whole batch.
 
-    At each site the noise of the whole batch is drawn, from the generator that it always comes
-    from, and the rows are cut out: whoever sees other rows of the batch at an equal generator draws
-    the rest, and leaves it in the same state.
+    At each site the noise of the whole batch is drawn, from the usual generator, and the rows are
+    selected: a process that sees other rows, with an equal generator, uses the rest of the same
+    noise and leaves its generator in the same state.
 
     Args:
-        rows: which ones the guide sees.
-        plate: the plate whose members they are.
+        rows: those that the guide sees.
+        plate: the plate of the rows.
 
     Raises:
-        ValueError: in the guide, at a site outside the plate or whose draws are not made of normal
+        ValueError: in the guide, at a site outside the plate or whose draws do not come from normal
             noise.
     """
     sites = _Sites(rows, plate)
@@ -67,7 +67,7 @@ def drawing_rows(rows: Rows, plate: str = "data") -> Iterator[None]:
 
 
 class _Sites(Messenger):
-    """Follows a guide from site to site, and knows where the rows are in the noise of each."""
+    """Follows a guide from site to site, with the dimension of the rows in the noise of each."""
 
     def __init__(self, rows: Rows, plate: str) -> None:
         super().__init__()
@@ -90,8 +90,8 @@ class _Sites(Messenger):
         frame = next((f for f in msg["cond_indep_stack"] if f.name == self.plate), None)
         if frame is None:
             raise ValueError(
-                f"Expected every latent site in the plate {self.plate!r}, for the processes share "
-                f"its members; got {msg['name']!r} outside."
+                f"Expected every latent site in the plate {self.plate!r}, whose members the "
+                f"processes share; got {msg['name']!r} outside."
             )
         self.dim, self.drawn = frame.dim - msg["fn"].event_dim, False
 
@@ -101,6 +101,6 @@ class _Sites(Messenger):
         self.dim = None
         if not self.drawn:
             raise ValueError(
-                "Expected a guide that draws by way of normals, whose noise the processes share; "
+                "Expected a guide that draws from normals, whose noise the processes share; "
                 f"got {type(msg['fn']).__name__} at site {msg['name']!r}."
             )

@@ -1,4 +1,4 @@
-"""Recording tensor operations once, to replay them without the Python that made them.
+"""Records tensor operations once, to replay them without the Python code behind them.
 
 :class:`Program` records any function of tensors; :class:`TracedStep` and :class:`GraphStep` are a
 whole step of training.
@@ -7,11 +7,13 @@ whole step of training.
 from __future__ import annotations
 
 import enum
+import re
 import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import pyro
@@ -39,7 +41,7 @@ __all__ = [
 
 
 _COMPILERS = ("g++", "clang++", "c++")
-# Values that stay what they are.
+# Immutable values.
 _FIXED = (*PLAIN, torch.Size, enum.Enum, torch.dtype, torch.device, type)
 
 
@@ -56,7 +58,7 @@ class Program:
         params: tensors it refers to whose values change from call to call.
 
     Raises:
-        NotRecordableError: if Python sees in it what the data decide.
+        NotRecordableError: if Python reads results that depend on the data.
         RuntimeError: if there is no compiler.
     """
 
@@ -67,10 +69,10 @@ class Program:
         compiled: bool = False,
         params: Sequence[Tensor] = (),
     ) -> None:
-        from torch.fx.experimental.proxy_tensor import make_fx  # Slow to import, seldom needed.
+        from torch.fx.experimental.proxy_tensor import make_fx  # Slow to import, rarely needed.
 
         self._guard = Guard([*tensors, *params])
-        # Validation looks at values, which a recording cannot.
+        # Validation reads values, which a recording cannot.
         with torch.random.fork_rng(), other_noise_unused(), unvalidated():
             try:
                 with self._guard:
@@ -86,7 +88,7 @@ class Program:
 
     @property
     def outdated(self) -> bool:
-        """Whether it rests on a tensor's value that has changed since."""
+        """Whether it depends on a tensor's value that has changed since."""
         return self._guard.outdated()
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -95,27 +97,47 @@ class Program:
 
 
 def _compile(graph: torch.fx.GraphModule, tensors: list[Any]) -> Callable[..., Any]:
-    """Compiles a recording with Inductor, without the front end that it does not need.
+    """Compiles a recording with Inductor, without its front end.
 
-    Compiled at once, so that a failure is met by whoever can fall back. Random numbers stay
-    torch's own: the noise is that of the other modes.
+    Compiled at once, so that a failure is raised where there is a fallback. Random numbers are
+    torch's own, the same noise as in the other modes.
     """
     from torch import _inductor
 
     with torch.no_grad(), warnings.catch_warnings():
-        # Advice on how it compiles (coarser products, split reductions) that nobody here can take.
+        # Advice on compiling (coarser products, split reductions) that does not apply here.
         warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\._inductor")
-        run = _inductor.compile(graph, tensors, options={"fallback_random": True})
+        run = None
+        while run is None:
+            try:
+                run = _inductor.compile(graph, tensors, options={"fallback_random": True})
+            except Exception as error:
+                _remove_half_written(error)
         with torch.random.fork_rng(), preserved(t for t in tensors if not t.requires_grad):
             run(*tensors)
     return cast("Callable[..., Any]", run)
 
 
+def _remove_half_written(error: Exception) -> None:
+    """Removes a library that cannot be loaded from the compiler's cache; raises any other error.
+
+    A process that is killed while it compiles leaves half a file there, which PyTorch takes for
+    whole ever after.
+    """
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    found = re.search(r"ImportError: (\S+\.so): ", f"{type(error).__name__}: {error}")
+    path = Path(found[1]) if found else None
+    if path is None or not path.is_relative_to(cache_dir()) or not path.exists():
+        raise error
+    path.unlink()
+
+
 def _lift(graph: torch.fx.GraphModule) -> list[Tensor]:
     """Turns the tensors a recording refers to into further inputs, and returns them in order.
 
-    A compiler may fold a constant into the program; an input it must read each time, so that
-    parameters and schedules are seen as they are.
+    A compiler may fold a constant into the program, but must read an input each time, so that
+    changes of parameters and schedules take effect.
     """
     constants: dict[str, Tensor] = {}
     nodes = list(graph.graph.nodes)
@@ -146,7 +168,7 @@ def _lift(graph: torch.fx.GraphModule) -> list[Tensor]:
 
 
 class UnknownParameterError(RuntimeError):
-    """A step meets a parameter that it was not to be differentiated by."""
+    """A step uses a parameter that it was not to be differentiated by."""
 
 
 class TracedStep:
@@ -155,16 +177,16 @@ class TracedStep:
     Args:
         loss: of a batch, whose gradients are recorded with it.
         params: those to differentiate by.
-        met: parameters by name, filled by ``loss``: those that the step is taken in.
-        apply: takes the step in parameters once the gradients are there, and returns the loss.
-        tensors: of an example of a batch.
+        met: parameters by name, filled by ``loss``: those that the step updates.
+        apply: takes the step from the gradients, and returns the loss.
+        tensors: of an example batch.
         watch: the places that the loss reads.
         compiled: see :class:`Program`.
 
     Raises:
         NotRecordableError: see :class:`Program`.
         RuntimeError: see :class:`Program`.
-        UnknownParameterError: if the loss meets a parameter that is not among ``params``.
+        UnknownParameterError: if the loss uses a parameter that is not among ``params``.
     """
 
     def __init__(
@@ -183,7 +205,7 @@ class TracedStep:
         def step(*inputs: Tensor) -> tuple[Tensor, ...]:
             value = loss(*inputs)
             grads = torch.autograd.grad(value, params, allow_unused=True)
-            # What has no part in the loss has no gradient, as under SVI.
+            # Parameters without a part in the loss have no gradient, as under SVI.
             pairs = [(p, g) for p, g in zip(params, grads, strict=True) if g is not None]
             self._used = [param for param, _ in pairs]
             return (value, *(grad for _, grad in pairs))
@@ -207,19 +229,19 @@ class TracedStep:
         self._prepare(tensors)
 
     def _prepare(self, tensors: Sequence[Tensor]) -> None:
-        """What else must be ready before the first call."""
+        """Further preparations before the first call."""
 
     def _requires_grad(self) -> list[bool]:
         return [t.requires_grad for t in self._program.constants]
 
     @property
     def stale(self) -> bool:
-        """Whether a parameter was frozen or thawed since, or a value that was read has changed."""
+        """Whether a parameter was frozen or unfrozen, or a value that was read has changed."""
         return self._program.outdated or self._requires_grad() != self._flags
 
     @property
     def changed(self) -> str | None:
-        """The name of a place that holds something else than when it was recorded."""
+        """The name of a place that has changed since recording; None if there is none."""
         return self._watch.changed()
 
     @property
@@ -247,7 +269,7 @@ class TracedStep:
 
 
 def _give(param: Tensor, grad: Tensor) -> None:
-    """Gives a parameter its gradient, by way of its hooks."""
+    """Sets a parameter's gradient and calls its hooks."""
     for hook in (param._backward_hooks or {}).values():
         changed = hook(grad)
         grad = grad if changed is None else changed
@@ -258,7 +280,7 @@ def _give(param: Tensor, grad: Tensor) -> None:
 
 @contextmanager
 def _without_hooks(params: Sequence[Tensor]) -> Iterator[None]:
-    """Keeps hooks from what is recorded: they are for gradients, which there are none of yet."""
+    """Removes hooks during recording, in which there are no gradients yet."""
     hooks: list[tuple[Any, Any]] = [(p, p._backward_hooks) for p in params if p._backward_hooks]
     for param, _ in hooks:
         param._backward_hooks = None
@@ -270,7 +292,7 @@ def _without_hooks(params: Sequence[Tensor]) -> Iterator[None]:
 
 
 def cleared(grad: Tensor) -> Tensor:
-    """Marks a gradient of zeros: it is known to be so as long as nobody writes to it."""
+    """Marks a gradient of zeros, which holds until something writes to it."""
     grad._cleared_at = grad._version  # type: ignore[attr-defined]
     return grad
 
@@ -281,13 +303,13 @@ def is_clear(grad: Tensor | None) -> bool:
 
 
 class GraphStep(TracedStep):
-    """The same as one CUDA graph: a single launch for the whole step, and no wait for it.
+    """The same as one CUDA graph: a single asynchronous launch for the whole step.
 
-    The noise of a replay follows the device's generator, which counts on from where it is.
+    The noise of a replay follows the device's generator, whose state advances.
     """
 
     def _prepare(self, tensors: Sequence[Tensor]) -> None:
-        # A graph reads and writes fixed places.
+        # A graph reads and writes fixed addresses.
         self._inputs = [tensor.clone() for tensor in tensors]
         self._device = next(t.device for t in (*tensors, *self.params) if t.is_cuda)
         with torch.cuda.device(self._device):
@@ -297,14 +319,14 @@ class GraphStep(TracedStep):
         here = torch.cuda.current_device()
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        # Libraries set themselves up at first use, which a graph may not hold: use them before,
-        # and take no step. (The optimiser's state was made in an eager step, or restored.)
+        # Libraries initialise themselves at first use, which a graph may not hold: use them before,
+        # without a step. (The optimiser's state was made in an eager step, or restored.)
         buffers = [t for t in self._program.constants if not t.requires_grad]
         with torch.random.fork_rng(devices=[here]), torch.cuda.stream(stream), preserved(buffers):
             for _ in range(2):
                 self._program(*self._inputs)
         torch.cuda.current_stream().wait_stream(stream)
-        for param in self._used:  # Made before, so that the graph's memory is its own.
+        for param in self._used:  # Made before the capture, outside the graph's memory.
             if param.grad is None:
                 param.grad = cleared(torch.zeros_like(param))
         self._graph = torch.cuda.CUDAGraph()
@@ -321,13 +343,13 @@ class GraphStep(TracedStep):
 
 @contextmanager
 def _no_waiting() -> Iterator[None]:
-    """Makes it an error if the host is about to wait for the device.
+    """Raises an error if the host is about to wait for the device.
 
-    To wait ends a capture, and leaves PyTorch's generator and allocator in the middle of one.
+    Waiting ends a capture, and leaves PyTorch's generator and allocator in an invalid state.
     """
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # That not every wait is noticed.
+        warnings.simplefilter("ignore")  # Not every wait is detected.
         torch.cuda.set_sync_debug_mode("error")
     try:
         yield
@@ -339,14 +361,14 @@ def _no_waiting() -> Iterator[None]:
 
 
 class Arguments(NamedTuple):
-    """The arguments of a step, taken apart.
+    """The arguments of a step, split into tensors and the rest.
 
     Attributes:
-        tensors: those in them, in lists and dictionaries too; each once.
+        tensors: the tensors, in lists and dictionaries too; each once.
         key: all else that a recording depends on, such as shapes, plain values and structure.
-        fill: puts other tensors in their places.
-        numbers: whether there are plain numbers, which might be others at each step.
-        opaque: an argument that cannot be recorded, since it may change unseen or is no plain
+        fill: makes arguments from other tensors.
+        numbers: whether there are plain numbers, which might change at each step.
+        opaque: an argument that cannot be recorded, since it may change unnoticed or is no plain
             tensor; None if there is none.
     """
 
@@ -358,9 +380,9 @@ class Arguments(NamedTuple):
 
 
 def arguments_of(args: Any, kwargs: Any) -> Arguments:
-    """Takes the arguments of a step apart."""
+    """Splits the arguments of a step."""
     values = [*args, *kwargs.values()] if kwargs else list(args)
-    if all(_is_input(value) for value in values) and _distinct(values):  # Mostly, and quickly.
+    if all(_is_input(value) for value in values) and _distinct(values):  # The usual case, fast.
         n, names = len(args), tuple(kwargs)
 
         def quickly(tensors: Sequence[Tensor]) -> tuple[Any, Any]:
@@ -386,7 +408,7 @@ def _of_any_kind(args: Any, kwargs: Any) -> Arguments:
         numbers |= type(value) in (int, float, complex)
         if not isinstance(value, _FIXED):
             opaque, value = value, None
-        # Not equal but the same: True is 1 is 1.0, and NaN is not NaN.
+        # By type and text: True equals 1 equals 1.0, and NaN does not equal NaN.
         key.append((type(value), repr(value) if isinstance(value, PLAIN) else value))
 
     def fill(given: Sequence[Tensor]) -> tuple[Any, Any]:

@@ -1,9 +1,8 @@
-"""A drop-in for ``pyro.infer.SVI`` that does the same work in fewer, larger pieces.
+"""A drop-in for ``pyro.infer.SVI`` with the same results and less overhead.
 
-Textbook Pyro pays at every step for its effect handlers, for validation, for reading the loss site
-by site and for one optimiser for each tensor. :class:`FastSVI` runs one fused optimiser over all
-parameters, validates the first step only, and can record a step's tensor operations once (with
-their gradients) and replay them without Pyro, or compile them.
+At every step Pyro pays for effect handlers, validation, a loss read site by site, and one optimiser
+per tensor. :class:`FastSVI` uses one fused optimiser, validates the first step only, and can record
+a step's tensor operations and gradients once, to replay or compile them without Pyro.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ from pyro_vaes.inference.watching import Watch
 __all__ = ["FastSVI"]
 
 _MOST_PROGRAMS = 32  # recordings of one SVI: each costs a second, and memory
-_MOST_NUMBERS = 8  # different plain numbers among the arguments, each met once
+_MOST_NUMBERS = 8  # different plain numbers among the arguments, each seen once
 _MOST_CHANGES = 3  # steps in a row in which something that is read has changed
 _NUMBERS, _DEVICES = (int, float, complex), ("cpu", "cuda")
 
@@ -55,16 +54,18 @@ class FastSVI(SVI):
       ``SVI`` to float rounding.
     - ``traced``: the step's operations, on the same noise, recorded once for each shape of the
       arguments and replayed; ``compiled``: and compiled by Inductor.
-    - ``cuda_graph``: the recorded step, optimiser included, captured as one CUDA graph; without
-      ``capturable`` optimisers or with numbers fetched from the host it stays ``traced``.
+    - ``cuda_graph``: the recorded step, optimiser included, captured as one CUDA graph; ``traced``
+      if the optimiser is not ``capturable`` or numbers come from the host.
     - ``auto``: ``traced``.
 
-    A recorded step sees parameters, buffers and weights of the objective by reference, so a
-    schedule may change their values. It also notices that what the model reads (attributes,
-    closures, globals, a module's training flag) is another object or number, and is then recorded
-    anew. What cannot be replayed (arrays and objects as arguments, values or shapes that the data
-    decide, numbers that are others at each step) runs in eager mode; this is said once, and
-    ``mode`` is the mode that steps are run in.
+    A recorded step reads parameters, buffers and weights of the objective by reference, so
+    schedules may change them. If an attribute, closure, global or training flag that the model
+    reads is replaced, the step is recorded again. A step that cannot be replayed (arrays or objects
+    as arguments, values or shapes that depend on the data, numbers that change at every step) runs
+    in eager mode, with one warning; ``mode`` is the mode in use.
+
+    >>> svi = pv.FastSVI(vae.model, vae.guide, Adam({"lr": 1e-3}), mode="traced")
+    >>> losses = [svi.step(torch.randn(10, 4)) for _ in range(3)]
 
     Args:
         model: a Pyro model.
@@ -75,8 +76,8 @@ class FastSVI(SVI):
         mode: one of the above.
         clip_norm: largest global norm of the gradient; None for no limit. (Pyro's own
             ``clip_args`` limit each tensor by itself and are honoured too.)
-        combine: called with parameters and loss between gradients and step; may change the former's
-            gradients and returns the loss. For processes that add up theirs.
+        combine: called with parameters and loss between gradients and step; may change the
+            gradients and returns the loss. For processes that sum theirs.
 
     Raises:
         ValueError: for an unknown mode, or ``cuda_graph`` without CUDA.
@@ -107,7 +108,7 @@ class FastSVI(SVI):
                 f"parameters; got {type(optim).__name__}. Try lambda params: Adam(params, lr=1e-3)."
             )
         self.loss_object = Trace_ELBO() if loss is None else loss
-        # The parent insists on a PyroOptim.
+        # The parent requires a PyroOptim.
         theirs = optim if isinstance(optim, PyroOptim) else PyroOptim(optim, {})
         super().__init__(
             model,
@@ -127,7 +128,7 @@ class FastSVI(SVI):
         self._joint.captured |= mode == "cuda_graph"
         self._objective = as_objective(self.loss_object)
         self._programs: dict[Any, TracedStep] = {}
-        self._params: dict[str, Tensor] = {}  # As they were last met.
+        self._params: dict[str, Tensor] = {}  # As last used.
         self._stepped: set[int] = set()  # Parameters that took an eager step before a graph.
         self._validated = False
         self._reparameterized = False  # Not known before the first step.
@@ -141,9 +142,9 @@ class FastSVI(SVI):
     def _forget(self) -> None:
         self._programs.clear()
         self._made = 0  # Recordings so far.
-        self._changes = 0  # Steps in a row that found what they read changed.
-        self._watch: Watch | None = None  # What is read, since it last changed.
-        self._sightings: set[Any] = set()  # Of arguments with numbers, not recorded yet.
+        self._changes = 0  # Steps in a row before which something that they read changed.
+        self._watch: Watch | None = None  # The places that are read, since the last change.
+        self._sightings: set[Any] = set()  # Keys of arguments with numbers, not recorded yet.
         self._settings = self._settings_now()
 
     @property
@@ -154,7 +155,7 @@ class FastSVI(SVI):
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """Takes one gradient step; returns the loss before it, in nats summed over the batch.
 
-        A float; a tuple of them from a loss that is one (``ReweightedWakeSleep``).
+        A float; a tuple of floats if the loss returns one (``ReweightedWakeSleep``).
         """
         loss: Any = self.update(*args, **kwargs)
         if isinstance(loss, tuple):
@@ -164,11 +165,11 @@ class FastSVI(SVI):
             warnings.warn("Encountered NaN: loss", stacklevel=2)
         return loss
 
-    # Whatever the caller has set: without gradients a step would change nothing.
+    # Whatever the caller's mode: without gradients a step would change nothing.
     @torch.inference_mode(False)
     @torch.enable_grad()
     def update(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Like :meth:`step`, but the loss stays a tensor on its device: nothing waits for it."""
+        """Like :meth:`step`, but the loss stays a tensor on its device, without waiting for it."""
         if self.mode != "eager":
             arguments = arguments_of(args, kwargs)
             recorded = self._recorded(arguments, args, kwargs)
@@ -185,8 +186,7 @@ class FastSVI(SVI):
     def prepare(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Finds the parameters and makes the optimiser, without a step and without randomness.
 
-        Runs the model and guide once, with Pyro's validation. Not needed before :meth:`step`;
-        useful where the optimiser's state is to be restored first.
+        Runs model and guide once, with validation. Needed only to restore an optimiser's state.
         """
         met: dict[str, Tensor] = {}
         keeper = Keeper()
@@ -200,7 +200,7 @@ class FastSVI(SVI):
             self.loss(self.model, self.guide, *args, **kwargs)
         keeper.restore()
         if self._objective is not None:
-            # Pyro finds it by running the model once more, which in a step would draw noise.
+            # Pyro runs the model once more to find it, which in a step would draw noise.
             self._objective.max_plate_nesting = self.loss_object.max_plate_nesting
         self._take_in(met)
         if self.optimizer is None:
@@ -231,8 +231,8 @@ class FastSVI(SVI):
         return loss
 
     def _take_in(self, met: dict[str, Tensor]) -> None:
-        """Gives parameters to the optimiser that were not met before, or are others by now."""
-        # Only what this model and guide announce: the store may hold other models' parameters.
+        """Gives new or replaced parameters to the optimiser."""
+        # Only those of this model and guide: the store may hold other models' parameters.
         fresh = {name: p for name, p in met.items() if self._params.get(name) is not p}
         if fresh:
             if fresh.keys() & self._params.keys():
@@ -254,7 +254,7 @@ class FastSVI(SVI):
                 value = objective.loss_of(pairs if self._reparameterized else (pairs := [*pairs]))
             except NotReparameterizedError as error:
                 return self._as_pyro_does(error, pairs, args, kwargs)
-            # Found by running the model once more; the user's loss is not to draw for it again.
+            # Found by running the model once more; the user's loss must not draw for it again.
             self.loss_object.max_plate_nesting = objective.max_plate_nesting
         self._reparameterized = True
         if value.requires_grad:
@@ -262,13 +262,13 @@ class FastSVI(SVI):
         return value.detach()
 
     def _as_pyro_does(self, error: Exception, pairs: Any, args: Any, kwargs: Any) -> Tensor:
-        """The gradients of Pyro's own loss, from the traces that were refused: on their noise."""
+        """The gradients of Pyro's own loss from the refused traces, on the same noise."""
         self._fall_back(error)
         nesting = cast(Any, self._objective).max_plate_nesting
         loss: Any = self.loss_object
         self._objective = None
         loss.max_plate_nesting = nesting
-        # Shadowed for this one call.
+        # Shadowed for this call.
         loss._get_traces = lambda *_: iter(pairs)
         try:
             return torch.as_tensor(self.loss_and_grads(self.model, self.guide, *args, **kwargs))
@@ -291,19 +291,19 @@ class FastSVI(SVI):
         if self.mode != "eager" and not said:
             wish = "captured as a CUDA graph" if self.mode == "cuda_graph" else self.mode
             warnings.warn(
-                f"FastSVI goes on in {mode} mode: the step could not be {wish} "
+                f"FastSVI continues in {mode} mode: the step could not be {wish} "
                 f"({reason_of(error)}).",
                 stacklevel=2,
             )
         if self.mode == "cuda_graph":
-            # As it would have been made for the other mode, in which the run will be resumed.
+            # As in the other mode, in which the run will be resumed.
             self._joint.leave_graphs()
         self._programs.clear()
         self.mode = mode
 
     @contextmanager
     def _validation(self) -> Iterator[None]:
-        """Pyro's checks as the user set them in the first step, none afterwards."""
+        """Pyro's validation as the user set it in the first step, none afterwards."""
         if self._validated:
             with pyro.validation_enabled(False):
                 yield
@@ -314,7 +314,7 @@ class FastSVI(SVI):
     # --- recorded ----------------------------------------------------------------------------
 
     def _recorded(self, arguments: Arguments, args: Any, kwargs: Any) -> TracedStep | None:
-        """The recording of a step with such arguments; None if it is to run as it is."""
+        """The recording of a step with such arguments; None for an eager step."""
         self._follow_settings()
         refusal = self._refusal(arguments, args, kwargs)
         if refusal is not None:
@@ -352,7 +352,7 @@ class FastSVI(SVI):
         return f"argument {name} is a {type(value).__name__}, which may change unseen: pass tensors"
 
     def _worth_recording(self, key: Any, arguments: Arguments, args: Any, kwargs: Any) -> bool:
-        """Whether to record: what will hardly be met again costs more than it saves."""
+        """Whether to record: rare arguments cost more than they save."""
         if arguments.numbers and key not in self._sightings:
             self._sightings.add(key)
             if len(self._sightings) > _MOST_NUMBERS:
@@ -361,7 +361,7 @@ class FastSVI(SVI):
                 self._fall_back(NotRecordableError(reason))
             return False
         if not self._trained() or (self.mode == "cuda_graph" and self._lacks_state()):
-            # Made inside a graph, the optimiser's state would be made anew at each replay.
+            # Made inside a graph, the optimiser's state would be reset at each replay.
             return False
         changed = self._watch.changed() if self._watch is not None else None
         if changed is not None:
@@ -416,10 +416,10 @@ class FastSVI(SVI):
                 self.mode == "compiled",
             )
         except UnknownParameterError:
-            # Frozen from the start and thawed since: recorded once an eager step has taken it in.
+            # Frozen at first and unfrozen since: recorded after an eager step has added it.
             return None
         except Exception as error:
-            # What a graph cannot hold may still be recorded.
+            # A step that a graph cannot hold may still be recorded.
             self._fall_back(error, "traced" if kind is GraphStep else "eager")
             return self._program(key, arguments) if kind is GraphStep else None
         self._sightings.discard(key)
@@ -429,11 +429,11 @@ class FastSVI(SVI):
     # --- the one optimiser -------------------------------------------------------------------
 
     def _trained(self) -> list[Tensor]:
-        """The parameters met so far, each once."""
+        """The parameters used so far, each once."""
         return list({id(p): p for p in self._params.values() if p.requires_grad}.values())
 
     def _lacks_state(self) -> bool:
-        """Whether the optimiser is still to meet a parameter: its first step, or a thawed one."""
+        """Whether a parameter has no optimiser state yet: at the first step, or if unfrozen."""
         state = cast(torch.optim.Optimizer, self.optimizer).state
         # Some optimisers keep none.
         return any(not state.get(p) and id(p) not in self._stepped for p in self._trained())

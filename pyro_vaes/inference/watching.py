@@ -1,8 +1,8 @@
-"""What a recording read by reference, and whether it is still there.
+"""Detects changes in the places that a recording read by reference.
 
 A model reads more than its arguments: attributes of its modules, variables of the functions around
-it, globals. A replay sees tensors among them as they are, but not that another one has been put
-into their place, nor that a plain number has changed. :class:`Watch` looks at all these places.
+it, globals. A replay sees the current values of tensors among them, but not that another tensor has
+replaced one, nor that a plain number has changed. :class:`Watch` checks all these places.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ __all__ = ["PLAIN", "Watch"]
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _MISSING = object()
-# What torch and Pyro keep for themselves in a module.
+# Attributes of a module that are internal to torch and Pyro.
 _INTERNAL = frozenset(vars(nn.Module())) - {"training"}
 _LIBRARIES = frozenset(
     {"torch", "pyro", "numpy", "builtins", "tqdm", "pyro_vaes", *sys.stdlib_module_names}
 )
-# More than any model has; a walk that meets more has lost its way.
+# More places than any model has, which ends a walk that goes astray.
 _MOST = 5000
 
 
 class Watch:
-    """The places that functions read, and what they hold.
+    """The places that functions read, and their values.
 
     Args:
         **roots: functions, modules and objects by name, from which all else is reached.
 
     Attributes:
-        opaque: names of what may change unseen (arrays, iterators, generators).
+        opaque: names of values that may change unnoticed (arrays, iterators, generators).
     """
 
     def __init__(self, **roots: Any) -> None:
@@ -54,7 +54,7 @@ class Watch:
             self._visit(value, name)
 
     def changed(self) -> str | None:
-        """The name of a place that holds something else than it did; None if there is none."""
+        """The name of a place that has changed; None if there is none."""
         for i, (get, key, value) in enumerate(self._places):
             now = get(key, _MISSING)
             if now is not value and not _equal(now, value):
@@ -65,7 +65,7 @@ class Watch:
         return None
 
     def put_back(self) -> str | None:
-        """Puts back what was there before; returns the name of a place where that was needed."""
+        """Restores all places; returns the name of one that had changed."""
         name = self.changed()
         if name is None:
             return None
@@ -117,7 +117,7 @@ class Watch:
             self._look_at(kind, name)
             self._sizes.append((kind, copy.copy(kind), name))
         own = vars(module)
-        # Pyro's own modules keep what they worked out in the last call.
+        # Pyro's own modules keep results of the last call.
         private = type(module).__module__.split(".")[0] in ("torch", "pyro")
         keys = [k for k in own if k not in _INTERNAL and not k.startswith("_pyro")]
         self._look_at(own, name, [k for k in keys if k == "training" or not private])
@@ -168,7 +168,7 @@ class Watch:
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Whether plain values are equal, where identity says nothing."""
+    """Whether plain values are equal, since identity is not enough."""
     return type(one) is type(other) and isinstance(one, PLAIN) and one == other
 
 
@@ -184,7 +184,7 @@ def _content(cell: Any, _: Any, default: Any) -> Any:
 
 
 def _put(get: Any, key: Any, value: Any) -> None:
-    """Puts a value where it was taken from."""
+    """Puts a value back into its place."""
     place = get.args[0] if isinstance(get, functools.partial) else get.__self__
     if isinstance(place, types.CellType):
         place.cell_contents = value
@@ -198,7 +198,7 @@ def _of_library(value: Any) -> bool:
 
 
 def _is_opaque(value: Any) -> bool:
-    """Whether a replay cannot know that it has changed: arrays, what is drawn or taken from."""
+    """Whether changes cannot be detected: of arrays, generators and iterators."""
     root = (type(value).__module__ or "").split(".")[0]
     if isinstance(value, (np.dtype, np.generic, np.ufunc)):
         return False

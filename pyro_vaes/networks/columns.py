@@ -21,8 +21,7 @@ class OneHotColumns(Described):
     posteriors; 0 is one that was not seen, and has no column. What follows the D columns of a row
     (a mask, labels) is passed on.
 
-    >>> import pyro_vaes as pv
-    >>> network = OneHotColumns(pv.MLP(1 + 3, [8]), sizes=[0, 3])
+    >>> network = pv.OneHotColumns(pv.MLP(1 + 3, [8]), sizes=[0, 3])
     >>> network.in_features
     2
 

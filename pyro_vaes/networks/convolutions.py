@@ -1,7 +1,7 @@
-"""A small convolutional pair for images from 8x8 up: networks like any other, rows in, rows out.
+"""A small convolutional encoder and decoder for images from 8x8 up: rows in, rows out.
 
-The decoder's features form a map over the pixels and say so (``feature_shape``), so that a
-likelihood can give every pixel the same head instead of one large matrix.
+The decoder's features form a map over the pixels, of ``feature_shape``, so that a likelihood can
+give every pixel the same head instead of one large matrix.
 """
 
 from __future__ import annotations
@@ -36,12 +36,16 @@ def _checked(image_shape: Sequence[int], channels: Sequence[int]) -> tuple[int, 
 class ConvEncoder(Described):
     """Convolutions of stride two, then a linear layer that also sees the label.
 
+    >>> encoder = pv.ConvEncoder((1, 28, 28))
+    >>> encoder(torch.zeros(10, 784)).shape
+    torch.Size([10, 256])
+
     Args:
         image_shape: ``(channels, height, width)``; rows are flattened images.
         channels: of each convolution; each halves height and width.
         out_features: size of the features.
         activation: one of :data:`pyro_vaes.core.choices.ACTIVATIONS`.
-        num_labels: labels that stand, one-hot, behind the pixels of a row.
+        num_labels: number of labels, one-hot after the pixels of a row.
     """
 
     def __init__(
@@ -79,11 +83,16 @@ class ConvEncoder(Described):
 
 
 class ConvDecoder(Described):
-    """A linear layer, then convolutions between enlargements up to the size of the image.
+    """A linear layer, then upsampling and convolutions up to the size of the image.
+
+    >>> decoder = pv.ConvDecoder(16, (1, 28, 28))
+    >>> likelihood = pv.BernoulliLikelihood(decoder, event_shape=(784,))
+    >>> decoder.feature_shape, likelihood(torch.zeros(10, 16)).event_shape
+    ((32, 28, 28), torch.Size([784]))
 
     Args:
         in_features: ``latent_dim + num_labels``.
-        image_shape: ``(channels, height, width)`` of the images to come.
+        image_shape: ``(channels, height, width)`` of the images.
         channels: of each convolution; before each, height and width double.
         activation: one of :data:`pyro_vaes.core.choices.ACTIVATIONS`.
 
@@ -103,7 +112,7 @@ class ConvDecoder(Described):
         super().__init__()
         _, height, width = _checked(image_shape, channels)
         positive(in_features=in_features)
-        # From the image down to where the linear layer starts; the way up is the same.
+        # Halved from the size of the image down to that after the linear layer.
         self.sizes = [(height, width)]
         for _ in channels:
             height, width = math.ceil(height / 2), math.ceil(width / 2)
@@ -134,7 +143,7 @@ class ConvDecoder(Described):
         return cast(Tensor, features).reshape(*inputs.shape[:-1], self.out_features)
 
     def _enlarged(self, features: Tensor, size: tuple[int, int], layer: nn.Conv2d) -> Tensor:
-        """A convolution of features whose pixels are repeated up to a size."""
+        """Upsamples features to a size by repeating pixels, then convolves them."""
         if size != (2 * features.shape[-2], 2 * features.shape[-1]):
             return cast(Tensor, layer(functional.interpolate(features, size)))
         kernel = (layer.weight.flatten(2) @ self.sums).unflatten(2, (4, 4)).transpose(0, 1)

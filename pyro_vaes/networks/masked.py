@@ -16,10 +16,15 @@ __all__ = ["AutoregressiveNetwork"]
 
 
 class AutoregressiveNetwork(nn.Module):
-    """A masked network: what elements x_<i and a context say of the logits of element i.
+    """A masked network from elements x_<i and a context to the logits of element i.
 
     Germain et al., "MADE: masked autoencoder for distribution estimation" (2015), section 4, with
-    the direct connections of 4.1; the context is seen by every hidden unit.
+    the direct connections of 4.1; every hidden unit sees the context.
+
+    >>> from pyro_vaes.networks import AutoregressiveNetwork
+    >>> network = AutoregressiveNetwork(3, num_levels=5, context_dim=8, hidden_dims=[16])
+    >>> network(torch.zeros(10, 3), network.context(torch.zeros(10, 8))).shape
+    torch.Size([10, 3, 5])
 
     Args:
         num_elements: D, elements in order.
@@ -29,8 +34,8 @@ class AutoregressiveNetwork(nn.Module):
         activation: one of :data:`~pyro_vaes.core.choices.ACTIVATIONS`.
 
     Raises:
-        ValueError: for no hidden layer, or one with fewer units than elements: some element would
-            then not be seen by the next.
+        ValueError: for no hidden layer, or one with fewer units than elements: some elements would
+            then be ignored.
     """
 
     def __init__(
@@ -50,7 +55,7 @@ class AutoregressiveNetwork(nn.Module):
             )
         sizes = list(hidden_dims)
         order = cast(torch.LongTensor, torch.arange(num_elements))
-        # One column stands for the whole context: it is seen by all, and so needs no mask.
+        # One column stands for the whole context, which needs no mask.
         (first, *inner, last), direct = create_mask(num_elements, 1, sizes, order, 1)
         self.context = nn.Linear(context_dim, sizes[0])
         self.first = MaskedLinear(num_elements, sizes[0], first[:, 1:], bias=False)
@@ -58,7 +63,7 @@ class AutoregressiveNetwork(nn.Module):
         for mask in inner:
             self.inner.append(MaskedLinear(mask.shape[1], mask.shape[0], mask))
             self.inner.append(make_activation(activation))
-        # Element by element and all levels of each, where Pyro's own network goes level by level.
+        # Ordered by element, then level; Pyro's network orders by level, then element.
         last, direct = (m.repeat_interleave(num_levels, 0) for m in (last, direct[:, 1:]))
         self.last = MaskedLinear(sizes[-1], num_elements * num_levels, last, bias=False)
         self.direct = MaskedLinear(num_elements, num_elements * num_levels, direct, bias=False)

@@ -1,9 +1,9 @@
 """Networks: a row of numbers in, a row of features out.
 
-A network maps ``(..., in_features)`` to ``(..., out_features)`` and says both sizes. It knows
-nothing of distributions: the part that owns it adds the heads. A conditional part hands it the
-one-hot label with its input (:func:`~pyro_vaes.core.labels.append_labels`), so ``in_features``
-counts the labels too.
+A network maps ``(..., in_features)`` to ``(..., out_features)`` and has both sizes as attributes.
+It is independent of distributions: the part that owns it adds the heads. A conditional part appends
+the one-hot label to its input (:func:`~pyro_vaes.core.labels.append_labels`), so ``in_features``
+includes the labels.
 """
 
 from __future__ import annotations
@@ -23,7 +23,12 @@ __all__ = ["MLP", "GatedMLP", "Network", "check_network", "shape_of"]
 
 @runtime_checkable
 class Network(Protocol):
-    """What a part asks of a network: its sizes and a call on rows."""
+    """The interface of a network: its sizes and a call on rows.
+
+    >>> from pyro_vaes.networks import Network
+    >>> isinstance(pv.MLP(64, [256]), Network), isinstance(torch.nn.Linear(64, 256), Network)
+    (True, True)
+    """
 
     in_features: int
     out_features: int
@@ -48,7 +53,7 @@ def shape_of(shape: Sequence[int] | int, name: str = "event_shape") -> tuple[int
 
 
 def check_network(network: Any) -> None:
-    """Refuses a network that does not say its sizes, which the parts build on."""
+    """Refuses a network without the sizes that parts need."""
     for name in ("in_features", "out_features"):
         size = getattr(network, name, None)
         if size is None:
@@ -61,6 +66,10 @@ def check_network(network: Any) -> None:
 
 class MLP(Described):
     """A multilayer perceptron: linear layers, each followed by the activation.
+
+    >>> network = pv.MLP(64, [256, 128])
+    >>> network(torch.zeros(10, 64)).shape
+    torch.Size([10, 128])
 
     Args:
         in_features: size of an input row (one-hot labels included).
@@ -92,6 +101,10 @@ class GatedMLP(Described):
 
     Dauphin et al., "Language modeling with gated convolutional networks" (2017), equation 1; the
     network of the VampPrior literature (Tomczak and Welling 2018, with layers of 300).
+
+    >>> network = pv.GatedMLP(784, [300, 300])
+    >>> network(torch.zeros(10, 784)).shape
+    torch.Size([10, 300])
 
     Args:
         in_features: size of an input row (one-hot labels included).

@@ -215,9 +215,8 @@ class TableLikelihood(ElementUnits, Likelihood):
     heterogeneous data using VAEs", 2020, section 3). Log p(x | z) is in the units of the data: a
     density for some columns, a probability for others. NaN is a value that was not seen.
 
-    >>> import pyro_vaes as pv
     >>> columns = {"mass": "real", "visits": "count", "species": ("category", 3)}
-    >>> likelihood = TableLikelihood(pv.MLP(2, [8]), columns)
+    >>> likelihood = pv.TableLikelihood(pv.MLP(2, [8]), columns)
     >>> rows = torch.tensor([[4.2, 3.0, 1.0], [3.7, 0.0, torch.nan]])
     >>> likelihood.initialize_from(rows)
     >>> likelihood(torch.zeros(2, 2)).log_prob(rows).shape

@@ -98,8 +98,7 @@ class StudentTLikelihood(CorrelatedLikelihood):
     df > 2, with the scale matrix (df - 2) / df C, so that df can be learned without C in its way.
     See :class:`CorrelatedLikelihood` for the other arguments.
 
-    >>> import pyro_vaes as pv
-    >>> likelihood = StudentTLikelihood(pv.MLP(2, [8]), event_shape=(3,))
+    >>> likelihood = pv.StudentTLikelihood(pv.MLP(2, [8]), event_shape=(3,))
     >>> likelihood.initialize_from(torch.randn(50, 3))
     >>> likelihood(torch.zeros(5, 2)).sample().shape
     torch.Size([5, 3])
@@ -141,8 +140,7 @@ class LowRankNormalLikelihood(CorrelatedLikelihood):
     The noise of factor analysis, next to what z explains: neighbours in a smooth signal are off in
     the same direction. See :class:`CorrelatedLikelihood` for the other arguments.
 
-    >>> import pyro_vaes as pv
-    >>> likelihood = LowRankNormalLikelihood(pv.MLP(2, [8]), event_shape=(1, 40), rank=3)
+    >>> likelihood = pv.LowRankNormalLikelihood(pv.MLP(2, [8]), event_shape=(1, 40), rank=3)
     >>> likelihood(torch.zeros(5, 2)).log_prob(torch.zeros(5, 1, 40)).shape
     torch.Size([5])
 

@@ -126,8 +126,7 @@ class PoissonLikelihood(CountLikelihood):
     variance is the mean; counts that vary more want :class:`NegativeBinomialLikelihood`. See
     :class:`CountLikelihood` for the arguments.
 
-    >>> import pyro_vaes as pv
-    >>> likelihood = PoissonLikelihood(pv.MLP(2, [8]), event_shape=(3,))
+    >>> likelihood = pv.PoissonLikelihood(pv.MLP(2, [8]), event_shape=(3,))
     >>> likelihood.initialize_from(torch.poisson(torch.full((50, 3), 4.0)))
     >>> likelihood(torch.zeros(5, 2)).sample().shape
     torch.Size([5, 3])
@@ -144,8 +143,7 @@ class NegativeBinomialLikelihood(CountLikelihood):
     (Lopez et al., "Deep generative modeling for single-cell transcriptomics", 2018, equation 5).
     See :class:`CountLikelihood` for the arguments.
 
-    >>> import pyro_vaes as pv
-    >>> likelihood = NegativeBinomialLikelihood(pv.MLP(2, [8]), (4,), exposure=True)
+    >>> likelihood = pv.NegativeBinomialLikelihood(pv.MLP(2, [8]), (4,), exposure=True)
     >>> cells = torch.tensor([[3.0, 0.0, 9.0, 1200.0], [1.0, 1.0, 2.0, 400.0]])
     >>> likelihood.initialize_from(cells)
     >>> likelihood(torch.zeros(2, 2)).log_prob(cells).shape

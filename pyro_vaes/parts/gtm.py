@@ -24,16 +24,18 @@ __all__ = ["GTMPrior", "GTMPseudoInputs", "Grid"]
 
 
 class Grid(Described):
-    """A regular grid over the plane, of unit variance, as a network sees it; with labels, for each.
+    """A network's features of a regular grid over the plane, of unit variance; one per label.
 
     Args:
-        network: sees the two coordinates of a point, and the one-hot label beside them.
+        network: maps the two coordinates of a point, and its one-hot label, to features.
         grid_size: points on each side; K is its square.
         num_labels: number of labels; 0 for none.
 
     Raises:
         ValueError: for a size below one or a network of another number of inputs.
     """
+
+    points: Tensor
 
     def __init__(self, network: Network, grid_size: int, num_labels: int) -> None:
         super().__init__()
@@ -53,7 +55,7 @@ class Grid(Described):
 
     def features(self) -> Tensor:
         """The network's features ``(K, out_features)``, or ``(num_labels, K, out_features)``."""
-        points = cast(Tensor, self.points)
+        points = self.points
         labels = torch.arange(self.num_labels, device=points.device).unsqueeze(-1)
         return cast(Tensor, self.network(append_labels(points, labels, self.num_labels)))
 
@@ -64,13 +66,20 @@ class GTMPseudoInputs(Grid, InUnits):
     The GTM-VampPrior of Tomczak, "Deep generative modeling" (2022), chapter 4: neighbours on the
     grid become similar pseudo-inputs. :meth:`initialize` starts them near given data.
 
+    >>> data = pv.load_data("digits")
+    >>> inputs = pv.GTMPseudoInputs(pv.MLP(2, [64]), (64,), grid_size=5, bounds=(0, 16))
+    >>> inputs.initialize(data.train.x)
+    >>> prior = pv.VampPrior(pv.NormalPosterior(pv.MLP(64, [128]), 16), inputs)
+    >>> prior.pseudo_inputs.shape
+    torch.Size([25, 64])
+
     Args:
         network: maps the two coordinates of a grid point (and the one-hot label) to features.
         event_shape: shape of one datum.
         grid_size: points on each side of the grid.
         bounds: ``(low, high)`` to keep the pseudo-inputs within, by a sigmoid, two numbers or two
             tensors of the shape of a datum; unbounded if None.
-        num_labels: number of labels of a conditional posterior; each then has a whole grid.
+        num_labels: number of labels of a conditional posterior; each has its own grid.
 
     Raises:
         ValueError: for sizes below one, bounds in the wrong order, or a network of another number
@@ -99,9 +108,9 @@ class GTMPseudoInputs(Grid, InUnits):
 
     @torch.no_grad()
     def set_units(self, center: Any, spread: Any) -> None:
-        """Makes the network work in these units, where no bounds do.
+        """Makes the network work in these units, unless there are bounds.
 
-        A grid that :meth:`initialize` has laid stays where it is.
+        A grid that :meth:`initialize` has placed does not move.
 
         Args:
             center: a number, or one for each element: a tensor of the shape of a datum.
@@ -125,7 +134,7 @@ class GTMPseudoInputs(Grid, InUnits):
         """The label of each pseudo-input, None without labels."""
         if not self.num_labels:
             return None
-        labels = torch.arange(self.num_labels, device=cast(Tensor, self.points).device)
+        labels = torch.arange(self.num_labels, device=self.points.device)
         return labels.repeat_interleave(self.num_components)
 
     def forward(self) -> Tensor:
@@ -136,7 +145,7 @@ class GTMPseudoInputs(Grid, InUnits):
         return low + (high - low) * u.sigmoid()
 
     def _frame(self, x: Tensor) -> tuple[Any, Any]:
-        """Origin and width of what the network speaks in, flat, in the units of the data."""
+        """Origin and width of the network's units, flat, in the units of the data."""
         if self.bounds is None:
             return tuple(v.flatten() if isinstance(v, Tensor) else v for v in self._units)  # type: ignore[return-value]
         low, high = (torch.as_tensor(bound).flatten() for bound in self.bounds)
@@ -145,14 +154,14 @@ class GTMPseudoInputs(Grid, InUnits):
 
     @torch.no_grad()
     def initialize(self, x: Tensor, y: Tensor | None = None) -> None:
-        """Lays the grid on the plane of the data's two principal components, as GTM begins.
+        """Places the grid on the plane of the data's first two principal components, as in GTM.
 
         Args:
             x: data ``(n, *event_shape)``.
-            y: their labels ``(n,)``; each label's grid is laid on the plane of its own data.
+            y: their labels ``(n,)``; each label's grid is placed on the plane of its own data.
         """
-        points = cast(Tensor, self.points)
-        # The principal plane of what the network speaks in: units must not choose it.
+        points = self.points
+        # Components in the network's units, so that the units of the data do not matter.
         low, width = self._frame(x)
         rows = ((flat(filled(x), self.event_shape).double() - low) / width).to(points)
         planes = []
@@ -166,7 +175,7 @@ class GTMPseudoInputs(Grid, InUnits):
             planes.append(center + points[:, : scaled.shape[1]] @ scaled.mT)
         target = torch.cat(planes)
         if self.bounds is not None:
-            # At the bound itself the sigmoid would be flat.
+            # The sigmoid is flat at the bounds.
             target = target.clamp(0.02, 0.98).logit()
         features = self.features().flatten(0, -2)
         design = torch.cat([features, torch.ones_like(features[:, :1])], dim=-1)
@@ -181,23 +190,29 @@ class GTMPseudoInputs(Grid, InUnits):
 class GTMPrior(Grid):
     """A mixture of diagonal Gaussians whose means are a grid pushed through a network into z.
 
-    Bishop et al., "GTM: the generative topographic mapping" (1998), section 2, with a network in
-    the place of its basis functions; as a prior in Tomczak, "Deep generative modeling" (2022),
+    Bishop et al., "GTM: the generative topographic mapping" (1998), section 2, with a network
+    instead of basis functions; as a prior in Tomczak, "Deep generative modeling" (2022),
     chapter 4. The mixture is joint over z: log sum_k w_k prod_d N(z_d | mu_d(g_k), sigma_kd).
+
+    >>> prior = pv.GTMPrior(pv.MLP(2, [64]), latent_dim=16, grid_size=10)
+    >>> prior().sample((10,)).shape
+    torch.Size([10, 16])
 
     Args:
         network: maps the two coordinates of a grid point (and the one-hot label) to features.
         latent_dim: size of z.
         grid_size: points on each side of the grid; its square is the number of components.
         num_labels: number of labels of a conditional prior p(z | y); 0 for none.
-        learn_weights: False (as in the paper) keeps the weights uniform, so that what lies between
-            two clusters on the grid must have its density too.
+        learn_weights: False (as in the paper) keeps the weights uniform, so that components between
+            two clusters keep their density too.
         shared_scale: True (as in the paper, there one for all dimensions) gives all components the
-            same scales; otherwise the network tells each its own.
+            same scales; otherwise the network computes one for each.
 
     Raises:
         ValueError: for sizes below one or a network of another number of inputs.
     """
+
+    logits: Tensor
 
     def __init__(
         self,
@@ -213,7 +228,7 @@ class GTMPrior(Grid):
         self.latent_dim = latent_dim
         self.loc = nn.Linear(self.out_features, latent_dim)
         with torch.no_grad():
-            # An untrained network hardly tells the points apart: start with means of unit variance.
+            # An untrained network maps all points close together: start with unit variance.
             features = self.features().flatten(0, -2)
             center = features.mean(0)
             spread = self.loc(features - center).std(0, correction=0)
@@ -233,10 +248,10 @@ class GTMPrior(Grid):
             self.register_buffer("logits", logits)
 
     def forward(self, y: Tensor | None = None) -> Any:
-        features, logits = self.features(), cast(Tensor, self.logits)
+        features, logits = self.features(), self.logits
         loc = self.loc(features)
-        told = self.log_scale
-        log_scale = told(features) if isinstance(told, nn.Module) else told.expand(loc.shape)
+        head = self.log_scale
+        log_scale = head(features) if isinstance(head, nn.Module) else head.expand(loc.shape)
         if self.num_labels:
             y = _labels(y, self.num_labels)
             loc, log_scale, logits = loc[y], log_scale[y], logits[y]

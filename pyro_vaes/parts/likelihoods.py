@@ -1,7 +1,7 @@
 """Likelihoods p(x | z): modules whose ``forward(z, y=None)`` returns a Pyro distribution.
 
-The distribution has the batch shape of z and the event shape of one datum, and scores the datum as
-it is: levels stay levels.
+The distribution has the batch shape of z and the event shape of one datum, and scores data in their
+own units: levels stay levels.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class PixelHead(nn.Module):
         self.channels, rest = divmod(math.prod(event_shape), pixels)
         if rest or not self.channels:
             raise ValueError(
-                f"Expected data of one or more channels of {pixels} pixels beside a network with "
+                f"Expected data of one or more channels of {pixels} pixels for a network with "
                 f"features {self.feature_shape}; got data of shape {tuple(event_shape)}."
             )
         self.map = nn.Linear(
@@ -83,7 +83,7 @@ class PixelHead(nn.Module):
 class Likelihood(Described):
     """A likelihood of independent elements, whose parameters a network computes from z.
 
-    To add a likelihood, subclass it: say how many parameters an element has and return the
+    To add a likelihood, subclass it: set the number of parameters of an element and return the
     distribution of the elements from :meth:`elements`. An element that is NaN was not seen, and is
     left out of log p(x | z); see :class:`~pyro_vaes.distributions.elements.Elements`.
 
@@ -147,6 +147,10 @@ class BernoulliLikelihood(Likelihood):
     """Independent binary elements.
 
     See :class:`Likelihood` for the arguments.
+
+    >>> likelihood = pv.BernoulliLikelihood(pv.MLP(16, [128]), event_shape=(784,))
+    >>> likelihood(torch.zeros(10, 16)).mean.shape
+    torch.Size([10, 784])
     """
 
     x_range = (0.0, 1.0)
@@ -159,7 +163,7 @@ class BernoulliLikelihood(Likelihood):
 
 
 class LevelLikelihood(Likelihood):
-    """Elements that take the levels ``0..num_levels - 1``: the shared room of such likelihoods."""
+    """Base of likelihoods whose elements take the levels ``0..num_levels - 1``."""
 
     def __init__(
         self,
@@ -178,7 +182,11 @@ class LevelLikelihood(Likelihood):
 
 
 class CategoricalLikelihood(LevelLikelihood):
-    """A free probability for each level of each element, the course's choice for 17 pixel levels.
+    """A free probability for each level of each element.
+
+    >>> likelihood = pv.CategoricalLikelihood(pv.MLP(16, [128]), (64,), num_levels=17)
+    >>> likelihood(torch.zeros(10, 16)).log_prob(torch.zeros(10, 64)).shape
+    torch.Size([10])
 
     Args:
         network: see :class:`Likelihood`.
@@ -197,21 +205,26 @@ class CategoricalLikelihood(LevelLikelihood):
 
 
 class OrdinalLikelihood(LevelLikelihood):
-    """Levels in order: a location for each element, and learned thresholds between its levels.
+    """Ordered levels: a location for each element, and learned thresholds between its levels.
 
     P(x <= l) = sigmoid(sharpness (threshold_l - location)), with one row of increasing thresholds
     for each element, shared by all data; see
     :class:`~pyro_vaes.distributions.levels.OrdinalLevels`.
+
+    >>> likelihood = pv.OrdinalLikelihood(pv.MLP(16, [128]), (64,), num_levels=17)
+    >>> likelihood.initialize_from(pv.load_data("digits").train.x)
+    >>> likelihood.thresholds.shape, likelihood(torch.zeros(10, 16)).event_shape
+    (torch.Size([64, 16]), torch.Size([64]))
 
     Args:
         network: see :class:`Likelihood`.
         event_shape: see :class:`Likelihood`.
         num_levels: number of levels.
         num_labels: see :class:`Likelihood`.
-        sharpness: let the network also say how sharp each element is.
+        sharpness: whether the network also computes a sharpness for each element.
     """
 
-    # Thresholds keep this distance: at none, a level between them would have probability zero.
+    # Least distance of thresholds: at zero the level between them would have probability zero.
     _MIN_GAP = 1e-4
 
     def __init__(
@@ -230,7 +243,7 @@ class OrdinalLikelihood(LevelLikelihood):
 
     @torch.no_grad()
     def initialize_from(self, x: Tensor) -> None:
-        """Starts the thresholds where each element's own frequencies of levels lie in ``x``."""
+        """Sets the thresholds to each element's frequencies of levels in ``x``."""
         table = x.flatten(1)
         counts = torch.zeros(table.shape[1], self.num_levels, dtype=torch.long, device=x.device)
         for rows in table.split(1024):
@@ -238,7 +251,7 @@ class OrdinalLikelihood(LevelLikelihood):
             level = torch.where(seen, rows.T, 0).ceil().clamp(0, self.num_levels - 1).long()
             counts.scatter_add_(1, level, seen.long())
         below = counts.cumsum(1)[:, :-1].reshape(*self.event_shape, -1)
-        # A level that never occurs is not impossible: half a datum is added on either side.
+        # Half a datum is added on either side, since a level that never occurs is not impossible.
         total = counts.sum(1).reshape(*self.event_shape, 1)
         self._set_thresholds(torch.logit((below + 0.5) / (total + 1)))
 
@@ -260,10 +273,14 @@ class OrdinalLikelihood(LevelLikelihood):
 
 
 class DiscretizedLogisticLikelihood(LevelLikelihood):
-    """A logistic density cut half way between the levels, with a location and scale an element.
+    """A logistic density cut half way between the levels, with location and scale per element.
 
     Salimans et al., "PixelCNN++" (2017), equation 2, with one component. See
     :class:`CategoricalLikelihood` for the arguments.
+
+    >>> likelihood = pv.DiscretizedLogisticLikelihood(pv.MLP(16, [128]), (64,), num_levels=17)
+    >>> likelihood(torch.zeros(10, 16)).sample().shape
+    torch.Size([10, 64])
     """
 
     def __init__(
@@ -272,7 +289,7 @@ class DiscretizedLogisticLikelihood(LevelLikelihood):
         super().__init__(network, event_shape, num_levels, num_labels, 2)
 
     def elements(self, parameters: Tensor) -> Any:
-        # In units of half the range, so that a network's first outputs already make sense.
+        # In units of half the range, so that an untrained network's outputs are sensible.
         half = (self.num_levels - 1) / 2
         location = half * (1 + parameters[..., 0])
         scale = half * (parameters[..., 1] - 1).exp() + 1e-3
@@ -283,6 +300,10 @@ class BetaBinomialLikelihood(LevelLikelihood):
     """Successes in ``num_levels - 1`` trials, whose chance is itself beta distributed.
 
     See :class:`CategoricalLikelihood` for the arguments.
+
+    >>> likelihood = pv.BetaBinomialLikelihood(pv.MLP(16, [128]), (64,), num_levels=17)
+    >>> likelihood(torch.zeros(10, 16)).mean.shape
+    torch.Size([10, 64])
     """
 
     def __init__(
@@ -296,13 +317,17 @@ class BetaBinomialLikelihood(LevelLikelihood):
 
 
 class AutoregressiveLikelihood(LevelLikelihood):
-    """Levels one after another: each element sees z and all elements before it.
+    """Autoregressive levels: each element depends on z and all elements before it.
 
     p(x | z) = prod_i p(x_i | x_<i, z), elements in the order of the flat datum, by a masked network
     (Germain et al., "MADE: masked autoencoder for distribution estimation", 2015) on top of
     :class:`CategoricalLikelihood`, which it equals where the masked network's outputs are zero. So
-    strong a decoder can do without z, and then the posterior collapses (Bowman et al. 2016). It
-    scores in one pass and draws in as many as there are elements; its mean is known from draws.
+    strong a decoder can ignore z, and then the posterior collapses (Bowman et al. 2016). It scores
+    in one pass and draws in one pass per element; its mean is estimated from draws.
+
+    >>> likelihood = pv.AutoregressiveLikelihood(pv.MLP(16, [128]), (64,), num_levels=17)
+    >>> likelihood(torch.zeros(10, 16)).log_prob(torch.zeros(10, 64)).shape
+    torch.Size([10])
 
     Args:
         network: see :class:`Likelihood`; its features are the masked network's context.
@@ -340,25 +365,29 @@ class NormalLikelihood(ElementUnits, Likelihood):
     """Real elements with a learned scale, one for each element, shared by all data.
 
     The network works in each element's own centre and spread, see :meth:`initialize_from`; scores,
-    means and draws are in the units of the data. So another unit of an element changes log p(x) by
-    the log of the unit and nothing else, after training too.
+    means and draws are in the units of the data. So a change of units changes log p(x) by the log
+    of the unit only, after training too.
 
-    >>> import pyro_vaes as pv
-    >>> likelihood = NormalLikelihood(pv.MLP(2, [8]), event_shape=(3,))
+    >>> likelihood = pv.NormalLikelihood(pv.MLP(2, [8]), event_shape=(3,))
     >>> likelihood.initialize_from(1000 + torch.randn(50, 3))
+    >>> likelihood(torch.zeros(10, 2)).mean.shape
+    torch.Size([10, 3])
 
     Args:
         network: see :class:`Likelihood`.
         event_shape: see :class:`Likelihood`.
         num_labels: see :class:`Likelihood`.
-        initial_scale: where the scales start, in spreads of each element; in the units of the data
-            as long as :meth:`initialize_from` has not been called.
-        min_scale: a floor under the scales, in the same units: without one, an element that never
-            varies would drive its density, and the likelihood, to infinity.
+        initial_scale: initial scale, in spreads of each element; in the units of the data before
+            :meth:`initialize_from` is called.
+        min_scale: smallest scale, in the same units: without it, the density of an element that
+            never varies, and so the likelihood, would grow to infinity.
     """
 
-    # What a step of an optimiser moves the parameter by, it moves the log of a scale by ten times
-    # over: at a network's step size a scale would take thousands of steps to fall tenfold.
+    center: Tensor
+    spread: Tensor
+
+    # The log of a scale moves ten times as fast as its parameter: at a network's step size a scale
+    # would otherwise take thousands of steps to fall tenfold.
     PACE = 10.0
 
     def __init__(
@@ -383,7 +412,7 @@ class NormalLikelihood(ElementUnits, Likelihood):
     def scale(self) -> Tensor:
         """The standard deviation of each element given z, in the units of the data."""
         learned = (self.PACE * self.log_scale).exp()
-        return cast(Tensor, self.spread) * (self.min_scale + learned)
+        return self.spread * (self.min_scale + learned)
 
     def elements(self, parameters: Tensor) -> Any:
         center, spread = self.units

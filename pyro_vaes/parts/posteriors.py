@@ -1,8 +1,8 @@
 """Posteriors q(z | x): modules whose ``forward(x, y=None)`` returns a Pyro distribution.
 
 The distribution has the batch shape of x and event shape ``(latent_dim,)``. The network sees levels
-scaled to [-1, 1], and real values by each element's own centre and spread; that map is the
-posterior's own and is saved with it.
+scaled to [-1, 1], and real values standardised by each element's centre and spread; this map is
+part of the posterior and is saved with it.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ class _Scaled(Described):
         self.register_buffer("center", torch.zeros(()))
         self.register_buffer("half_range", torch.ones(()))
         self._bounds: tuple[float, float] | None = None
-        # Whether a range was chosen for this part, by its constructor (fixed) or by a call.
+        # Whether a range was set, by the constructor (fixed) or by a call.
         self._ranged = self._fixed = False
 
     @property
     def x_range(self) -> tuple[Any, Any] | None:
-        """The values that are seen as -1 and 1, numbers or one for each element; None if unset."""
+        """The values mapped to -1 and 1, numbers or one for each element; None if unset."""
         if self._bounds is not None or not self._ranged:
             return self._bounds
         center, half_range = self.center, self.half_range
         return center - half_range, center + half_range
 
     def set_x_range(self, low: Any, high: Any) -> None:
-        """Makes the network see ``low`` as -1 and ``high`` as 1.
+        """Maps ``low`` to -1 and ``high`` to 1 before the network.
 
         Args:
             low: a number, or a tensor with one for each element of a datum.
@@ -67,7 +67,7 @@ class _Scaled(Described):
             self._place(self.center.new_tensor((low + high) / 2), (high - low) / 2, ())
         else:
             low, high = torch.as_tensor(low), torch.as_tensor(high)
-            # NaN passes: a rebuilt part awaits its values.
+            # NaN passes: a rebuilt part has no values yet.
             if bool((low >= high).any() or low.isinf().any() or high.isinf().any()):
                 raise ValueError(
                     "Expected x_range with low < high for each element, all finite; got others. "
@@ -78,13 +78,13 @@ class _Scaled(Described):
         self._ranged = True
 
     def take_x_range(self, low: float, high: float) -> None:
-        """Like :meth:`set_x_range`, for a likelihood's range: another likelihood's may follow."""
+        """Like :meth:`set_x_range`, for the range of a likelihood, which a later one may change."""
         ranged = self._ranged
         _Scaled.set_x_range(self, low, high)
         self._ranged = ranged
 
     def set_units(self, center: Tensor, spread: Tensor) -> None:
-        """Makes the network see each element centred and scaled, unless a range was given.
+        """Centres and scales each element before the network, unless a range was given.
 
         Args:
             center: of each element, of the shape of a datum.
@@ -93,7 +93,7 @@ class _Scaled(Described):
         if self._fixed:
             return
         if self._ranged:
-            # Of the shape that a rebuilt part, which knows of no call, will have too.
+            # Of the shape that a rebuilt part will have, on which no method was called.
             center, spread = self.center, self.half_range
         else:
             self._bounds = None
@@ -128,11 +128,11 @@ class Posterior(_Scaled):
         event_shape: shape of one datum; ``(network.in_features - num_labels,)`` if None.
         num_labels: number of labels of a conditional posterior q(z | x, y); 0 for none.
         x_range: ``(low, high)``, the values that are mapped to -1 and 1: two numbers, or two
-            tensors of the shape of a datum. If None, ``VAE`` takes the map from the likelihood
-            where that knows the range or the units of the data; otherwise x is seen as is.
-        mask: for data with gaps (NaN), which the network sees as zero: show it also which elements
-            are there, as many ones and zeros after the values. It then has ``in_features`` of
-            twice the size of a datum, and the labels.
+            tensors of the shape of a datum. If None, ``VAE`` takes the map from a likelihood that
+            knows the range or the units of the data; otherwise x is not scaled.
+        mask: for data with gaps (NaN), for which the network is given zeros: give it also a mask,
+            as many ones (seen) and zeros after the values. It then has ``in_features`` of twice
+            the size of a datum, and the labels.
 
     Attributes:
         scores: whether the distribution scores any z, not only its own draws.
@@ -190,10 +190,15 @@ class Posterior(_Scaled):
 
 
 class NormalPosterior(Posterior):
-    """The diagonal normal q(z | x) = N(mu(x), diag(sigma(x)^2)) of the assignment's question 1.3.
+    """The diagonal normal q(z | x) = N(mu(x), diag(sigma(x)^2)).
 
     Kingma and Welling, "Auto-encoding variational Bayes" (2014), equation 9. See
     :class:`Posterior` for the arguments.
+
+    >>> posterior = pv.NormalPosterior(pv.MLP(64, [128]), latent_dim=16)
+    >>> q = posterior(torch.zeros(10, 64))
+    >>> q.batch_shape, q.event_shape
+    (torch.Size([10]), torch.Size([16]))
     """
 
     def __init__(
@@ -220,7 +225,13 @@ class FullNormalPosterior(Posterior):
     L = diag(s) (I + N) with N strictly lower triangular: N is free of the scale of z, and starts at
     zero for every x, at the diagonal posterior. The head grows with the square of ``latent_dim``.
     See :class:`Posterior` for the arguments.
+
+    >>> posterior = pv.FullNormalPosterior(pv.MLP(64, [128]), latent_dim=16)
+    >>> posterior(torch.zeros(10, 64)).covariance_matrix.shape
+    torch.Size([10, 16, 16])
     """
+
+    place: Tensor
 
     def __init__(
         self,
@@ -234,7 +245,7 @@ class FullNormalPosterior(Posterior):
         super().__init__(network, latent_dim, event_shape, num_labels, x_range, mask)
         self.head = nn.Linear(self.out_features, 2 * latent_dim)
         rows, columns = torch.tril_indices(latent_dim, latent_dim, -1)
-        # Where each element of N stands in the output of its head; the last, a zero, elsewhere.
+        # Index of each element of N in the output of its head; elsewhere that of the last, a zero.
         place = torch.full((latent_dim, latent_dim), len(rows))
         place[rows, columns] = torch.arange(len(rows))
         self.register_buffer("place", place.flatten(), persistent=False)
@@ -248,22 +259,27 @@ class FullNormalPosterior(Posterior):
         scale = (0.5 * log_variance).exp()
         scale_tril = scale.diag_embed()
         if self.below is not None:
-            below = F.pad(self.below(features), (0, 1)).index_select(-1, cast(Tensor, self.place))
+            below = F.pad(self.below(features), (0, 1)).index_select(-1, self.place)
             below = below.unflatten(-1, (self.latent_dim, self.latent_dim))
             scale_tril = scale_tril + scale.unsqueeze(-1) * below
         return dist.MultivariateNormal(loc, scale_tril=scale_tril)
 
 
 class FlowPosterior(_Scaled):
-    """A posterior whose draws go through a flow, amortised over x (assignment, equations 8 to 12).
+    """A posterior whose draws go through a flow, amortised over x.
 
     The flow's parameters depend on ``base.features(x, y)``, or on the flattened x where the base
     has no features.
 
+    >>> base = pv.NormalPosterior(pv.MLP(64, [128]), latent_dim=16)
+    >>> posterior = pv.FlowPosterior(base, pv.flows.iaf(16, 4))
+    >>> posterior(torch.zeros(10, 64)).rsample().shape
+    torch.Size([10, 16])
+
     Args:
         base: any posterior; kept as ``.base``.
         transforms: a recipe such as ``flows.iaf(latent_dim, 4)``.
-        event_shape: shape of one datum; needed only for a base that does not say its own.
+        event_shape: shape of one datum; needed only for a base without ``event_shape``.
 
     Attributes:
         scores: whether the distribution scores any z, not only its own draws.
@@ -289,10 +305,10 @@ class FlowPosterior(_Scaled):
             )
         event_shape = event_shape or getattr(base, "event_shape", None)
         if event_shape is None:
-            raise ValueError("Expected event_shape for a base that does not tell it; got none.")
+            raise ValueError("Expected event_shape for a base without one; got none.")
         self.base = base
         self.event_shape = shape_of(event_shape)
-        # None: the base takes labels without telling their number.
+        # None: the base takes labels of an unknown number.
         unknown = None if takes_labels(base) else 0
         self.num_labels: int | None = getattr(base, "num_labels", unknown)
         self.scores: bool = transforms.scores and getattr(base, "scores", True)
@@ -312,14 +328,14 @@ class FlowPosterior(_Scaled):
         return cast("tuple[Any, Any] | None", getattr(self.base, "x_range", None))
 
     def set_x_range(self, low: Any, high: Any) -> None:
-        """Makes the base's network, or the flow, see ``low`` as -1 and ``high`` as 1."""
+        """Maps ``low`` to -1 and ``high`` to 1 before the base's network, or the flow."""
         if not self._amortised:
             super().set_x_range(low, high)
         if hasattr(self.base, "set_x_range"):
             cast(Posterior, self.base).set_x_range(low, high)
 
     def take_x_range(self, low: float, high: float) -> None:
-        """Hands a likelihood's range on to the base, or to the flow that sees x itself."""
+        """Passes a likelihood's range to the base, or to a flow that sees x itself."""
         if not self._amortised:
             super().take_x_range(low, high)
         for method in ("take_x_range", "set_x_range"):
@@ -328,7 +344,7 @@ class FlowPosterior(_Scaled):
                 break
 
     def set_units(self, center: Tensor, spread: Tensor) -> None:
-        """Hands the units of x on to the base, or to the flow that sees x itself."""
+        """Passes the units of x to the base, or to a flow that sees x itself."""
         if not self._amortised:
             super().set_units(center, spread)
         if hasattr(self.base, "set_units"):

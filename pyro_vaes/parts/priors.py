@@ -37,10 +37,18 @@ def _labels(y: Tensor | None, num_labels: int) -> Tensor:
 class NormalPrior(Described):
     """The standard normal N(0, I); with labels, a learned diagonal normal for each label.
 
+    >>> pv.NormalPrior(16)().sample((10,)).shape
+    torch.Size([10, 16])
+    >>> pv.NormalPrior(16, num_labels=3)(torch.tensor([0, 2])).batch_shape
+    torch.Size([2])
+
     Args:
         latent_dim: size of z.
         num_labels: number of labels of a conditional prior p(z | y); 0 for none.
     """
+
+    zero: Tensor
+    one: Tensor
 
     def __init__(self, latent_dim: int, num_labels: int = 0) -> None:
         super().__init__()
@@ -55,23 +63,31 @@ class NormalPrior(Described):
 
     def forward(self, y: Tensor | None = None) -> Any:
         if not self.num_labels:
-            return dist.Normal(cast(Tensor, self.zero), cast(Tensor, self.one)).to_event(1)
+            return dist.Normal(self.zero, self.one).to_event(1)
         y = _labels(y, self.num_labels)
         return dist.Normal(self.loc[y], self.log_scale[y].exp()).to_event(1)
 
 
 class MixturePrior(Described):
-    """A mixture of K diagonal Gaussians with learned weights, means and scales (question 3.5).
+    """A mixture of K diagonal Gaussians with learned weights, means and scales.
 
     The mixture is joint over z: log sum_k w_k prod_d N(z_d | mu_kd, sigma_kd), not a product of
     one mixture for each dimension.
 
+    >>> prior = pv.MixturePrior(16, num_components=50)
+    >>> prior().log_prob(torch.zeros(10, 16)).shape
+    torch.Size([10])
+
     Args:
         latent_dim: size of z.
-        num_components: their number K.
-        num_labels: number of labels; each then has a mixture of its own. 0 for none.
+        num_components: number of components K.
+        num_labels: number of labels, each with its own mixture; 0 for none.
         learn_weights: False keeps the weights uniform.
     """
+
+    loc: Tensor
+    log_scale: Tensor
+    logits: Tensor
 
     def __init__(
         self,
@@ -94,8 +110,8 @@ class MixturePrior(Described):
             self.register_buffer("logits", logits)
 
     def forward(self, y: Tensor | None = None) -> Any:
-        loc, log_scale = cast(Tensor, self.loc), cast(Tensor, self.log_scale)
-        logits = cast(Tensor, self.logits)
+        loc, log_scale = self.loc, self.log_scale
+        logits = self.logits
         if self.num_labels:
             y = _labels(y, self.num_labels)
             loc, log_scale, logits = loc[y], log_scale[y], logits[y]
@@ -107,36 +123,44 @@ class MixturePrior(Described):
 class VampPrior(InUnits):
     """The mixture of variational posteriors at K pseudo-inputs, p(z) = sum_k w_k q(z | u_k).
 
-    Tomczak and Welling, "VAE with a VampPrior" (2018), equation 9; the assignment's question 3.3.
-    The prior is *given* its posterior and shares its parameters.
+    Tomczak and Welling, "VAE with a VampPrior" (2018), equation 9. The prior shares the parameters
+    of the posterior that it is given.
 
-    Within bounds, a pseudo-input is a mirror image: the free parameter moves anywhere and is
-    reflected at the bounds like light between two mirrors. So it may start at a bound exactly,
-    where data often are; the gradient is the true one and never vanishes, as a clamp's does outside
-    and a sigmoid's at the bounds; and one that is pushed outwards stays at the bound, since the
-    gradient turns round with the direction of travel.
+    Bounds reflect a pseudo-input: the free parameter moves anywhere and is mirrored at the bounds.
+    So it may start exactly at a bound, where data often are, and its gradient never vanishes, as
+    that of a clamp does outside and that of a sigmoid at the bounds. Pushed outwards, it stays at
+    the bound, since the gradient changes sign with the reflection.
 
     Pseudo-inputs are learned in units of the data, see :class:`.InUnits`, so that they move at the
-    step size of weights; :meth:`moved` says how far they did.
+    step size of weights; :meth:`moved` measures how far.
+
+    >>> data = pv.load_data("digits")
+    >>> posterior = pv.NormalPosterior(pv.MLP(64, [128]), latent_dim=16)
+    >>> prior = pv.VampPrior(posterior, pv.pseudo_inputs(data.train, 50), bounds=(0, 16))
+    >>> prior().sample((10,)).shape
+    torch.Size([10, 16])
 
     Args:
         posterior: a posterior that scores any z.
         pseudo_inputs: where the u_k start, ``(K, *event_shape)`` in the units of the data; see
             :func:`.pseudo_inputs`. They are learned. Or a module whose call returns them,
-            such as :class:`pyro_vaes.parts.gtm.GTMPseudoInputs`, which learns in their stead.
+            such as :class:`pyro_vaes.parts.gtm.GTMPseudoInputs`, which is learned instead.
         bounds: ``(low, high)`` to keep the pseudo-inputs within (to rounding), two numbers or two
             tensors of the shape of a datum; unbounded if None.
-            A module of pseudo-inputs keeps its own.
+            A module of pseudo-inputs has its own.
         labels: one label for each pseudo-input, ``(K,)``, for a conditional posterior. The prior is
             then p(z | y), the mixture over the pseudo-inputs with that label, or over all of them
-            when called without y. A module may tell them as its ``labels``.
+            when called without y. A module may have them as its ``labels``.
         learn_weights: False (as in the paper) keeps the weights uniform.
 
     Raises:
-        ValueError: if the posterior cannot score foreign values, shapes do not fit, a pseudo-input
+        ValueError: if the posterior scores only its own draws, shapes do not fit, a pseudo-input
             lies outside the bounds, or a label is missing.
     """
 
+    inputs: Any
+    logits: Tensor
+    labels: Tensor | None
     start: Tensor | None
 
     optional_buffers = (*InUnits.optional_buffers, "start")
@@ -158,7 +182,7 @@ class VampPrior(InUnits):
         made = isinstance(pseudo_inputs, nn.Module)
         if made and bounds is not None:
             raise ValueError(
-                "Expected bounds for a tensor of pseudo-inputs; got them beside a module. Give "
+                "Expected bounds for a tensor of pseudo-inputs; got them with a module. Give "
                 "them to the module."
             )
         if not isinstance(pseudo_inputs, nn.Module):
@@ -180,7 +204,7 @@ class VampPrior(InUnits):
         self.posterior = posterior
         self.latent_dim: int | None = getattr(posterior, "latent_dim", None)
         self.num_components = len(values)
-        # None: the posterior takes labels without telling their number.
+        # None: the posterior takes labels of an unknown number.
         unknown = None if takes_labels(posterior) else 0
         self.num_labels: int | None = getattr(posterior, "num_labels", unknown)
         hold_bounds(self, bounds)
@@ -203,8 +227,8 @@ class VampPrior(InUnits):
         else:
             self.register_buffer("logits", logits)
         self._start_units()
-        # Where they began, to see how far they move; a module of them may be laid out later.
-        self.register_buffer("start", None if made else cast(Tensor, self.inputs).detach().clone())
+        # Initial values, for moved(); a module of pseudo-inputs may be initialised later.
+        self.register_buffer("start", None if made else self.inputs.detach().clone())
         self._set_labels(getattr(pseudo_inputs, "labels", None) if labels is None else labels)
 
     @property
@@ -214,26 +238,27 @@ class VampPrior(InUnits):
 
     @torch.no_grad()
     def set_units(self, center: Any, spread: Any) -> None:
-        """Learns the pseudo-inputs in these units, from where they are.
+        """Learns the pseudo-inputs in these units, from their current values.
 
         A step of an optimiser then moves an element in microns as far as one in metres, and a level
-        as far as a weight. ``VAE`` calls this with what its likelihood knows of the data.
+        as far as a weight. ``VAE`` calls this with the units that its likelihood knows.
 
         Args:
             center: a number, or one for each element: a tensor of the shape of a datum.
             spread: the same.
         """
+        inputs: Any = self.inputs
         if isinstance(self.inputs, nn.Module):
-            if hasattr(self.inputs, "set_units"):
-                cast(Any, self.inputs).set_units(center, spread)
+            if hasattr(inputs, "set_units"):
+                inputs.set_units(center, spread)
             return
-        values = self._to_data(cast(Tensor, self.inputs))
+        values = self._to_data(inputs)
         if self._hold_units(center, spread, values):
-            self.inputs.copy_(self._from_data(values))
+            inputs.copy_(self._from_data(values))
 
     @torch.no_grad()
     def moved(self, x: Any) -> Tensor | None:
-        """How far each pseudo-input is from where it began, ``(K,)``.
+        """How far each pseudo-input is from its start, ``(K,)``.
 
         The median over its elements of the distance, each in units of the element's standard
         deviation over the data. (A mean would be that of the few elements that hardly vary.)
@@ -243,7 +268,7 @@ class VampPrior(InUnits):
 
         Returns:
             One value for each pseudo-input; None for a module of pseudo-inputs, and for a file
-            that does not hold where they began.
+            without their starts.
         """
         if self.start is None:
             return None
@@ -258,7 +283,7 @@ class VampPrior(InUnits):
         labels = None if labels is None else as_labels(labels)
         if labels is None or labels.shape != (self.num_components,):
             raise ValueError(
-                f"Expected one label for each of {self.num_components} pseudo-inputs beside a "
+                f"Expected one label for each of {self.num_components} pseudo-inputs of a "
                 f"conditional posterior; got {None if labels is None else tuple(labels.shape)}."
             )
         self.register_buffer("labels", labels.detach().clone().long())
@@ -268,22 +293,22 @@ class VampPrior(InUnits):
         """The pseudo-inputs ``(K, *event_shape)`` in the units of the data, within the bounds."""
         if isinstance(self.inputs, nn.Module):
             return cast(Tensor, self.inputs())
-        values, bounds = self._to_data(cast(Tensor, self.inputs)), self.bounds
+        values, bounds = self._to_data(self.inputs), self.bounds
         return values if bounds is None else _reflected(values, *bounds)
 
     def forward(self, y: Tensor | None = None) -> Any:
-        logits, labels = cast(Tensor, self.logits), cast("Tensor | None", self.labels)
+        logits, labels = self.logits, self.labels
         if labels is not None and y is not None:
-            # A pseudo-input of another label weighs zero; the components are shared by all rows.
+            # Pseudo-inputs of other labels get weight zero; all rows share the components.
             logits = logits.masked_fill(labels != as_labels(y).unsqueeze(-1), -torch.inf)
         return VampDistribution(with_labels(self.posterior, labels, self.pseudo_inputs), logits)
 
 
 def _reflected(values: Tensor, low: Any, high: Any) -> Tensor:
-    """Values reflected into [low, high]; those inside, bounds included, stay what they are."""
+    """Values reflected into [low, high]; those inside, bounds included, are unchanged."""
     width = high - low
     if isinstance(width, Tensor):
-        # An element that never varies has nowhere to go, and no division by its width a gradient.
+        # An element that never varies stays; dividing by its width would make gradients NaN.
         still = width <= 0
         moved = _reflected_within(values, low, torch.where(still, 1.0, width), high)
         return torch.where(still, low, moved)
@@ -299,6 +324,10 @@ def _reflected_within(values: Tensor, low: Any, width: Any, high: Any) -> Tensor
 class FlowPrior(Described):
     """A standard normal pushed through a flow that scores any value.
 
+    >>> prior = pv.FlowPrior(16, pv.flows.realnvp(16, 4))
+    >>> prior().log_prob(torch.zeros(10, 16)).shape
+    torch.Size([10])
+
     Args:
         latent_dim: size of z.
         transforms: a recipe such as ``flows.realnvp(latent_dim, 4)``.
@@ -307,6 +336,9 @@ class FlowPrior(Described):
     Raises:
         ValueError: if the flow cannot score any value, or its size is not ``latent_dim``.
     """
+
+    zero: Tensor
+    one: Tensor
 
     def __init__(self, latent_dim: int, transforms: FlowRecipe, num_labels: int = 0) -> None:
         super().__init__()
@@ -325,11 +357,9 @@ class FlowPrior(Described):
 
     def forward(self, y: Tensor | None = None) -> Any:
         batch: Sequence[int] = ()
-        context, zero = None, cast(Tensor, self.zero)
+        context, zero = None, self.zero
         if self.num_labels:
             y = _labels(y, self.num_labels)
             context, batch = append_labels(zero.new_empty(*y.shape, 0), y, self.num_labels), y.shape
-        base = (
-            dist.Normal(zero, cast(Tensor, self.one)).expand([*batch, self.latent_dim]).to_event(1)
-        )
+        base = dist.Normal(zero, self.one).expand([*batch, self.latent_dim]).to_event(1)
         return FlowDistribution(base, self.flow(context))

@@ -17,16 +17,16 @@ class InUnits(Described):
     """A part that learns values u of the data space as v in u = center + spread * v.
 
     An optimiser moves a parameter by about its step size, whatever the unit: at a step size for
-    weights a pixel of levels 0..255 would stand still. The spread makes v as large as weights are,
-    so that values in any unit are learned as weights are. ``VAE`` sets both: the centre and half
-    the width of the range of levels, one for all; each element's own for real values. They are
-    buffers, saved with the weights; a file from before they were there has none, and is read as is.
+    weights a pixel of levels 0..255 would hardly move. The spread scales v to the size of weights.
+    ``VAE`` sets both: the centre and half the width of the range of levels, one for all elements;
+    each element's own for real values. They are buffers, saved with the weights; files of earlier
+    versions have none.
     """
 
     center: Tensor | None
     spread: Tensor | None
 
-    #: Buffers that a file may hold or not, and in which shape it likes.
+    #: Buffers that a file may lack, or hold in another shape.
     optional_buffers: ClassVar[tuple[str, ...]] = ("center", "spread")
 
     def _start_units(self) -> None:
@@ -34,7 +34,7 @@ class InUnits(Described):
         self.register_buffer("spread", None)
 
     def _hold_units(self, center: Any, spread: Any, like: Tensor) -> bool:
-        """Whether these are other units than those that were held."""
+        """Sets the units; returns whether they changed."""
         before = self.center, self.spread
         self.center, self.spread = (
             torch.as_tensor(t).detach().to(like, copy=True) for t in (center, spread)

@@ -1,4 +1,4 @@
-"""From the options of a run to its data."""
+"""Loads the data that the options of a run name."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ def load_for(config: RunConfig) -> DataSet:
 
     Raises:
         DataError: see :func:`.load_data`.
-        ConfigError: for an option that does not go with the data.
+        ConfigError: for an option that does not apply to the data.
     """
-    told, given = config.data, _own_options(config)
-    if told.source in NAMES:
+    options, given = config.data, _own_options(config)
+    if options.source in NAMES:
         for name, value in given.items():
             if value != _own_options(RunConfig())[name]:
                 flag = {"seed": "split-seed"}.get(name, name.replace("_", "-"))
                 raise ConfigError(
-                    f"Invalid value for '--{flag}': expected it with data of your own only; "
-                    f"got it with --data {told.source}."
+                    f"Invalid value for '--{flag}': expected it only with your own data; "
+                    f"got it with --data {options.source}."
                 )
         given = {}
-    known = told.binarization != "auto" and told.source in GREY_IMAGES
-    binarization: Any = told.binarization if known else None
-    return load_data(told.source, root=told.root, binarization=binarization, **given)
+    known = options.binarization != "auto" and options.source in GREY_IMAGES
+    binarization: Any = options.binarization if known else None
+    return load_data(options.source, root=options.root, binarization=binarization, **given)
 
 
 def _own_options(config: RunConfig) -> dict[str, Any]:
     """The options of :func:`.load_data` for data of the user's own."""
-    told = config.data
+    options = config.data
     return {
-        "kind": None if told.data_kind == "auto" else told.data_kind,
-        "num_levels": told.num_levels or None,
-        "image_shape": _shape(told.image_shape),
-        "header": {"auto": None, "first-row": True, "none": False}[told.header],
-        "label_column": {"auto": None, "none": ""}.get(told.label_column, told.label_column),
-        "drop": () if told.drop == "none" else tuple(told.drop.split(",")),
-        "val_fraction": told.val_fraction,
-        "test_fraction": told.test_fraction,
-        "seed": told.split_seed,
+        "kind": None if options.data_kind == "auto" else options.data_kind,
+        "num_levels": options.num_levels or None,
+        "image_shape": _shape(options.image_shape),
+        "header": {"auto": None, "first-row": True, "none": False}[options.header],
+        "label_column": {"auto": None, "none": ""}.get(options.label_column, options.label_column),
+        "drop": () if options.drop == "none" else tuple(options.drop.split(",")),
+        "val_fraction": options.val_fraction,
+        "test_fraction": options.test_fraction,
+        "seed": options.split_seed,
     }
 
 

@@ -1,4 +1,4 @@
-"""How the C library gives out memory, for processes that belong to this library."""
+"""Settings of the C library's allocator, for the command line's own processes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def keep_freed_memory() -> bool:
-    """Lets the process keep memory that it frees, up to half a gigabyte, for its next use of it.
+    """Lets the process keep up to half a gigabyte of freed memory for later allocations.
 
-    Each operation on a chunk of an evaluation takes and frees some megabytes. By default glibc
-    gives them back to the system each time, and the page faults that follow cost a fifth of the
-    time.
+    Each operation on a chunk of an evaluation allocates and frees some megabytes. By default glibc
+    returns them to the system each time, and the page faults that follow cost a fifth of the time.
 
     Returns:
-        Whether there is a glibc to be told.
+        Whether glibc took the setting.
     """
     if sys.platform != "linux":
         return False

@@ -1,7 +1,7 @@
-"""What an option is, and how its value is read from a flag, a YAML file or Python alike.
+"""Options: how a value is read and checked, from a flag, a YAML file or Python.
 
 An option is a field of a :class:`Section`, made with :func:`option`. The tree of sections is in
-:mod:`pyro_vaes.runs.schema`; this module knows none of them and imports no other of the library.
+:mod:`pyro_vaes.runs.schema`, which imports this module.
 """
 
 from __future__ import annotations
@@ -9,21 +9,33 @@ from __future__ import annotations
 import dataclasses
 import math
 import reprlib
-from collections.abc import Collection
-from typing import Any, get_type_hints
+from collections.abc import Collection, Mapping
+from typing import Any, TypeVar, get_type_hints
 
 import yaml
 
 from pyro_vaes.core.errors import InputError
 from pyro_vaes.core.yaml import UniqueKeyLoader
 
-__all__ = ["ConfigError", "Option", "Section", "load_yaml", "option", "options_of", "shown", "text"]
+__all__ = [
+    "ConfigError",
+    "Option",
+    "Section",
+    "Values",
+    "load_yaml",
+    "option",
+    "options_of",
+    "shown",
+    "text",
+]
+
+S = TypeVar("S", bound="Section")
 
 
 _TRUTH = {"true": True, "yes": True, "on": True, "1": True}
 _TRUTH |= {"false": False, "no": False, "off": False, "0": False}
 _METAVARS: dict[Any, str] = {bool: "[true|false]", int: "N", float: "X", str: "NAME"}
-# Whole numbers beyond this are no sizes; torch would meet them with a traceback.
+# Integers from here on are too large to be sizes; torch would raise.
 _TOO_LARGE = 2**31
 
 _repr = reprlib.Repr()
@@ -31,12 +43,16 @@ _repr.maxstring, _repr.maxother, _repr.maxlevel = 100, 100, 2
 
 
 class ConfigError(InputError):
-    """An option that makes no sense; the message is one line."""
+    """An invalid option; the message is one line."""
+
+
+class Values(dict[str, Any]):
+    """Values by flat name that their options have read, so that they are not read again."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """What a field says about itself as an option; see :func:`option`."""
+    """An option: a field's default, help and limits; see :func:`option`."""
 
     default: Any
     help: str
@@ -57,7 +73,7 @@ class Option:
 
     @property
     def metavar(self) -> str:
-        """What the help shows in the value's place."""
+        """The placeholder of the value in the help."""
         if self.choices:
             return f"[{'|'.join(self.choices)}]"
         return _METAVARS.get(self.kind, "N,N,...")
@@ -70,7 +86,7 @@ class Option:
 
     @property
     def expected(self) -> str:
-        """What a value must be, in words."""
+        """The condition on a value, in words."""
         if self.choices:
             return f"one of {', '.join(self.choices)}"
         if self.kind in (bool, str):
@@ -81,10 +97,10 @@ class Option:
         return f"a {'whole' if self.kind is int else 'finite'} number{of}{self.bounds}".strip()
 
     def read(self, value: Any, label: str | None = None) -> Any:
-        """Takes a flag's text or a plain value and returns the typed value.
+        """Reads a flag's text or a plain value into a typed value.
 
         Raises:
-            ConfigError: naming the label (the flat name if None), what was expected and the value.
+            ConfigError: naming the label (the flat name if None), the condition and the value.
         """
         try:
             return self._parse(value)
@@ -130,13 +146,13 @@ def _whole(value: Any) -> int:
 
 
 def _plain(value: Any) -> Any:
-    """A number, or text of one as it is usually written: Python reads 1_0 and other digits, too."""
+    """A number, or its usual text: Python would also read 1_0 and digits of other scripts."""
     _require(not isinstance(value, str) or (value.isascii() and "_" not in value))
     return value
 
 
 def _finite(value: Any) -> float:
-    # Text in a YAML file too: YAML 1.1 takes 1e-3, which has no dot, for a word.
+    # A YAML file may hold text too: YAML 1.1 reads 1e-3, which has no dot, as a word.
     _require(isinstance(value, (int, float, str)) and not isinstance(value, bool))
     number = float(_plain(value))
     _require(math.isfinite(number))
@@ -144,15 +160,15 @@ def _finite(value: Any) -> float:
 
 
 def shown(value: Any) -> str:
-    """The value for a message: on one line and not at any length."""
+    """The value for a message, shortened to one line."""
     try:
         return _repr.repr(value)
-    except ValueError:  # Python prints no whole number of over 4300 digits.
+    except ValueError:  # Python does not print integers of over 4300 digits.
         return "a huge number"
 
 
 def text(value: Any) -> str:
-    """A value as one would write it after its flag."""
+    """A value as it is written after its flag."""
     if isinstance(value, bool):
         return str(value).lower()
     return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
@@ -172,17 +188,17 @@ def option(
     below: float | None = None,
     only_with: tuple[str, Collection[str]] | None = None,
 ) -> Any:
-    """A field that is an option.
+    """Declares a field as an option.
 
     Args:
-        default: its value when neither flag, file nor recipe gives one.
+        default: the value when no flag, file or recipe gives one.
         help: one line for ``--help``.
-        name: its flat name, if not that of the field.
-        choices: the names that it takes, looked up when a value is read.
-        least: a number's lowest value.
-        above: a number that it must exceed.
-        below: a number that it must stay under.
-        only_with: another option's flat name, and its values without which this has no effect.
+        name: the flat name, if it differs from the field's.
+        choices: the values allowed.
+        least: the lowest number allowed.
+        above: an exclusive lower bound.
+        below: an exclusive upper bound.
+        only_with: another option's flat name, and the values of it with which this has an effect.
     """
     made = Option(default, help, name, choices, least, above, below, only_with)
     return dataclasses.field(default=default, metadata={"option": made})
@@ -190,11 +206,26 @@ def option(
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A group of options: a frozen dataclass that cannot hold a value which its options refuse."""
+    """A group of options: a frozen dataclass that holds valid values only."""
 
     def __post_init__(self) -> None:
         for option in options_of(type(self)):
-            object.__setattr__(self, option.field, option.read(getattr(self, option.field)))
+            value = getattr(self, option.field)
+            if value is not option.default:  # A test reads the defaults.
+                object.__setattr__(self, option.field, option.read(value))
+        self.check()
+
+    @classmethod
+    def of(cls: type[S], read: Mapping[str, Any]) -> S:
+        """The section of values, by field, that their options have read."""
+        section = object.__new__(cls)
+        for field, value in read.items():
+            object.__setattr__(section, field, tuple(value) if isinstance(value, list) else value)
+        section.check()
+        return section
+
+    def check(self) -> None:
+        """Refuses options that contradict each other; most sections have none."""
 
 
 def options_of(section: type[Section]) -> tuple[Option, ...]:
@@ -211,10 +242,10 @@ def options_of(section: type[Section]) -> tuple[Option, ...]:
 
 
 def load_yaml(source: str, where: str) -> dict[Any, Any]:
-    """Reads a YAML mapping; an empty file is an empty one. Nothing in it is executed.
+    """Reads a YAML mapping, an empty file as an empty mapping. Nothing in it is executed.
 
     Raises:
-        ConfigError: for anything else, naming the line where it can.
+        ConfigError: for anything else, with the line if it is known.
     """
     try:
         values = yaml.load(source, Loader=UniqueKeyLoader)

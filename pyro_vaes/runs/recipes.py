@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from pyro_vaes.runs.options import ConfigError, shown
+from pyro_vaes.runs.options import ConfigError, Values, shown
 
 __all__ = ["DEFAULT_RECIPE", "RECIPES", "Recipe", "recipe_values"]
 
@@ -95,8 +95,8 @@ DEFAULT_RECIPE = "default"
 # --- from recipe, file and flags to a configuration -----------------------------------------------
 
 
-def recipe_values(name: Any, label: str = "'--recipe'") -> dict[str, Any]:
-    """Returns the flat values of a recipe.
+def recipe_values(name: Any, label: str = "'--recipe'") -> Values:
+    """Returns the flat values of a recipe, which are written as their options read them.
 
     Raises:
         ConfigError: for an unknown name.
@@ -105,4 +105,4 @@ def recipe_values(name: Any, label: str = "'--recipe'") -> dict[str, Any]:
         raise ConfigError(
             f"Invalid value for {label}: expected one of {', '.join(RECIPES)}; got {shown(name)}."
         )
-    return dict(RECIPES[name].values)
+    return Values(RECIPES[name].values)

@@ -1,114 +1,209 @@
-"""Names of parts and what they stand for."""
+"""What the values of a flag stand for: one row for each, with its class, paper and builder."""
 
 from __future__ import annotations
 
 import importlib
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
-__all__ = [
-    "CATALOGUE",
-    "COMPONENT_PRIORS",
-    "DIVERGENCES",
-    "FLOW_POSTERIORS",
-    "FLOW_PRIORS",
-    "LEVEL_LIKELIHOODS",
-    "LIKELIHOODS",
-    "NETWORKS",
-    "POSTERIORS",
-    "PRIORS",
-    "catalogue",
-    "class_at",
-]
+__all__ = ["REGISTRY", "Row", "builder_of", "catalogue", "values_with"]
+
+
+class Row(NamedTuple):
+    """A value of a flag. All of it is text, so that help and mistyped flags do not import torch.
+
+    Attributes:
+        path: its class within ``pyro_vaes``, whose docstring describes it.
+        source: the paper.
+        builder: the function in :mod:`pyro_vaes.runs.builders` that makes it.
+        options: options that have an effect only with this value and others that name them.
+        kinds: what values of data a likelihood is for.
+    """
+
+    path: str
+    source: str
+    builder: str = ""
+    options: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ("binary", "levels")
+
 
 _KINGMA = "Kingma and Welling 2014"
-_VAMP = "Tomczak and Welling 2018"
+_DURKAN = "Durkan et al. 2019"
+_COUNTS = ("binary", "levels", "counts")
+_COMPONENTS = ("prior_components", "prior_weights")
 
-# By option: value, its class within pyro_vaes (whose docstring describes it), and the source. As
-# text, so that help and mistyped flags do not wait for torch.
-CATALOGUE: dict[str, dict[str, tuple[str, str]]] = {
+REGISTRY: dict[str, dict[str, Row]] = {
     "prior": {
-        "standard": ("parts.priors.NormalPrior", _KINGMA),
-        "mixture": ("parts.priors.MixturePrior", "Dilokthanakul et al. 2016"),
-        "vamp": ("parts.priors.VampPrior", _VAMP),
-        "gtm": ("parts.gtm.GTMPrior", "Bishop et al. 1998"),
-        "realnvp": ("flows.coupling.RealNVPLayer", "Dinh et al. 2017"),
-        "maf": ("flows.autoregressive.MAFLayer", "Papamakarios et al. 2017"),
-        "spline": ("flows.splines.SplineLayer", "Durkan et al. 2019"),
+        "standard": Row("parts.priors.NormalPrior", _KINGMA, "standard_prior"),
+        "mixture": Row(
+            "parts.priors.MixturePrior", "Dilokthanakul et al. 2016", "mixture_prior", _COMPONENTS
+        ),
+        "vamp": Row(
+            "parts.priors.VampPrior",
+            "Tomczak and Welling 2018",
+            "vamp_prior",
+            (*_COMPONENTS, "pseudo_inputs", "pseudo_input_bounds"),
+        ),
+        "gtm": Row("parts.gtm.GTMPrior", "Bishop et al. 1998", "gtm_prior", _COMPONENTS),
+        "realnvp": Row(
+            "flows.coupling.RealNVPLayer", "Dinh et al. 2017", "flow_prior", ("prior_flows",)
+        ),
+        "maf": Row(
+            "flows.autoregressive.MAFLayer",
+            "Papamakarios et al. 2017",
+            "flow_prior",
+            ("prior_flows",),
+        ),
+        "spline": Row("flows.splines.SplineLayer", _DURKAN, "flow_prior", ("prior_flows",)),
     },
     "posterior": {
-        "normal": ("parts.posteriors.NormalPosterior", _KINGMA),
-        "full_normal": ("parts.posteriors.FullNormalPosterior", "Rezende et al. 2014"),
-        "planar": ("flows.residual.PlanarLayer", "Rezende and Mohamed 2015"),
-        "iaf": ("flows.autoregressive.IAFLayer", "Kingma et al. 2016"),
-        "sylvester": ("flows.residual.SylvesterLayer", "van den Berg et al. 2018"),
-        "spline": ("flows.splines.SplineLayer", "Durkan et al. 2019"),
+        "normal": Row("parts.posteriors.NormalPosterior", _KINGMA, "base_posterior"),
+        "full_normal": Row(
+            "parts.posteriors.FullNormalPosterior", "Rezende et al. 2014", "base_posterior"
+        ),
+        "planar": Row(
+            "flows.residual.PlanarLayer",
+            "Rezende and Mohamed 2015",
+            "flow_posterior",
+            ("posterior_flows",),
+        ),
+        "iaf": Row(
+            "flows.autoregressive.IAFLayer",
+            "Kingma et al. 2016",
+            "flow_posterior",
+            ("posterior_flows",),
+        ),
+        "sylvester": Row(
+            "flows.residual.SylvesterLayer",
+            "van den Berg et al. 2018",
+            "flow_posterior",
+            ("posterior_flows",),
+        ),
+        "spline": Row("flows.splines.SplineLayer", _DURKAN, "flow_posterior", ("posterior_flows",)),
     },
     "likelihood": {
-        "bernoulli": ("parts.likelihoods.BernoulliLikelihood", _KINGMA),
-        "categorical": ("parts.likelihoods.CategoricalLikelihood", "van den Oord et al. 2016"),
-        "ordinal": ("parts.likelihoods.OrdinalLikelihood", "McCullagh 1980"),
-        "beta_binomial": ("parts.likelihoods.BetaBinomialLikelihood", "Skellam 1948"),
-        "discretized_logistic": (
+        "bernoulli": Row(
+            "parts.likelihoods.BernoulliLikelihood", _KINGMA, "binary_likelihood", (), ("binary",)
+        ),
+        "categorical": Row(
+            "parts.likelihoods.CategoricalLikelihood",
+            "van den Oord et al. 2016",
+            "level_likelihood",
+        ),
+        "ordinal": Row(
+            "parts.likelihoods.OrdinalLikelihood",
+            "McCullagh 1980",
+            "ordinal_likelihood",
+            ("sharpness",),
+        ),
+        "beta_binomial": Row(
+            "parts.likelihoods.BetaBinomialLikelihood", "Skellam 1948", "level_likelihood"
+        ),
+        "discretized_logistic": Row(
             "parts.likelihoods.DiscretizedLogisticLikelihood",
             "Salimans et al. 2017",
+            "level_likelihood",
         ),
-        "poisson": ("parts.counts.PoissonLikelihood", "Lambert 1992"),
-        "negative_binomial": ("parts.counts.NegativeBinomialLikelihood", "Lopez et al. 2018"),
-        "zero_inflated_poisson": ("parts.counts.PoissonLikelihood", "Lambert 1992"),
-        "zero_inflated_negative_binomial": (
+        "autoregressive": Row(
+            "parts.likelihoods.AutoregressiveLikelihood", "Germain et al. 2015", "level_likelihood"
+        ),
+        "normal": Row(
+            "parts.likelihoods.NormalLikelihood",
+            _KINGMA,
+            "real_likelihood",
+            (),
+            ("binary", "levels", "counts", "real"),
+        ),
+        "student_t": Row(
+            "parts.correlated.StudentTLikelihood",
+            "Lange et al. 1989",
+            "real_likelihood",
+            (),
+            ("counts", "real"),
+        ),
+        "low_rank_normal": Row(
+            "parts.correlated.LowRankNormalLikelihood",
+            "Spearman 1904",
+            "real_likelihood",
+            (),
+            ("counts", "real"),
+        ),
+        "poisson": Row(
+            "parts.counts.PoissonLikelihood", "Lambert 1992", "count_likelihood", (), _COUNTS
+        ),
+        "negative_binomial": Row(
             "parts.counts.NegativeBinomialLikelihood",
             "Lopez et al. 2018",
+            "count_likelihood",
+            (),
+            _COUNTS,
         ),
-        "autoregressive": ("parts.likelihoods.AutoregressiveLikelihood", "Germain et al. 2015"),
-        "normal": ("parts.likelihoods.NormalLikelihood", _KINGMA),
+        "zero_inflated_poisson": Row(
+            "parts.counts.PoissonLikelihood", "Lambert 1992", "inflated_likelihood", (), _COUNTS
+        ),
+        "zero_inflated_negative_binomial": Row(
+            "parts.counts.NegativeBinomialLikelihood",
+            "Lopez et al. 2018",
+            "inflated_likelihood",
+            (),
+            _COUNTS,
+        ),
+        "table": Row(
+            "parts.columns.TableLikelihood",
+            "Nazabal et al. 2020",
+            "table_likelihood",
+            (),
+            ("table",),
+        ),
     },
     "network": {
-        "mlp": ("networks.mlp.MLP", "Rosenblatt 1958"),
-        "gated": ("networks.mlp.GatedMLP", "Dauphin et al. 2017"),
-        "conv": ("networks.convolutions.ConvEncoder", "LeCun et al. 1989"),
+        "mlp": Row("networks.mlp.MLP", "Rosenblatt 1958", "mlp", ("activation",)),
+        "gated": Row("networks.mlp.GatedMLP", "Dauphin et al. 2017", "gated_mlp"),
+        "conv": Row(
+            "networks.convolutions.ConvEncoder",
+            "LeCun et al. 1989",
+            "convolutions",
+            ("activation", "channels"),
+        ),
     },
     "divergence": {
-        "mmd": ("inference.divergences.MMD", "Zhao et al. 2019"),
-        "adversarial": ("inference.divergences.Adversarial", "Makhzani et al. 2016"),
+        "mmd": Row("inference.divergences.MMD", "Zhao et al. 2019", "mmd", ("divergence_kernel",)),
+        "adversarial": Row(
+            "inference.divergences.Adversarial", "Makhzani et al. 2016", "adversarial"
+        ),
     },
+    # What several flags make together, and no value of one.
     "objective": {
-        "--beta": ("inference.elbo.BetaELBO", "Higgins et al. 2017"),
-        "--alpha, --lambda": ("inference.info.InfoELBO", "Zhao et al. 2019"),
+        "--beta": Row("inference.elbo.BetaELBO", "Higgins et al. 2017"),
+        "--alpha, --lambda": Row("inference.info.InfoELBO", "Zhao et al. 2019"),
     },
 }
 
 
+def values_with(flag: str, option: str) -> tuple[str, ...]:
+    """The values of a flag with which another option has an effect."""
+    return tuple(value for value, row in REGISTRY[flag].items() if option in row.options)
+
+
+def builder_of(flag: str, value: str) -> tuple[Any, Any]:
+    """The builder of a value of a flag, and its class."""
+    row = REGISTRY[flag][value]
+    return _at(f"runs.builders.{row.builder}"), _at(row.path)
+
+
 def catalogue() -> str:
-    """The catalogue as text: option, value, one line, source."""
+    """The registry as text: flag, value, one line, source."""
     lines = []
-    for option, entries in CATALOGUE.items():
-        lines.append(option if option == "objective" else f"--{option}")
-        for value, (path, source) in entries.items():
-            first = (class_at(path).__doc__ or "").strip().splitlines()[0].rstrip(".:")
+    for flag, rows in REGISTRY.items():
+        lines.append(flag if flag == "objective" else f"--{flag}")
+        for value, row in rows.items():
+            first = (_at(row.path).__doc__ or "").strip().splitlines()[0].rstrip(".:")
             first = re.sub(r":\w+:`~?[\w.]*?(\w+)`", r"\1", first).replace("`", "")
-            lines.append(f"  {value:<22}{first} [{source}]")
+            lines.append(f"  {value:<22}{first} [{row.source}]")
     return "\n".join(lines)
 
 
-def class_at(path: str) -> Any:
-    """The class at a dotted path within ``pyro_vaes``."""
+def _at(path: str) -> Any:
+    """What stands at a dotted path within ``pyro_vaes``."""
     module, _, name = path.rpartition(".")
     return getattr(importlib.import_module(f"pyro_vaes.{module}"), name)
-
-
-def _within(option: str, *folders: str) -> tuple[str, ...]:
-    rows = CATALOGUE[option].items()
-    return tuple(value for value, (path, _) in rows if path.startswith(folders))
-
-
-COMPONENT_PRIORS = ("mixture", "vamp")
-FLOW_PRIORS = _within("prior", "flows.")
-PRIORS = tuple(CATALOGUE["prior"])
-FLOW_POSTERIORS = _within("posterior", "flows.")
-POSTERIORS = tuple(CATALOGUE["posterior"])
-LIKELIHOODS = ("auto", *CATALOGUE["likelihood"])
-_OF_LEVELS = _within("likelihood", "parts.likelihoods.")
-LEVEL_LIKELIHOODS = tuple(v for v in _OF_LEVELS if v not in ("bernoulli", "normal"))
-NETWORKS = tuple(CATALOGUE["network"])
-DIVERGENCES = ("none", *CATALOGUE["divergence"])

@@ -1,11 +1,11 @@
-"""From recipe, file and flags to one checked configuration."""
+"""Merges recipe, file and flags into one checked configuration."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from pyro_vaes.runs.options import ConfigError, load_yaml, text
+from pyro_vaes.runs.options import ConfigError, Values, load_yaml, text
 from pyro_vaes.runs.recipes import DEFAULT_RECIPE, recipe_values
 from pyro_vaes.runs.schema import (
     MAY_DIFFER,
@@ -18,22 +18,27 @@ from pyro_vaes.runs.schema import (
     validated,
 )
 
-__all__ = ["check_combination", "check_resume", "differences", "from_yaml", "resolve"]
+__all__ = [
+    "check_combination",
+    "check_resume",
+    "check_warmup_steps",
+    "differences",
+    "from_yaml",
+    "resolve",
+]
 
 
-def from_yaml(source: str, where: str = "the configuration") -> dict[str, Any]:
-    """Reads the options that a YAML file gives, by flat name; ``recipe`` may be among them.
-
-    Some options are for :func:`resolve`; all of them, as in a run folder, for :func:`unflatten`.
+def from_yaml(source: str, where: str = "the configuration") -> Values:
+    """Reads the options in a YAML file, by flat name; ``recipe`` may be among them.
 
     Raises:
-        ConfigError: for anything but a flat mapping of known options to values that they take.
+        ConfigError: unless the file is a flat mapping of known options to valid values.
     """
     values = load_yaml(source, where)
     recipe = {"recipe": values.pop("recipe")} if "recipe" in values else {}
     for name in recipe.values():
         recipe_values(name, f"'recipe' in {where}")
-    return recipe | validated(values, where)
+    return Values({**recipe, **validated(values, where)})
 
 
 def resolve(
@@ -42,79 +47,66 @@ def resolve(
     flag_values: Mapping[str, Any] | None = None,
     started: RunConfig | None = None,
 ) -> tuple[RunConfig, frozenset[str]]:
-    """Makes the configuration that recipe, file and flags ask for.
+    """Merges recipe, file and flags, each over the one before.
 
     Args:
         recipe: its name; if None, the file's ``recipe``, else the default recipe.
-        file_values: what :func:`from_yaml` read.
-        flag_values: what was :func:`~pyro_vaes.cli.flags.given` on the command line.
-        started: the options of a run to go on with. They stand in the defaults' place, so that
-            nothing has to be said twice; what is said must agree, see :func:`check_resume`.
+        file_values: the options of a file, see :func:`from_yaml`.
+        flag_values: the flags :func:`~pyro_vaes.cli.flags.given` on the command line.
+        started: the options of a run to resume, which replace the defaults. Flags need not be
+            repeated; those given must agree, see :func:`check_resume`.
 
     Returns:
-        The configuration, and the names that flags or the file asked for.
+        The configuration, and the names given by flags or file.
 
     Raises:
-        ConfigError: for an unknown name or a value that makes no sense.
+        ConfigError: for an unknown name or an invalid value.
     """
-    from_file = dict(file_values or {})
-    in_file = from_file.pop("recipe", None)
-    asked = from_file | dict(flag_values or {})
+    asked = Values()
+    for given in (file_values or {}, flag_values or {}):
+        asked.update(validated(given, "the configuration"))
+    in_file = asked.pop("recipe", None)
     name = in_file if recipe is None else recipe
     if name is None and started is None:
         name = DEFAULT_RECIPE
     base = flatten(started or RunConfig())
-    defaults = {} if name is None else recipe_values(name)
+    defaults = Values() if name is None else recipe_values(name)
     if started is not None:  # The recipe's may have been shortened when the run was started.
-        defaults |= {unit: base[unit] for unit in WARMUPS}
+        defaults.update({unit: base[unit] for unit in WARMUPS})
     return unflatten(merged(merged(base, defaults), asked)), frozenset(asked)
 
 
 def check_combination(
-    config: RunConfig, explicit: Iterable[str] = (), steps_per_epoch: int | None = None
+    config: RunConfig, explicit: Collection[str] = ()
 ) -> tuple[RunConfig, list[str]]:
-    """Checks options against each other.
+    """Checks options against each other, before the data are known.
 
     Args:
         config: the options.
-        explicit: names that were asked for by flag or file, not by a recipe.
-        steps_per_epoch: once the data are known; without it a warm-up in steps is not looked at.
+        explicit: names given by flag or file, not by a recipe.
 
     Returns:
-        The options, a recipe's warm-up shortened if need be, and remarks to print: on that, and on
-        each explicit option that has no effect.
+        The options, with a recipe's warm-up shortened if need be; and remarks to print, on that and
+        on each explicit option without effect.
 
     Raises:
         ConfigError: for explicit options that contradict each other.
     """
-    explicit, flat = frozenset(explicit), flatten(config)
+    flat = flatten(config)
     remarks = []
     samples = flat["train_samples"]
-    for name in WARMUPS:
+    for name, none in WARMUPS.items():
         if samples > 1 and flat[name] and name not in explicit:
-            flat[name] = 0
+            flat[name] = none
             remarks.append(
                 f"The recipe's KL warm-up is left out: the bound of --train-samples {samples} has "
                 "no KL to weigh."
             )
-    for name, per_epoch in zip(WARMUPS, (1, steps_per_epoch), strict=True):
-        length, unit = flat[name], name.removeprefix("warmup_")
-        if per_epoch is None or length < (training := flat["epochs"] * per_epoch):
-            continue
-        if name in explicit:
-            raise ConfigError(
-                f"Invalid value for '{OPTIONS[name].flag}': expected fewer than the "
-                f"{training} {unit} of training; got {length:g}."
-            )
-        flat[name] = training // 2
-        remarks.append(
-            f"The recipe's KL warm-up of {length:g} {unit} is shortened to {flat[name]}: "
-            f"training has {training}."
-        )
+    remarks += _shorten(flat, "warmup_epochs", flat["epochs"], explicit)
     if flat["conditional_prior"] and not flat["conditional"]:
         raise ConfigError(
             "Invalid value for '--conditional-prior': "
-            "expected --conditional true beside it; got true without."
+            "expected --conditional true with it; got true without."
         )
     _check_objective(flat)
     if "divergence" in explicit and flat["divergence"] != "none" and not _info_weight(flat):
@@ -129,12 +121,38 @@ def check_combination(
     return unflatten(flat), remarks
 
 
+def check_warmup_steps(
+    config: RunConfig, explicit: Collection[str], steps_per_epoch: int
+) -> tuple[RunConfig, list[str]]:
+    """Checks a warm-up in steps, once the data are known; see :func:`check_combination`."""
+    flat = flatten(config)
+    remarks = _shorten(flat, "warmup_steps", flat["epochs"] * steps_per_epoch, explicit)
+    return unflatten(flat), remarks
+
+
+def _shorten(flat: Values, name: str, training: int, explicit: Collection[str]) -> list[str]:
+    """Shortens, in place, a recipe's warm-up that is longer than training; returns remarks."""
+    length, unit = flat[name], name.removeprefix("warmup_")
+    if length < training:
+        return []
+    if name in explicit:
+        raise ConfigError(
+            f"Invalid value for '{OPTIONS[name].flag}': expected fewer than the "
+            f"{training} {unit} of training; got {length:g}."
+        )
+    flat[name] = type(length)(training // 2)
+    return [
+        f"The recipe's KL warm-up of {length:g} {unit} is shortened to {training // 2}: "
+        f"training has {training}."
+    ]
+
+
 def _info_weight(flat: Mapping[str, Any]) -> float:
     return round(flat["alpha"] + flat["lambda"] - 1, 12)
 
 
 def _check_objective(flat: Mapping[str, Any]) -> None:
-    """Refuses objectives that are none."""
+    """Refuses weights that make no objective."""
 
     def require(holds: bool, name: str, expected: str) -> None:
         if not holds:
@@ -151,25 +169,25 @@ def _check_objective(flat: Mapping[str, Any]) -> None:
     require(
         not weight or flat["divergence"] != "none",
         "divergence",
-        f"mmd or adversarial beside --alpha + --lambda above 1 (its weight is {weight:g})",
+        f"mmd or adversarial with --alpha + --lambda above 1 (its weight is {weight:g})",
     )
     info = flat["alpha"] != 0 or flat["lambda"] != 1
-    require(not info or flat["beta"] == 1, "beta", "1 beside --alpha and --lambda")
+    require(not info or flat["beta"] == 1, "beta", "1 with --alpha and --lambda")
     if samples > 1:
         neutral = {"beta": 1, "free_bits": 0, "alpha": 0, "lambda": 1, "divergence": "none"}
         for name, value in {**neutral, **dict.fromkeys(WARMUPS, 0)}.items():
             require(
                 flat[name] == value,
                 name,
-                f"{value} beside --train-samples {samples}, a bound that has no KL to weigh",
+                f"{value} with --train-samples {samples}, a bound without a KL to weigh",
             )
 
 
 def differences(config: RunConfig, earlier: RunConfig) -> list[str]:
-    """Lists the flat names that keep ``config`` from going on with an ``earlier`` run.
+    """The flat names of options that keep ``config`` from resuming an ``earlier`` run.
 
-    Training may grow longer, and downloads may lie elsewhere. All else must be the same, device and
-    mode among them: a resumed run repeats the uninterrupted one bit for bit.
+    The number of epochs may grow, and the folder of downloads may change. All else must be equal,
+    device and mode too: a resumed run repeats the uninterrupted one bit for bit.
     """
     now, then = flatten(config), flatten(earlier)
     shorter = ["epochs"] * (now["epochs"] < then["epochs"])
@@ -177,7 +195,7 @@ def differences(config: RunConfig, earlier: RunConfig) -> list[str]:
 
 
 def check_resume(config: RunConfig, earlier: RunConfig) -> None:
-    """Refuses to go on with an ``earlier`` run under other options.
+    """Refuses to resume an ``earlier`` run with other options.
 
     Raises:
         ConfigError: naming the first option that differs.

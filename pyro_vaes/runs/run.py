@@ -6,23 +6,24 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
-from pyro_vaes.core.choices import Mode
 from pyro_vaes.data.dataset import DataSet
 from pyro_vaes.runs.build import build_objective
+from pyro_vaes.runs.options import ConfigError
 from pyro_vaes.runs.schema import MAY_DIFFER, RunConfig, digest, to_yaml
 from pyro_vaes.training.history import History
-from pyro_vaes.training.trainer import fit
+from pyro_vaes.training.loop import Trainer
+from pyro_vaes.training.options import FitOptions, OptionError
 from pyro_vaes.vae import VAE
 
-__all__ = ["record_of", "train"]
+__all__ = ["fit_options", "record_of", "threads", "train", "trainer_of"]
 
 # Numbers in a datum for which one thread is as fast as two (measured on the digits).
 _SMALL = 256
-# What --augment 1 means, for images from 8x8 up.
+# The moves of --augment 1, for images of at least 8x8 pixels.
 _MOVES = {"max_shift": 0.5, "max_rotate": 8.0, "max_scale": 0.05, "max_shear": 0.05}
 
 
@@ -39,7 +40,7 @@ def train(
     """Trains a VAE as a configuration says.
 
     Args:
-        vae: what :func:`build` built.
+        vae: see :func:`~pyro_vaes.runs.build.build`.
         data: the data set.
         config: the options.
         out: the run folder, if one is wanted.
@@ -50,42 +51,37 @@ def train(
     Returns:
         The history.
     """
-    training, objective = config.training, config.objective
-    record = record_of(config, data)
-    strength = config.data.augment
+    trainer = trainer_of(vae, data, config)
+    with trainer.alone(out), threads(config, data):
+        return trainer.run(out, resume=resume, minutes=minutes, progress=progress)
+
+
+def trainer_of(vae: VAE, data: DataSet, config: RunConfig) -> Trainer:
+    """The training that a configuration describes, checked; its ``run`` trains and writes.
+
+    Raises:
+        ConfigError: for options that do not fit the data or the processes.
+    """
+    record, strength = record_of(config, data), config.data.augment
     if strength and data.image_shape is not None:
         data = data.augmented(**{name: strength * move for name, move in _MOVES.items()})
-    with _threads(config, data):
-        return fit(
-            vae,
-            data.train,
-            data.val,
-            epochs=training.epochs,
-            objective=build_objective(config),
-            batch_size=training.batch_size,
-            learning_rate=training.learning_rate,
-            optimizer=training.optimizer,
-            weight_decay=training.weight_decay,
-            schedule=training.schedule,
-            clip_norm=training.clip_norm or None,
-            warmup_epochs=objective.warmup_epochs,
-            warmup_steps=objective.warmup_steps,
-            patience=training.patience,
-            ema_decay=training.ema_decay,
-            seed=training.seed,
-            device=training.device,
-            mode=cast(Mode, training.mode),
-            precision=training.precision,
-            out=out,
-            resume=resume,
-            minutes=minutes,
-            record=record,
-            progress=progress,
+    try:
+        return Trainer(
+            vae, data.train, data.val, build_objective(config), fit_options(config), record
         )
+    except OptionError as error:
+        flag = error.option.replace("_", "-")
+        raise ConfigError(f"Invalid value for '--{flag}': {error}") from error
+
+
+def fit_options(config: RunConfig) -> FitOptions:
+    """The options of :func:`pyro_vaes.fit`, under the same names as here."""
+    values = {**vars(config.objective), **vars(config.training)}
+    return FitOptions.of({**values, "clip_norm": config.training.clip_norm or None})
 
 
 def record_of(config: RunConfig, data: DataSet) -> dict[str, Any]:
-    """What a run folder keeps beside the weights: their options, and the data they are for."""
+    """Facts saved with the weights: the options, and what data they are for."""
     return {
         "config": to_yaml(config),
         "digest": digest(config, MAY_DIFFER),
@@ -95,16 +91,19 @@ def record_of(config: RunConfig, data: DataSet) -> dict[str, Any]:
             "num_labels": data.num_labels if config.data.conditional else None,
             "labels": list(data.labels) if config.data.conditional else None,
             "label_names": data.label_names and list(data.label_names),
+            "kind": data.kind,
+            "columns": data.columns and list(data.columns.names),
+            "label_column": data.columns and data.columns.label,
             "digest": data.digest,
         },
     }
 
 
 @contextmanager
-def _threads(config: RunConfig, data: DataSet) -> Iterator[None]:
-    """Trains small data on one thread.
+def threads(config: RunConfig, data: DataSet) -> Iterator[None]:
+    """Uses one thread for small data.
 
-    More gain nothing there, and on a busy machine they wait for each other most of the time.
+    More threads gain nothing there, and on a busy machine they mostly wait for each other.
     """
     before = torch.get_num_threads()
     small = math.prod(data.event_shape) <= _SMALL

@@ -1,4 +1,4 @@
-"""The options of a run: one dataclass tree, from which flags, YAML and run folder come."""
+"""The options of a run: one dataclass tree, the source of flags, YAML and run folder."""
 
 from __future__ import annotations
 
@@ -23,21 +23,13 @@ from pyro_vaes.runs.options import (
     ConfigError,
     Option,
     Section,
+    Values,
     load_yaml,
     option,
     options_of,
     shown,
 )
-from pyro_vaes.runs.registry import (
-    COMPONENT_PRIORS,
-    DIVERGENCES,
-    FLOW_POSTERIORS,
-    FLOW_PRIORS,
-    LIKELIHOODS,
-    NETWORKS,
-    POSTERIORS,
-    PRIORS,
-)
+from pyro_vaes.runs.registry import REGISTRY, values_with
 from pyro_vaes.storage.files import CONFIG, MAY_DIFFER, RunFolderError, unreadable
 
 __all__ = [
@@ -59,6 +51,11 @@ __all__ = [
 
 GREY_IMAGES = ("mnist", "fashion_mnist")
 DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+def _only(flag: str, option: str) -> tuple[str, tuple[str, ...]]:
+    """A flag, and the values of it with which an option has an effect."""
+    return flag, values_with(flag, option)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,41 +113,45 @@ class DataConfig(Section):
 class PartsConfig(Section):
     """Likelihood, prior and posterior."""
 
-    likelihood: str = option("auto", "p(x given z); auto follows the values.", choices=LIKELIHOODS)
+    likelihood: str = option(
+        "auto", "p(x given z); auto follows the values.", choices=("auto", *REGISTRY["likelihood"])
+    )
     sharpness: bool = option(
         False,
         "Let the network set each element's sharpness.",
-        only_with=("likelihood", ("ordinal",)),
+        only_with=_only("likelihood", "sharpness"),
     )
-    prior: str = option("mixture", "p(z).", choices=PRIORS)
+    prior: str = option("mixture", "p(z).", choices=tuple(REGISTRY["prior"]))
     prior_components: int = option(
         50,
         "Components of a mixture, pseudo-inputs of a VampPrior, points of a GTM's square grid.",
         least=1,
-        only_with=("prior", (*COMPONENT_PRIORS, "gtm")),
+        only_with=_only("prior", "prior_components"),
     )
     prior_weights: str = option(
         "auto",
         "Weights of the components; auto: learned in a mixture, uniform in a VampPrior.",
         choices=("auto", "learned", "uniform"),
-        only_with=("prior", COMPONENT_PRIORS),
+        only_with=_only("prior", "prior_weights"),
     )
     prior_flows: int = option(
-        4, "Layers of a flow prior.", least=1, only_with=("prior", FLOW_PRIORS)
+        4, "Layers of a flow prior.", least=1, only_with=_only("prior", "prior_flows")
     )
     pseudo_inputs: str = option(
         "data",
         "Where pseudo-inputs start: training data, their mean plus noise, or at random; or gtm, a "
         "grid pushed through a network.",
         choices=("data", "mean", "random", "gtm"),
-        only_with=("prior", ("vamp",)),
+        only_with=_only("prior", "pseudo_inputs"),
     )
     pseudo_input_bounds: bool = option(
-        False, "Keep pseudo-inputs within the range of the data.", only_with=("prior", ("vamp",))
+        False,
+        "Keep pseudo-inputs within the range of the data.",
+        only_with=_only("prior", "pseudo_input_bounds"),
     )
-    posterior: str = option("normal", "q(z given x).", choices=POSTERIORS)
+    posterior: str = option("normal", "q(z given x).", choices=tuple(REGISTRY["posterior"]))
     posterior_flows: int = option(
-        4, "Layers of a flow posterior.", least=1, only_with=("posterior", FLOW_POSTERIORS)
+        4, "Layers of a flow posterior.", least=1, only_with=_only("posterior", "posterior_flows")
     )
 
 
@@ -159,16 +160,23 @@ class NetworkConfig(Section):
     """The networks of posterior and likelihood, and the code between them."""
 
     latent_dim: int = option(16, "Size of z.", least=1)
-    kind: str = option("mlp", "Kind of network.", name="network", choices=NETWORKS)
+    kind: str = option(
+        "mlp", "Kind of network.", name="network", choices=tuple(REGISTRY["network"])
+    )
     hidden_dims: tuple[int, ...] = option(
         (256, 256), "Hidden layers of the encoder; reversed in the decoder."
     )
     channels: tuple[int, ...] = option(
         (32, 64),
         "Of the encoder's convolutions; reversed in the decoder.",
-        only_with=("network", ("conv",)),
+        only_with=_only("network", "channels"),
     )
-    activation: str = option("silu", "Between the layers.", choices=tuple(ACTIVATIONS))
+    activation: str = option(
+        "silu",
+        "Between the layers.",
+        choices=tuple(ACTIVATIONS),
+        only_with=_only("network", "activation"),
+    )
     input_scaling: str = option(
         "auto",
         "What the encoder sees; auto: the data scaled to about [-1, 1], none: as they are.",
@@ -189,20 +197,25 @@ class ObjectiveConfig(Section):
         1.0, "InfoVAE: weight of the divergence of q(z) from p(z).", name="lambda", least=0
     )
     divergence: str = option(
-        "none", "InfoVAE: with weight alpha + lambda - 1.", choices=DIVERGENCES
+        "none",
+        "InfoVAE: with weight alpha + lambda - 1.",
+        choices=("none", *REGISTRY["divergence"]),
     )
     divergence_kernel: str = option(
-        "imq", "Kernel of the MMD.", choices=KERNELS, only_with=("divergence", ("mmd",))
+        "imq",
+        "Kernel of the MMD.",
+        choices=KERNELS,
+        only_with=_only("divergence", "divergence_kernel"),
     )
     train_samples: int = option(
         1, "Draws of z per datum in the bound to train on: 1 the ELBO, more IWAE's.", least=1
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
+        """Refuses a warm-up in both units."""
         if self.warmup_epochs and self.warmup_steps:
             raise ConfigError(
-                "Invalid value for '--warmup-steps': expected 0 beside --warmup-epochs "
+                "Invalid value for '--warmup-steps': expected 0 with --warmup-epochs "
                 f"{self.warmup_epochs:g}; got {self.warmup_steps}."
             )
 
@@ -224,6 +237,7 @@ class TrainingConfig(Section):
     ema_decay: float = option(
         0.995, "Decay of a moving average of the weights; 0 for none.", least=0, below=1
     )
+    init: str = option("none", "A run folder whose weights training starts from, or none.")
     seed: int = option(0, "Of weights, data order and noise.", least=0)
     device: str = option("auto", "Where to compute; auto: CUDA if there is one.", choices=DEVICES)
     mode: str = option("auto", "How steps are run; auto goes by device and number.", choices=MODES)
@@ -254,21 +268,21 @@ OPTIONS: dict[str, Option] = {
 }
 
 
-# The KL warm-up, in one unit or the other.
-WARMUPS = ("warmup_epochs", "warmup_steps")
+# The KL warm-up in either unit, with the value for no warm-up.
+WARMUPS: Mapping[str, float] = {"warmup_epochs": 0.0, "warmup_steps": 0}
 
 
 # --- the tree and its flat form -------------------------------------------------------------------
 
 
-def flatten(config: RunConfig) -> dict[str, Any]:
+def flatten(config: RunConfig) -> Values:
     """Returns the options by flat name, as plain values, in the order of the tree."""
     values = {o.name: getattr(getattr(config, o.section), o.field) for o in OPTIONS.values()}
-    return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+    return Values({name: list(v) if isinstance(v, tuple) else v for name, v in values.items()})
 
 
 def unflatten(values: Mapping[str, Any], where: str = "the configuration") -> RunConfig:
-    """Inverts :func:`flatten`: takes every option, and no other.
+    """The inverse of :func:`flatten`; every option must be given, and no other.
 
     Raises:
         ConfigError: for an unknown, missing or wrong option.
@@ -280,34 +294,37 @@ def unflatten(values: Mapping[str, Any], where: str = "the configuration") -> Ru
     sections: dict[str, dict[str, Any]] = {section: {} for section in _SECTIONS}
     for name, value in checked.items():
         sections[OPTIONS[name].section][OPTIONS[name].field] = value
-    return RunConfig(**{name: cast(Any, _SECTIONS[name])(**sections[name]) for name in sections})
+    return RunConfig(**{name: cast(Any, _SECTIONS[name].of(sections[name])) for name in sections})
 
 
 def from_values(values: Mapping[str, Any]) -> RunConfig:
-    """Puts some flat values over the fields' defaults; ``recipe`` is passed over.
+    """Puts some flat values over the fields' defaults; ``recipe`` is ignored.
 
     Raises:
-        ConfigError: for an unknown name or a value that makes no sense.
+        ConfigError: for an unknown name or an invalid value.
     """
     some = {name: value for name, value in values.items() if name != "recipe"}
-    return unflatten(merged(flatten(RunConfig()), some))
+    return unflatten(merged(flatten(RunConfig()), validated(some, "the configuration")))
 
 
 def to_yaml(config: RunConfig) -> str:
     """Writes the options as a flat YAML file, in the order of the tree."""
-    plain = flatten(config)
-    # A width without end keeps each option on its line; only the lists in it are in flow style.
+    plain = dict(flatten(config))
+    # An unlimited width keeps each option on one line; only lists are in flow style.
     style: dict[str, Any] = {"default_flow_style": None, "allow_unicode": True, "width": 10**6}
     written: str = yaml.safe_dump(plain, sort_keys=False, **style)
     return written
 
 
-def validated(values: Mapping[Any, Any], where: str) -> dict[str, Any]:
-    """The values, each read by its option."""
+def validated(values: Mapping[Any, Any], where: str) -> Values:
+    """The values, each read by its option unless that was done before."""
+    if isinstance(values, Values):
+        return values
     for name in values:
         if name not in OPTIONS:
             raise ConfigError(f"Expected options of pyro-vaes in {where}; got {shown(name)}.")
-    return {name: OPTIONS[name].read(v, f"{name!r} in {where}") for name, v in values.items()}
+    read = {name: OPTIONS[name].read(v, f"{name!r} in {where}") for name, v in values.items()}
+    return Values(read)
 
 
 def digest(config: RunConfig, but: Collection[str] = ()) -> str:
@@ -319,11 +336,12 @@ def digest(config: RunConfig, but: Collection[str] = ()) -> str:
 def read_config(folder: Path) -> RunConfig:
     """Reads the options of a run folder.
 
-    An option that the run's version did not know has its default, which is what that version did.
+    Options that were added after the run's version have their defaults, under which the library
+    behaves as before.
 
     Raises:
-        RunFolderError: if they are not there.
-        ConfigError: if they are no options.
+        RunFolderError: if the file is missing or cannot be read.
+        ConfigError: if it holds anything but options.
     """
     path = folder / CONFIG
     try:
@@ -336,13 +354,13 @@ def read_config(folder: Path) -> RunConfig:
         raise unreadable(path, error) from error
     except UnicodeDecodeError as error:
         raise RunFolderError(f"Expected a text file {path}; got something else.") from error
-    values = load_yaml(source, str(path))
-    # Options that a later version added take their defaults, which do what was done before.
-    later = flatten(RunConfig()) if "data" in values else {}
-    return unflatten({**later, **values}, str(path))
+    values = validated(load_yaml(source, str(path)), str(path))
+    if "data" in values:
+        values = Values({**flatten(RunConfig()), **values})
+    return unflatten(values, str(path))
 
 
-def merged(values: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
-    """Some values over others; a warm-up in one unit takes the place of one in the other."""
-    none = dict.fromkeys(WARMUPS, 0) if others.keys() & set(WARMUPS) else {}
-    return {**values, **none, **others}
+def merged(values: Values, others: Values) -> Values:
+    """The others over the values; a warm-up in one unit replaces one in the other."""
+    none = WARMUPS if others.keys() & WARMUPS.keys() else {}
+    return Values({**values, **none, **others})

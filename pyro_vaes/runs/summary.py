@@ -1,4 +1,4 @@
-"""What a finished run reports: the printed figures and ``summary.json``."""
+"""The report of a finished run: printed figures and ``summary.json``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pyro_vaes.vae import VAE
 __all__ = ["VERSIONS", "finished", "report_text", "summarise", "versions"]
 
 _SUMMARY = "summary.json"
-#: Names of the versions that are kept with each run.
+#: Names of the versions recorded with each run.
 VERSIONS = ("pyro_vaes", "torch", "pyro", "python")
 # Figures of the test rows that the command prints, each with its sign.
 _FIGURES = (
@@ -40,13 +40,13 @@ _REPORTED = {*_RUN, *(f"{key}{end}" for _, key, _ in _FIGURES for end in ("", "_
 
 
 def finished(out: Path, history: History) -> dict[str, Any] | None:
-    """The summary of a run that had already ended, and so must stay as it is."""
+    """The summary of a run that had already ended, which stays as it is; None without one."""
     summary = read_json(out / _SUMMARY)
     return summary if _is_summary(summary) and summary["epochs"] == history.epochs else None
 
 
 def _is_summary(summary: Any) -> bool:
-    """Whether a summary is one that :func:`summarise` writes: a file may hold anything."""
+    """Whether a value is a summary of :func:`summarise`: a file may hold anything."""
     if not isinstance(summary, dict) or not summary.keys() >= _REPORTED:
         return False
     words = {"stopped", "mode", "device"}
@@ -108,13 +108,13 @@ def summarise(
 
 
 def _moved(vae: VAE, data: DataSet) -> float | None:
-    """How far the median pseudo-input moved, None without pseudo-inputs or their beginning."""
+    """The median distance that pseudo-inputs moved; None without them or their start."""
     moved = vae.prior.moved(data.train.x) if isinstance(vae.prior, VampPrior) else None
     return None if moved is None else moved.median().item()
 
 
 def versions() -> dict[str, str]:
-    """The versions that this process computes with, by their names in :data:`VERSIONS`."""
+    """The versions in use, by the names in :data:`VERSIONS`."""
     import pyro
 
     found = __version__, torch.__version__, pyro.__version__, platform.python_version()
@@ -122,7 +122,7 @@ def versions() -> dict[str, str]:
 
 
 def report_text(summary: Mapping[str, Any], out: Path) -> str:
-    """The lines that end a training: what was trained, its test figures, where they are."""
+    """The lines printed after training: how it ended, test figures and run folder."""
     why = {"patience": "no better validation", "epochs": "all epochs done"}
     processes = summary.get("processes", 1)
     shared = f", {processes} processes" if processes > 1 else ""
@@ -137,7 +137,7 @@ def report_text(summary: Mapping[str, Any], out: Path) -> str:
             f"{summary['precision_shift']:+.3f} nats off that in float32."
         )
     lines.append(f"\nTest figures, nats per datum ({summary['num_samples']} samples each)")
-    # A run from before k-hat was kept stays as it is.
+    # A run from before k-hat was recorded stays as it is.
     known, reason = "share_unreliable" in summary, summary.get("num_unreliable_reason", "")
     doubtful = known and is_trusted(summary) is False
     for title, key, sign in _FIGURES:

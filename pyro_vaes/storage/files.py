@@ -1,4 +1,4 @@
-"""Atomic writes, locks and a writer in the background."""
+"""Atomic writes, locks and background writes."""
 
 from __future__ import annotations
 
@@ -30,10 +30,9 @@ __all__ = [
 ]
 
 
-#: Where a run folder keeps its options.
+#: The options of a run folder.
 CONFIG = "config.yaml"
-#: Options that a run may be resumed with under another value: training may grow longer, downloads
-#: lie elsewhere.
+#: Options that may change when a run is resumed: longer training, another folder of downloads.
 MAY_DIFFER = ("data_root", "epochs")
 _LOCK = ".lock"
 _PARTIAL = ".partial-"
@@ -44,15 +43,15 @@ class RunFolderError(InputError):
 
 
 class FolderInUseError(RunFolderError):
-    """A run folder that another process is writing into."""
+    """A run folder that another process writes to."""
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Lends a place beside a file, and moves what was written there into the file's place.
+    """Yields a temporary path next to a file, and moves what was written there over the file.
 
     Raises:
-        RunFolderError: if it cannot be written; a previous file stays, and nothing beside it.
+        RunFolderError: if it cannot be written; a previous file stays, and no temporary one.
     """
     temporary = path.with_name(f"{_PARTIAL}{os.getpid()}-{path.name}")
     try:
@@ -70,7 +69,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all; one that holds just this is left as it is.
+    """Writes a file whole or not at all; a file with the same content is not touched.
 
     Raises:
         RunFolderError: see :func:`replacing`.
@@ -88,7 +87,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def append_text(path: Path, text: str) -> None:
-    """Adds to a file, which is made if need be.
+    """Appends to a file, which is created if absent.
 
     Raises:
         RunFolderError: if it cannot be written.
@@ -102,7 +101,7 @@ def append_text(path: Path, text: str) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds; None if it cannot be read or is none, however it is damaged."""
+    """The content of a JSON file; None if it is absent or damaged in any way."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -110,10 +109,10 @@ def read_json(path: Path) -> Any:
 
 
 def contents(folder: Path) -> set[str]:
-    """Names of what a folder holds, but for the lock and what a killed process left half-written.
+    """Names in a folder, without the lock and partial files of killed processes.
 
     Raises:
-        RunFolderError: if it is no folder, or one that cannot be read.
+        RunFolderError: if it is no folder, or cannot be read.
     """
     try:
         names = {path.name for path in folder.iterdir()}
@@ -128,19 +127,19 @@ def contents(folder: Path) -> set[str]:
 
 @contextmanager
 def locked(folder: Path, name: str = "", made: bool = False) -> Iterator[None]:
-    """Makes a run folder if need be and keeps other processes from writing into it.
+    """Locks a run folder, created if absent, against writes by other processes.
 
-    The system takes the lock back when a process ends, however it ends. A thread that has it may
-    ask for it again. A folder that is made here and stays empty is taken away.
+    The system releases the lock when a process ends, however it ends. A thread that holds it may
+    acquire it again. A folder that is created here and stays empty is removed.
 
     Args:
-        folder: to be made and locked.
-        name: lock, and clear of what is half-written, only files whose names begin so.
-        made: the folder was just made for this; it is taken away if it stays empty.
+        folder: the folder.
+        name: lock, and clear of partial files, only files whose names begin with this.
+        made: whether the folder was just created for this; it is removed if it stays empty.
 
     Raises:
-        RunFolderError: if the folder cannot be made.
-        FolderInUseError: if another process is writing into it.
+        RunFolderError: if the folder cannot be created.
+        FolderInUseError: if another process writes to it.
     """
     made = made or not os.path.lexists(folder)
     try:
@@ -157,13 +156,13 @@ def locked(folder: Path, name: str = "", made: bool = False) -> Iterator[None]:
             f"{folder / name}, which another one is writing into."
         ) from error
     except OSError:
-        # Where not even a lock can be written, nobody writes: a finished run may still be read,
-        # and whoever wants to write is told by the first file.
+        # Where no lock can be written, no file can: a finished run may still be read, and a write
+        # fails at its first file.
         yield
         return
     try:
         if lock.lock_counter == 1:
-            # What has a name lies in the folder itself; a run folder is its own down to the bottom.
+            # Named files are in the folder itself; a run folder is cleared with its subfolders.
             find = folder.glob if name else folder.rglob
             for path in find(f"{_PARTIAL}*-{name}*"):
                 with suppress(OSError):
@@ -171,10 +170,10 @@ def locked(folder: Path, name: str = "", made: bool = False) -> Iterator[None]:
         yield
     finally:
         if lock.lock_counter == 1:
-            # While it is ours: whoever opened this file meanwhile sees that it is gone.
+            # While the lock is held: a process that opened this file meanwhile sees it is gone.
             with suppress(OSError):
                 place.unlink()
-                if made:  # Whatever was refused leaves nothing.
+                if made:  # A refused run leaves nothing.
                     folder.rmdir()
         lock.release()
 
@@ -184,15 +183,15 @@ def _unwritable(path: Path, error: OSError) -> RunFolderError:
 
 
 def unreadable(path: Path, error: OSError) -> RunFolderError:
-    """The error for a file or folder that is there and cannot be read."""
+    """The error for a file or folder that exists and cannot be read."""
     return RunFolderError(f"Could not read {path}: {error.strerror or error}.")
 
 
 class BackgroundWriter:
     """Runs one write at a time in a thread; leaving the context waits for the last.
 
-    Hashing and writing release the interpreter, so that training goes on meanwhile. A failed write
-    is raised at the next one, or on leaving.
+    Hashing and writing release the interpreter, so that training continues meanwhile. A failed
+    write is raised at the next one, or on leaving.
     """
 
     def __init__(self) -> None:
@@ -200,7 +199,7 @@ class BackgroundWriter:
         self._error: BaseException | None = None
 
     def submit(self, write: Callable[[], None]) -> None:
-        """Starts a write, once the one before has ended."""
+        """Starts a write, after the previous one has ended."""
         self.wait()
 
         def run() -> None:
@@ -209,12 +208,12 @@ class BackgroundWriter:
             except BaseException as error:
                 self._error = error
 
-        # Not a daemon: an interpreter that exits waits for the file to be whole.
+        # Not a daemon: the interpreter waits for the whole file before it exits.
         self._thread = threading.Thread(target=run)
         self._thread.start()
 
     def wait(self) -> None:
-        """Waits for the write under way, and raises what it raised."""
+        """Waits for the current write, and raises its error."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None

@@ -1,4 +1,4 @@
-"""Weights that an earlier version wrote, made those of this one."""
+"""Converts weights that an earlier version wrote to those of this one."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _UNITS = {"center": torch.zeros_like, "spread": torch.ones_like}
 
 
 def writer(record: Mapping[str, Any]) -> str:
-    """The version that wrote some weights, as their record has it, in words."""
+    """The version that wrote some weights, in words."""
     return f"pyro_vaes {record.get('version', '0.1.0, before weights held their version')}"
 
 
 def up_to_date(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a module, whichever version wrote them; what is unknown is left as it is.
+    """The tensors of a module, from those of any version; unknown ones are unchanged.
 
-    Once, no part knew the units of its data: elements had centre 0 and spread 1, encoders one map
-    for all elements, and the log of a scale was learned at the networks' pace.
+    In earlier versions parts had no units of the data: elements had centre 0 and spread 1, encoders
+    one map for all elements, and the log of a scale was learned at the networks' pace.
     """
     own, found = named_tensors(module), dict(tensors)
     for name in own.keys() - tensors.keys():

@@ -1,4 +1,4 @@
-"""Named tensors in safetensors files, whose bytes are equal for equal contents."""
+"""Named tensors in safetensors files, with equal bytes for equal contents."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def named_tensors(module: nn.Module) -> dict[str, Tensor]:
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: object = "the file") -> None:
     """Copies tensors into a module of exactly these names and shapes.
 
-    A part may name ``optional_buffers``, which the tensors may hold or not: it then has what they
-    have.
+    A part may name ``optional_buffers``, which the tensors may lack or hold in another shape: they
+    are set accordingly.
 
     Raises:
-        RunFolderError: if they do not fit.
+        RunFolderError: if the tensors do not fit.
     """
     own, optional = named_tensors(module), _optional(module)
     odd = (own.keys() ^ tensors.keys()) - optional.keys()
@@ -70,7 +70,7 @@ def _kind(tensor: Tensor) -> tuple[bool, bool]:
 
 
 def _optional(module: nn.Module) -> dict[str, tuple[nn.Module, str]]:
-    """The buffers that a file may lack, by name: whose they are and what they are called there."""
+    """The buffers that a file may lack: by name, their module and their name in it."""
     return {
         f"{name}.{key}" if name else key: (part, key)
         for name, part in module.named_modules()
@@ -92,13 +92,13 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Reads what :func:`write_tensors` wrote.
 
     Raises:
-        RunFolderError: if the file is missing, not one of ours, truncated or altered.
+        RunFolderError: if the file is missing, foreign, truncated or altered.
     """
     _check_readable(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            # Cloned, so that the file is not mapped while a later write replaces it.
+            # Cloned, so that the file is not mapped when a later write replaces it.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise RunFolderError(
@@ -123,7 +123,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _check_readable(path: Path) -> None:
-    """Says what keeps a file from being read, which is not what may be wrong with its contents."""
+    """Refuses a file that cannot be opened, apart from errors in its contents."""
     try:
         with path.open("rb"):
             pass
@@ -160,7 +160,7 @@ def read_groups(path: Path) -> tuple[Groups, dict[str, Any]]:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """An optimiser's state as ``index/key`` tensors; its options are the caller's to repeat."""
+    """An optimiser's state as ``index/key`` tensors, without its options (learning rate etc.)."""
     state = optimizer.state_dict()["state"]
     return {
         f"{index}/{key}": torch.as_tensor(value)
@@ -173,14 +173,14 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
     """Gives an optimiser of the same parameters the state of :func:`optimizer_tensors`.
 
     Raises:
-        ValueError: if it is the state of others.
+        ValueError: if it is the state of other parameters.
     """
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         index, key = name.split("/")
         state.setdefault(int(index), {})[key] = tensor
     groups = optimizer.state_dict()["param_groups"]
-    # PyTorch passes over a state without its parameter.
+    # PyTorch ignores states without a parameter.
     if not state.keys() <= {index for group in groups for index in group["params"]}:
         raise ValueError("Expected the state of this optimiser; got that of more parameters.")
     optimizer.load_state_dict({"state": state, "param_groups": groups})
@@ -196,6 +196,6 @@ def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        # NumPy lacks bfloat16: look at the bytes.
+        # NumPy lacks bfloat16: hash the bytes.
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -1,8 +1,8 @@
 """Weights and checkpoints on disk: whole or not at all, and never executable.
 
 Everything is a safetensors file with one metadata entry, a JSON record that says what the tensors
-are and carries a digest over them and itself. Equal weights give equal bytes; a truncated, altered
-or foreign file is refused in one line. Files are written beside their place and moved into it.
+are and holds a digest over them and itself. Equal weights give equal bytes; a truncated, altered or
+foreign file is refused in one line. Files are written under a temporary name and then moved.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["load", "load_record", "save"]
 
 WEIGHTS = "weights.safetensors"
 
-# Building takes some copies of the weights, masks and the like, and some operations for each.
+# Limits of building: some copies of the weights (masks and the like), some operations for each.
 _BYTES, _TIMES = 2**26, 16
 _OPERATIONS, _SPARE = 200, 20
 
@@ -36,12 +36,18 @@ _OPERATIONS, _SPARE = 200, 20
 def save(vae: VAE, folder: str | Path, record: Mapping[str, Any] | None = None) -> Path:
     """Writes a VAE's weights, and how to rebuild it, to ``folder/weights.safetensors``.
 
-    A VAE with modules of the user's own is written without the latter; see :func:`load`.
+    A VAE with your own modules is written without the latter; see :func:`load`.
+
+    >>> pv.save(vae, "runs/first", {"learning_rate": 1e-3}).name
+    'weights.safetensors'
+
+    >>> pv.save(vae, "runs/first", {"learning_rate": 1e-3}).name
+    'weights.safetensors'
 
     Args:
         vae: the model.
         folder: created if absent.
-        record: JSON-ready facts to keep beside the weights (a configuration, say).
+        record: JSON-ready facts to store with the weights (such as a configuration).
 
     Returns:
         The file's path.
@@ -56,20 +62,30 @@ def save(vae: VAE, folder: str | Path, record: Mapping[str, Any] | None = None) 
 
 
 def load(folder: str | Path, into: VAE | None = None) -> VAE:
-    """Reads a VAE that :func:`.save` or a training run wrote. Nothing from the folder is executed.
+    """Reads a VAE that :func:`.save` or a training run wrote, without executing anything from it.
+
+    >>> path = pv.save(vae, "runs/first")
+    >>> copy = pv.load("runs/first")
+    >>> torch.equal(vae.decode(torch.zeros(2)), copy.decode(torch.zeros(2)))
+    True
+
+    >>> path = pv.save(vae, "runs/first")
+    >>> copy = pv.load("runs/first")
+    >>> torch.equal(vae.decode(torch.zeros(2)), copy.decode(torch.zeros(2)))
+    True
 
     Args:
         folder: the run folder.
-        into: a VAE to fill, needed if it has modules of the user's own.
+        into: a VAE to fill, needed if it has your own modules.
 
     Returns:
-        ``into``, or a new VAE in evaluation mode on the CPU; of weights in half precision, which no
-        density can be computed in, one in float32 with the same values.
+        ``into``, or a new VAE in evaluation mode on the CPU; weights in half precision, too coarse
+        for densities, are converted to float32.
 
     Raises:
         RunFolderError: if the folder or file is missing, damaged, or does not fit ``into``; if a
-            training run wrote it under another configuration than that in the folder; if another
-            version wrote it that this one does not understand, which is then named.
+            training run wrote it under another configuration than that in the folder; if a version
+            wrote it that this one cannot read (the message names it).
     """
     path = Path(folder) / WEIGHTS
     tensors, record = read_tensors(path)
@@ -87,7 +103,7 @@ def load(folder: str | Path, into: VAE | None = None) -> VAE:
 
 
 def _rebuilt(record: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path) -> VAE:
-    """The VAE that a file describes, which may ask for little more than its tensors hold."""
+    """The VAE that a file describes, built within limits given by its tensors."""
     held = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     bounds = Bounded(_BYTES + _TIMES * held, _OPERATIONS * (len(tensors) + _SPARE))
     try:
@@ -101,7 +117,7 @@ def _rebuilt(record: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Pat
 
 
 def _dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
-    """The type that holds all weights exactly, and densities: float32 at least."""
+    """The type that holds all weights exactly and is fit for densities: at least float32."""
     floating = [tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()]
     if not floating:
         return torch.get_default_dtype()
@@ -109,7 +125,7 @@ def _dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
 
 
 def load_record(folder: str | Path) -> dict[str, Any]:
-    """The record that stands beside the weights of a run folder, checked like the weights."""
+    """The record stored with the weights of a run folder, checked like the weights."""
     record = read_tensors(Path(folder) / WEIGHTS)[1]
     _check_belongs(Path(folder), record)
     return record
@@ -127,17 +143,17 @@ def _check_belongs(folder: Path, record: Mapping[str, Any]) -> None:
     except (OSError, UnicodeDecodeError) as error:
         raise RunFolderError(f"Expected a readable file {path}; got {error}.") from error
     trained = str(record.get("config"))
-    if text != trained and not _goes_on(_options(trained), _options(text)):
+    if text != trained and not _resumes(_options(trained), _options(text)):
         raise RunFolderError(
             f"Expected {folder / WEIGHTS} and {CONFIG} of one run; got weights that were trained "
             "under other options. (Was a file altered or moved? Resuming the run puts it right.)"
         )
 
 
-def _goes_on(trained: dict[Any, Any] | None, options: dict[Any, Any] | None) -> bool:
-    """Whether a run of these options goes on with one that was trained under those.
+def _resumes(trained: dict[Any, Any] | None, options: dict[Any, Any] | None) -> bool:
+    """Whether a run with these options resumes one that was trained with those.
 
-    A kill may come between the options of a longer run and its weights.
+    A kill may come after the options of a longer run are written and before its weights are.
     """
     if trained is None or options is None:
         return False
@@ -157,5 +173,5 @@ def _options(text: str) -> dict[Any, Any] | None:
     if not isinstance(values, dict):
         return None
     flat = [v for value in values.values() for v in (value if isinstance(value, list) else [value])]
-    # Nested values are no options, and through aliases could take for ever to compare.
+    # Nested values are no options, and with aliases comparing them could take forever.
     return None if any(isinstance(v, (dict, list, set, tuple)) for v in flat) else values

@@ -1,7 +1,7 @@
-"""What a training run is made of: what its checkpoint holds, and how a run is taken up again.
+"""Training state: the contents of a checkpoint, and how training resumes from it.
 
-A checkpoint is one file, ``checkpoint/state.safetensors``: all that an epoch changes, in groups of
-tensors, and a record of what the run was started with, so that another is not gone on with.
+A checkpoint is one file, ``checkpoint/state.safetensors``: everything that an epoch changes, in
+groups of tensors, and a record of the run's options and data, so that no other run resumes from it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from pyro_vaes.storage.tensors import (
     optimizer_tensors,
     read_groups,
     restore_optimizer,
-    write_groups,
 )
 from pyro_vaes.storage.weights import WEIGHTS
 from pyro_vaes.training.history import History
@@ -43,19 +42,19 @@ __all__ = ["CHECKPOINT", "RunState", "Saved", "check_same", "identity_of", "read
 CHECKPOINT = Path("checkpoint") / "state.safetensors"
 
 Saved = tuple[Groups, dict[str, Any]]
-"""What a checkpoint holds: groups of tensors, and its record."""
+"""The contents of a checkpoint: groups of tensors, and its record."""
 
 
 @dataclasses.dataclass
 class Within:
-    """How far an epoch has come: what a checkpoint within it holds besides.
+    """The progress within an epoch: the additional contents of a checkpoint inside it.
 
     Attributes:
-        order: state of the generator of the data's order as the epoch began.
-        good: the weights as it began, which a loss that is not finite gives back.
+        order: state of the generator of the data's order at the start of the epoch.
+        good: the weights at its start, restored after a loss that is not finite.
         total: the sum of the losses of its steps so far.
-        steps: how many these are.
-        seconds: what they took.
+        steps: the number of these steps.
+        seconds: the time they took.
     """
 
     order: Tensor
@@ -67,17 +66,17 @@ class Within:
 
 @dataclasses.dataclass
 class RunState:
-    """All that an epoch of training changes.
+    """Everything that an epoch of training changes.
 
     Attributes:
         vae: the model, with the weights of the last step.
-        objective: may learn too: a divergence with a critic.
-        history: what happened so far.
-        order: draws the order of the data.
-        best: the weights that validated best, if any have.
-        average: the weights' moving average, if one is kept.
-        optimizer: of the weights, once there is one.
-        within: how far the epoch under way has come; None between two.
+        objective: a divergence in it may have a critic, which learns too.
+        history: the record of the epochs so far.
+        order: the generator of the data's order.
+        best: the weights with the best validation, if any.
+        average: the moving average of the weights, if one is kept.
+        optimizer: of the weights; None before training starts.
+        within: the progress within the current epoch; None between epochs.
     """
 
     vae: VAE
@@ -91,19 +90,19 @@ class RunState:
     _pairs: tuple[list[Tensor], list[Tensor]] | None = None
 
     def follow(self, decay: float) -> None:
-        """Takes the average, if one is kept, a step after the weights."""
+        """Updates the moving average, if one is kept, after a step."""
         if self.average is None:
             return
         if self._pairs is None:
             now = named_tensors(self.vae)
-            # Looked up once: these views follow the weights, and one call updates them all.
+            # Looked up once: the tensors are shared with the weights, and one call updates all.
             names = [name for name, tensor in self.average.items() if tensor.is_floating_point()]
             self._pairs = [self.average[n] for n in names], [now[n] for n in names]
         torch._foreach_lerp_(*self._pairs, 1 - decay)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Lends the VAE the average, if one is kept."""
+        """Inside, the VAE has the averaged weights, if an average is kept."""
         if self.average is None:
             yield
             return
@@ -115,16 +114,16 @@ class RunState:
             fill(self.vae, own)
 
     def candidate(self) -> dict[str, Tensor]:
-        """A copy of the weights that would be kept now."""
+        """A copy of the weights to keep if training ended now."""
         return copied(self.average or named_tensors(self.vae))
 
     def keep(self) -> None:
-        """Leaves the VAE with the best weights, or the average if none have been chosen."""
+        """Gives the VAE the best weights, or the average if none were chosen."""
         if self.best is not None or self.average is not None:
             fill(self.vae, cast("dict[str, Tensor]", self.best or self.average))
 
     def epoch(self) -> Within:
-        """The epoch under way, which begins now unless a checkpoint stood within it."""
+        """The progress within the current epoch, which starts now unless a checkpoint had it."""
         if self.within is None:
             now = named_tensors(self.vae)
             total = torch.zeros((), device=self.vae.device)
@@ -132,11 +131,11 @@ class RunState:
         return self.within
 
     def batches(self, split: Split, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """The batches of the epoch under way that are still to come."""
+        """The remaining batches of the current epoch."""
         within = self.epoch()
         found = batches(split, size, self.order)
         if within.steps:
-            # Those of before are drawn again, for their order and transforms; the noise is not.
+            # Earlier batches are drawn again, for order and transforms; the noise is restored.
             with torch.random.fork_rng():
                 self.order.set_state(within.order)
                 for _ in itertools.islice(found, within.steps):
@@ -169,7 +168,7 @@ class RunState:
         return groups
 
     def record(self, options: FitOptions, identity: Mapping[str, Any]) -> dict[str, Any]:
-        """What stands beside the groups."""
+        """The record of a checkpoint."""
         return {
             "options": dataclasses.asdict(options),
             "identity": identity,
@@ -182,17 +181,16 @@ class RunState:
         return {"steps": self.within.steps, "seconds": self.within.seconds}
 
     def take_up(self, saved: Saved, path: Path) -> None:
-        """Goes back to a saved state.
+        """Restores a saved state.
 
         Raises:
-            RunFolderError: if it is not one of this run; ``path`` is named.
+            RunFolderError: if it is of another run; names ``path``.
         """
         try:
             self._take_up(*saved, path)
         except RunFolderError:
             raise
-        # A whole file of ours that is no checkpoint of this run: made by hand, or by a version that
-        # kept other things.
+        # An intact file that is no checkpoint of this run: made by hand or by another version.
         except (AttributeError, KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
             raise RunFolderError(
                 f"Expected a checkpoint of this run at {path}; got another "
@@ -226,23 +224,18 @@ class RunState:
             self.within = Within(groups["generator"]["order"], good, total, **record["within"])
 
 
-def write_checkpoint(out: Path, groups: Groups, record: Mapping[str, Any]) -> None:
-    """Writes a state to the run folder, whole or not at all."""
-    write_groups(out / CHECKPOINT, groups, record)
-
-
 def read_checkpoint(out: Path) -> Saved | None:
-    """What a run is to go on from; None if it has not come as far.
+    """Reads the checkpoint of a run; None if it has none yet.
 
     Raises:
-        RunFolderError: if it is damaged, or gone from beside the weights, which a run that begins
-            anew would write over.
+        RunFolderError: if the checkpoint is damaged, or missing where there are weights, which a
+            new run would overwrite.
     """
     if (out / CHECKPOINT).exists():
         return read_groups(out / CHECKPOINT)
     if (out / WEIGHTS).exists():
         raise RunFolderError(
-            f"Expected {CHECKPOINT} beside the weights in {out}, to go on from; found none."
+            f"Expected {CHECKPOINT} next to the weights in {out}, to resume from; found none."
         )
     return None
 
@@ -250,7 +243,7 @@ def read_checkpoint(out: Path) -> Saved | None:
 def identity_of(
     vae: VAE, objective: Any, train: Split, record: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """What a resumed run must share with the one it goes on with, beside its options."""
+    """Facts, other than options, that a resumed run must share with the original."""
     digest = hashlib.sha256()
     train.digest(digest)
     if train.y is not None:
@@ -273,21 +266,19 @@ def identity_of(
 def check_same(
     record: Mapping[str, Any], options: FitOptions, identity: Mapping[str, Any], out: Path
 ) -> None:
-    """Refuses to go on with a run of other options, data or architecture.
+    """Refuses to resume a run of other options, data or architecture.
 
     Args:
         record: of the checkpoint.
-        options: of the run that would go on.
+        options: of the run that resumes.
         identity: see :func:`identity_of`.
-        out: the run folder, to be named.
+        out: the run folder, for the message.
 
     Raises:
         RunFolderError: if it is another run.
     """
     if not {"options", "identity", "history"} <= record.keys():
-        raise RunFolderError(
-            f"Expected a checkpoint at {out}; got a file that lacks what one holds."
-        )
+        raise RunFolderError(f"Expected a checkpoint at {out}; got a file without its parts.")
     changed = options.changed_since(record["options"])
     if changed:
         raise RunFolderError(

@@ -1,9 +1,9 @@
-"""Processes that share each batch and take, together, the steps that one process would take.
+"""Data-parallel training: processes share each batch and take the steps of one process.
 
-Started by ``torchrun``, every process walks through the same batches in the same order, computes on
-its own rows of each, with the noise that these rows have in one process, and adds its gradient to
-the others'. A loss is a sum over data, so the sum of the gradients is that of the whole batch:
-weights and optimisers stay equal, and the number of processes is no property of a run.
+Under ``torchrun`` every process goes through the same batches in the same order, computes on its
+own rows of each, with the noise that these rows have in one process, and sums gradients with the
+others. A loss is a sum over data, so this is the gradient of the whole batch: weights and
+optimisers stay equal, and the result does not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from pyro_vaes.core.errors import InputError, RunError
 from pyro_vaes.inference.noise import Rows, drawing_rows
+from pyro_vaes.training.options import OptionError
 from pyro_vaes.training.signals import asked
 
 __all__ = ["ALONE", "PeerError", "Processes", "SharingError", "join_processes"]
@@ -31,32 +32,28 @@ __all__ = ["ALONE", "PeerError", "Processes", "SharingError", "join_processes"]
 
 T = TypeVar("T")
 
-# On a GPU a look at the wish to stop waits for all steps so far: not at every one.
+# Reading the stop flag synchronises a GPU, so it is read every 50 steps only.
 _STEPS_BETWEEN_LOOKS = 50
-# Rows that depend on each other, or on draws that each process would make for itself.
+# Layers whose rows depend on each other, or on separate draws in each process.
 _UNSHAREABLE = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
 
 
 class PeerError(RunError):
-    """Another process of the run has failed or was lost; the message is one line."""
+    """Another process of the run failed or ended; the message is one line."""
 
 
-class SharingError(ValueError):
-    """An option that processes cannot share a batch with, in ``option``; the message says why."""
-
-    def __init__(self, option: str, message: str) -> None:
-        super().__init__(message)
-        self.option = option
+class SharingError(OptionError):
+    """An option with which processes cannot share a batch; the message says why."""
 
 
 class Processes:
-    """The processes of a run as one of them sees them; a single one does nothing special.
+    """The processes of a run; with a single one, all methods are trivial.
 
-    All must call the same methods in the same order.
+    All processes must call the same methods in the same order.
 
     Attributes:
-        rank: the number of this process; 0 is the one that writes and prints.
-        size: how many there are.
+        rank: the number of this process; process 0 writes and prints.
+        size: the number of processes.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0) -> None:
@@ -69,7 +66,7 @@ class Processes:
     def sharing(
         self, model: Callable[..., Any], guide: Callable[..., Any]
     ) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        """A model and guide over the rows of a batch, to be called on what :meth:`part` returns."""
+        """Model and guide for this process's rows; they take the result of :meth:`part`."""
         if self.size == 1:
             return model, guide
 
@@ -80,9 +77,9 @@ class Processes:
         return lambda *args: model(*args[:-1]), shared_guide
 
     def part(self, batch: tuple[Tensor, ...]) -> tuple[Any, ...]:
-        """This process's rows of a batch, and which they are.
+        """This process's rows of a batch, and their indices.
 
-        One that is left without any goes through the first row, and its part counts for nothing.
+        A process without rows computes on the first row with weight zero.
         """
         if self.size == 1:
             return batch
@@ -92,15 +89,15 @@ class Processes:
         stop = start + each + (self.rank < more)
         self._idle = start == stop
         rows = Rows(0, 1, total) if self._idle else Rows(start, stop, total)
-        # Which rows is an argument: a recorded step holds for them and no others.
+        # The indices are an argument: a recorded step is valid for them only.
         return *(tensor[rows.start : rows.stop] for tensor in batch), rows
 
     def combine(self, params: Sequence[Tensor], loss: Tensor) -> Tensor:
-        """Adds up gradients, in place, and the loss, which is returned.
+        """Sums gradients over the processes, in place, and returns the summed loss.
 
         Raises:
-            KeyboardInterrupt: in all processes, if one was told to stop; see :meth:`at_work`.
-            PeerError: if one is lost.
+            KeyboardInterrupt: in all processes, if one was interrupted; see :meth:`at_work`.
+            PeerError: if a process ended.
         """
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
         flat = torch.cat([grad.reshape(-1) for grad in grads])
@@ -120,7 +117,7 @@ class Processes:
         return flat[-2].to(loss.dtype)
 
     def total(self, term: Tensor) -> Tensor:
-        """The sum of a term of the loss over the whole batch, in a form that can be recorded."""
+        """The sum of a term of the loss over the whole batch, as a recordable operation."""
         from torch.distributed._functional_collectives import all_reduce
 
         term = torch.zeros_like(term) if self._idle else term
@@ -128,7 +125,7 @@ class Processes:
             return all_reduce(term, "sum", cast(Any, dist.group.WORLD))
 
     def figures(self, *values: float) -> tuple[float, ...]:
-        """The sums of figures of the whole data, from each process's over its parts."""
+        """Sums of figures over the processes."""
         if self.size == 1:
             return values
         sums = self._place.new_tensor(values, dtype=torch.float64)
@@ -137,7 +134,7 @@ class Processes:
 
     @property
     def weight(self) -> float:
-        """What a figure over this process's last part counts, 0 if it had no row of its own."""
+        """The weight of this process's last rows: 0 if it had none, else 1."""
         return 0.0 if self._idle else 1.0
 
     def _add_up(self, tensor: Tensor) -> None:
@@ -159,7 +156,7 @@ class Processes:
                 "mode",
                 mode != "cuda_graph",
                 "auto, eager, traced or compiled (a CUDA graph would hold gradients and optimiser, "
-                "and the gradients are added up between the two)",
+                "and gradients are summed between the two)",
                 mode,
             ),
             ("batch_size", batch_size >= self.size, "at least a datum for each", str(batch_size)),
@@ -178,7 +175,7 @@ class Processes:
                 )
 
     def check_modules(self, module: nn.Module) -> None:
-        """Refuses networks in which a row's output depends on more than its input.
+        """Refuses networks in which a row's output depends on other rows or on draws.
 
         Raises:
             ValueError: naming the layer.
@@ -191,10 +188,10 @@ class Processes:
                 )
 
     def check_same(self, facts: Mapping[str, Any]) -> None:
-        """Refuses to go on if JSON-ready facts are not the same in all processes.
+        """Refuses JSON-ready facts that differ between processes.
 
         Raises:
-            ValueError: in all of them, naming the fact.
+            ValueError: in all processes, naming the fact.
         """
         first, *others = [json.loads(text) for text in self._exchange(json.dumps(facts))]
         for number, other in enumerate(others, 1):
@@ -206,39 +203,39 @@ class Processes:
                     )
 
     def broadcast(self, tensors: Mapping[str, Tensor]) -> None:
-        """Gives all processes the first one's tensors, in place."""
+        """Copies the first process's tensors to all others, in place."""
         if self.size > 1:
             with self._linked(), torch.no_grad():
                 for tensor in tensors.values():
                     dist.broadcast(tensor, 0)
 
     def agree(self, value: T) -> T:
-        """The first process's value, which JSON can hold."""
+        """The first process's value, which must be JSON-ready."""
         return cast(T, json.loads(self._exchange(json.dumps(value))[0]))
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """What fails inside in one process fails in all.
+        """Inside, a failure of one process is raised in all.
 
         Raises:
-            PeerError: where nothing failed but elsewhere.
+            PeerError: in the processes that did not fail themselves.
         """
         failure: Exception | None = None
         try:
             yield
         except Exception as error:
             failure = error
-        told = self._exchange("" if failure is None else str(failure) or repr(failure))
+        messages = self._exchange("" if failure is None else str(failure) or repr(failure))
         if failure is not None:
             raise failure
-        for number, message in enumerate(told):
+        for number, message in enumerate(messages):
             if message:
                 raise PeerError(f"Process {number} failed: {message}")
 
     def in_turn(self, function: Callable[[], T]) -> T:
-        """Calls a function in one process of each machine, then in the others.
+        """Calls a function in one process per machine, then in the others.
 
-        For what fetches a file that the others find.
+        So one process downloads a file and the others find it.
         """
         results = []
         for now in (self.local_rank == 0, self.local_rank > 0):
@@ -249,9 +246,9 @@ class Processes:
 
     @contextmanager
     def at_work(self, objective: Any) -> Iterator[None]:
-        """Training together: one that is interrupted stops all after the same step.
+        """Inside, processes train together; an interrupt of one stops all after the same step.
 
-        An objective that weighs a sum over the batch is shown that of all processes.
+        An objective that weighs a sum over the batch gets the sum over all processes.
         """
         if self.size == 1:
             yield
@@ -277,7 +274,7 @@ class Processes:
     # --- between processes ---------------------------------------------------------------------
 
     def _exchange(self, text: str) -> list[str]:
-        """Everyone's text, in order. Bytes, so that nothing that is received can be executed."""
+        """The texts of all processes, in order. Sent as bytes: nothing received is executed."""
         if self.size == 1:
             return [text]
         data = text.encode()
@@ -294,7 +291,7 @@ class Processes:
 
     @property
     def _place(self) -> Tensor:
-        """A tensor where a few numbers can be sent from."""
+        """A tensor on a device from which the group can send."""
         types = cast(Any, dist.group.WORLD)._device_types
         return torch.zeros((), device="cpu" if torch.device("cpu") in types else "cuda")
 
@@ -304,7 +301,7 @@ class Processes:
             yield
         except RuntimeError as error:
             raise PeerError(
-                f"Expected all {self.size} processes to go on; one was lost. A run with a folder "
+                f"Expected all {self.size} processes to continue; one ended. A run with a folder "
                 "can be resumed from its last checkpoint, with any number of processes."
             ) from error
 
@@ -313,10 +310,10 @@ ALONE = Processes()
 
 
 def join_processes() -> Processes:
-    """The processes that share this run: those that ``torchrun`` started, else this one alone.
+    """The processes that share this run: those started by ``torchrun``, else this one alone.
 
-    At the first call they are connected, over NCCL if each has a GPU of its own and gloo otherwise,
-    until they end. A default process group that the caller has made is used as it is.
+    The first call connects them, over NCCL if each has its own GPU and over gloo otherwise. An
+    existing default process group is used as it is.
     """
     if not dist.is_available():
         return ALONE
@@ -332,10 +329,10 @@ def join_processes() -> Processes:
 
 
 def refuse_tasks() -> None:
-    """Refuses to run as one of several tasks of a cluster, each of which would do the same.
+    """Refuses to run as one of several identical tasks of a cluster.
 
     Raises:
-        InputError: naming the variable that says so.
+        InputError: naming the environment variable that shows it.
     """
     if not (dist.is_available() and (dist.is_initialized() or dist.is_torchelastic_launched())):
         _refuse_ranks("SLURM_STEP_NUM_TASKS", "SLURM_PROCID")
@@ -347,7 +344,7 @@ def _refuse_ranks(size: str, rank: str) -> None:
     if rank in os.environ and tasks != "1":
         raise InputError(
             f"Expected several processes to be started by torchrun; got {size}={tasks} without "
-            f"it. For runs that have nothing to do with each other, unset {size}."
+            f"it. For independent runs, unset {size}."
         )
 
 
@@ -355,9 +352,9 @@ def _connect(local_rank: int, here: int) -> None:
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if gpus:
         torch.cuda.set_device(local_rank % gpus)
-    # Its functions have the group of all processes for a default. Imported later, as recording and
-    # compiling do, they would keep the group alive beyond the disconnection, and a thread of it
-    # that lets a tensor go while the interpreter ends aborts the process
+    # Its functions have the group of all processes as a default. If they were imported later, as by
+    # recording and compiling, they would keep the group alive after it is destroyed, and one of its
+    # threads that frees a tensor at exit aborts the process
     # (github.com/pytorch/pytorch/pull/179291).
     importlib.import_module("torch.distributed.nn")
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpus >= here else "gloo")
@@ -365,7 +362,7 @@ def _connect(local_rank: int, here: int) -> None:
 
 
 def _disconnect() -> None:
-    """Ends the group's threads; at the end of the process, one that was lost is no news."""
+    """Ends the group's threads; at exit, peers that have already ended are ignored."""
     with suppress(RuntimeError):
         if dist.is_initialized():
             dist.destroy_process_group()

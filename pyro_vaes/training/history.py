@@ -1,4 +1,4 @@
-"""What a training run records of each epoch."""
+"""The record of a training run."""
 
 from __future__ import annotations
 
@@ -14,12 +14,20 @@ __all__ = ["History", "NonFiniteError"]
 
 
 class NonFiniteError(RunError):
-    """Training met a loss that is not finite; the message names the site."""
+    """A loss in training was not finite; the message names the site."""
 
 
 @dataclasses.dataclass
 class History:
-    """What happened in training.
+    """The record of a training run.
+
+    >>> history = pv.fit(vae, torch.randn(100, 4), epochs=2, progress=False)
+    >>> history.epochs, history.stopped
+    (2, 'epochs')
+
+    >>> history = pv.fit(vae, torch.randn(100, 4), epochs=2, progress=False)
+    >>> history.epochs, history.stopped
+    (2, 'epochs')
 
     Attributes:
         records: one dictionary an epoch: ``epoch``, ``train_loss`` (the objective, nats per datum),
@@ -32,8 +40,8 @@ class History:
             ``interrupted``.
         mode: how steps were run, see :class:`~pyro_vaes.inference.svi.FastSVI`.
         device: where they were run.
-        threads: on how many threads of the processor, the last time.
-        precision_shift: what the precision of training does to the bound: the validation ELBO in it
+        threads: CPU threads used, at the last call.
+        precision_shift: effect of the precision of training on the bound: the validation ELBO in it
             minus that in float32, nats per datum, same weights and noise; None for float32.
     """
 
@@ -48,12 +56,12 @@ class History:
 
     @property
     def epochs(self) -> int:
-        """Epochs trained, those before a resumption included."""
+        """Epochs trained, including those before a resumption."""
         return len(self.records)
 
     @property
     def seconds(self) -> float:
-        """Seconds spent in epochs, validation included."""
+        """Seconds spent in epochs, including validation."""
         return sum(record["seconds"] for record in self.records)
 
 

@@ -1,4 +1,4 @@
-"""The options of ``fit``, checked, and what their names stand for."""
+"""The options of ``fit``: checks, and the meaning of their names."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ __all__ = [
     "COMPILE_FROM_STEPS",
     "TRACE_FROM_STEPS",
     "FitOptions",
+    "OptionError",
     "auto_mode",
     "check_objective",
     "computed_in",
@@ -29,15 +30,23 @@ __all__ = [
 ]
 
 
-# From this many steps on, recording a step (a second) pays.
+# From this many steps on, recording a step (one second) pays off.
 TRACE_FROM_STEPS = 200
-# From this many steps on, of one model or of all in a joint program, compiling (some 20 s) pays.
+# From this many steps on, of one model or of all in a joint program, compiling (20 s) pays off.
 COMPILE_FROM_STEPS = 30_000
+
+
+class OptionError(ValueError):
+    """A value that does not fit the data or the machine; ``option`` is the option's name."""
+
+    def __init__(self, option: str, message: str) -> None:
+        super().__init__(message)
+        self.option = option
 
 
 @dataclasses.dataclass(frozen=True)
 class FitOptions:
-    """The options that decide what is computed: two runs with the same ones are the same."""
+    """The options that determine the result: two runs with equal options are equal."""
 
     epochs: int
     batch_size: int
@@ -66,7 +75,7 @@ class FitOptions:
         return cls(**{field.name: arguments[field.name] for field in dataclasses.fields(cls)})
 
     def warmup(self, steps_per_epoch: int) -> int:
-        """The steps over which the KL weight rises; refused if training ends before."""
+        """The steps over which the KL weight rises; refused if training is not longer."""
         steps = self.warmup_steps or round(self.warmup_epochs * steps_per_epoch)
         if steps >= self.epochs * steps_per_epoch:
             raise ValueError(
@@ -76,7 +85,7 @@ class FitOptions:
         return steps
 
     def check(self, has_val: bool) -> None:
-        """Refuses options that make no sense."""
+        """Refuses invalid options."""
         positive(epochs=self.epochs, batch_size=self.batch_size)
         if self.patience is not None:
             positive(patience=self.patience)
@@ -113,13 +122,13 @@ class FitOptions:
 
 
 def auto_mode(*, steps: int, recordable: bool, captures: bool, before: str | None = None) -> str:
-    """How ``auto`` runs steps: as before a resumption, or by their number and the device.
+    """The mode that ``auto`` stands for: that before a resumption, or by steps and device.
 
     Args:
         steps: of the whole training.
         recordable: whether a step can be recorded.
         captures: whether a CUDA graph can hold it.
-        before: the mode of the run that is resumed, which may have begun on another machine.
+        before: the mode of the run that is resumed, perhaps started on another machine.
     """
     if before is not None:
         return "traced" if before == "cuda_graph" and not captures else before
@@ -134,7 +143,7 @@ def device_of(name: str | torch.device) -> torch.device:
     """The device of that name (``cuda:1`` is the second); ``auto`` is CUDA if there, else the CPU.
 
     Raises:
-        ValueError: for a device that this machine has not, or that steps are not run on.
+        ValueError: for a device that this machine lacks, or that is not supported.
     """
     counts = {
         "cpu": 1,
@@ -154,7 +163,7 @@ def device_of(name: str | torch.device) -> torch.device:
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Sets the learning rate of the next step."""
     for group in optimizer.param_groups:
-        if isinstance(group["lr"], torch.Tensor):  # A CUDA graph reads it where it is.
+        if isinstance(group["lr"], torch.Tensor):  # A CUDA graph reads it from this tensor.
             group["lr"].fill_(rate)
         else:
             group["lr"] = rate
@@ -162,9 +171,9 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 @contextmanager
 def training_state(device: torch.device) -> Iterator[None]:
-    """Torch's global state as training needs it, whatever the caller has set it to.
+    """Torch's global state as training needs it, whatever the caller's settings.
 
-    Under ``no_grad`` epochs would pass and nothing would be learned.
+    Under ``no_grad``, for example, nothing would be learned.
     """
     with (
         torch.inference_mode(False),
@@ -176,9 +185,9 @@ def training_state(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def computed_in(precision: str, device: torch.device) -> Iterator[None]:
-    """Multiplies matrices in a precision; densities and weights stay as they are."""
+    """Inside, matrix products have this precision; densities and weights keep theirs."""
     if precision == "bf16":
-        # No cache of cast weights: a step may change them inside.
+        # No cache of cast weights: the step changes them inside.
         with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):
             yield
     elif precision == "tf32":
@@ -193,7 +202,7 @@ def computed_in(precision: str, device: torch.device) -> Iterator[None]:
 
 
 def check_objective(objective: Any) -> None:
-    """Refuses what cannot be minimised, a class for instance."""
+    """Refuses an objective that cannot be minimised, such as a class."""
     if isinstance(objective, type) or not callable(getattr(objective, "loss", None)):
         named = isinstance(objective, type)
         got = f"the class {objective.__name__} (call it)" if named else f"{objective!r:.60}"
@@ -209,7 +218,7 @@ def check_objective(objective: Any) -> None:
 
 
 def json_ready(record: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """Facts with plain numbers, refused before the work if JSON cannot hold them."""
+    """Facts with plain numbers; refused before training if JSON cannot hold them."""
     facts = None if record is None else cast("dict[str, Any]", plain(dict(record)))
     try:
         json.dumps(facts)

@@ -1,7 +1,7 @@
-"""The folder of a run as its training sees it: what is taken up from it and written to it.
+"""Reads and writes a training run's folder.
 
 Metrics are appended after each epoch. The checkpoint, then weights that are better than those on
-disk, are written whole by a thread beside the training.
+disk, are written atomically by a thread while training continues.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from pyro_vaes.storage.files import (
     contents,
     write_text,
 )
-from pyro_vaes.storage.tensors import write_tensors
+from pyro_vaes.storage.tensors import write_groups, write_tensors
 from pyro_vaes.storage.weights import WEIGHTS, save
 from pyro_vaes.training.checkpoint import (
+    CHECKPOINT,
     RunState,
     Saved,
     check_same,
     read_checkpoint,
-    write_checkpoint,
 )
 from pyro_vaes.training.history import metrics_line
 from pyro_vaes.training.options import FitOptions
@@ -40,24 +40,24 @@ __all__ = ["METRICS", "RunFolder"]
 
 METRICS = "metrics.jsonl"
 
-# At least so long between two checkpoints: what a kill may cost.
+# Least time between two checkpoints: what a kill may cost.
 _CHECKPOINT_SECONDS = 2.0
-# At most so long between two, however long an epoch is.
+# Most time between two, however long an epoch is.
 _WITHIN_SECONDS = 60.0
 
 
 class RunFolder:
-    """Keeps a run; without a path, nothing is kept.
+    """Saves a run; without a path, nothing is saved.
 
     Args:
         path: of the folder.
         options: of the run.
-        record: what the caller keeps beside the weights.
-        identity: gives what a run that goes on with this one must share with it; it reads all data,
-            so that it is asked at most once and only if needed.
+        record: the caller's facts to save with the weights.
+        identity: returns the facts that a resumed run must share with this one. It reads all data,
+            so it is called at most once, when needed.
 
     Attributes:
-        path: may be taken away from a process that only reads.
+        path: set to None in a process that only reads.
     """
 
     def __init__(
@@ -78,11 +78,11 @@ class RunFolder:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What a run that goes on with this one must share with it, beside the options."""
+        """Facts, other than options, that a resumed run must share with this one."""
         return self._identity()
 
     def saved(self, resume: bool) -> Saved | None:
-        """The checkpoint to go on with, None to begin.
+        """The checkpoint to resume from; None for a new run.
 
         Raises:
             RunFolderError: if the folder holds another run, or files that are in the way.
@@ -97,12 +97,12 @@ class RunFolder:
         if not resume and contents(self.path) - {CONFIG}:
             raise RunFolderError(
                 f"Expected an empty or new folder for out; got {self.path}, which holds files "
-                "(resume to go on with the run in it)."
+                "(resume to continue the run in it)."
             )
         return None
 
     def begin(self, state: RunState) -> None:
-        """Brings the files to where the run is: a kill may have come between two of them."""
+        """Brings all files to the state of the run: a kill may have come between two writes."""
         if self.path is None:
             return
         self._configure(self.path)
@@ -111,12 +111,12 @@ class RunFolder:
         if records or (self.path / METRICS).exists():
             write_text(self.path / METRICS, "".join(map(metrics_line, records)))
         if state.best is not None:
-            # What the file says of the run may have changed as well.
+            # The facts saved with them may have changed as well.
             write_tensors(self.path / WEIGHTS, state.best, self._facts())
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """Inside, the run trains; leaving waits for the last write."""
+        """Inside, writes run in the background; leaving waits for the last."""
         self._next_within = time.monotonic() + _WITHIN_SECONDS
         self._board = tensorboard(self.path)
         try:
@@ -127,7 +127,7 @@ class RunFolder:
                 self._board.close()
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Appends what an epoch came to."""
+        """Appends the record of an epoch."""
         if self.path is not None:
             self._check_place(self.path)
             append_text(self.path / METRICS, metrics_line(record))
@@ -136,10 +136,10 @@ class RunFolder:
                 self._board.add_scalar(name, value, record["epoch"])
 
     def write(self, state: RunState, improved: bool, ended: bool) -> None:
-        """Writes the checkpoint, then better weights, while training goes on.
+        """Writes the checkpoint, then better weights, while training continues.
 
         A kill in between costs nothing: the weights are also in the checkpoint. Epochs may be much
-        shorter than the writing: those that follow a checkpoint closely have none of their own.
+        shorter than a write, so those soon after a checkpoint get none.
         """
         self._better = self._better or improved
         if self.path is None or not (ended or time.monotonic() >= self._next_write):
@@ -152,7 +152,7 @@ class RunFolder:
         path, best, facts = self.path, state.best, self._facts()
 
         def write() -> None:
-            write_checkpoint(path, groups, record)
+            write_groups(path / CHECKPOINT, groups, record)
             if improved and best is not None:
                 write_tensors(path / WEIGHTS, best, facts)
 
@@ -160,37 +160,37 @@ class RunFolder:
 
     @property
     def due(self) -> bool:
-        """Whether the last checkpoint is so long ago that one is due within an epoch."""
+        """Whether a checkpoint within the epoch is due."""
         return self.path is not None and time.monotonic() >= self._next_within
 
     def _check_place(self, path: Path) -> None:
-        """Notices that the folder was moved or deleted, where a new one would be half a run."""
+        """Raises if the folder was moved or deleted, as a new one would hold half a run."""
         if self._place is not None and _place(path) != self._place:
             raise RunFolderError(
                 f"Expected {path} to stay where it is while its run trains; it was moved or "
-                "deleted. The run can be resumed where its folder now is, from its last checkpoint."
+                "deleted. Resume the run where its folder is now, from its last checkpoint."
             )
 
     def keep(self, vae: VAE) -> None:
-        """Writes the weights that a VAE has now."""
+        """Writes the current weights of a VAE."""
         if self.path is not None:
             self._check_place(self.path)
             self._configure(self.path)
             save(vae, self.path, self.record)
 
     def _configure(self, path: Path) -> None:
-        """Writes the options of a run that has them, once nothing is left that could refuse it."""
+        """Writes the options of a run that has them, after all checks have passed."""
         options = (self.record or {}).get("config")
         if isinstance(options, str):
             write_text(path / CONFIG, options)
 
     def _facts(self) -> dict[str, Any]:
-        """What is kept beside the weights."""
+        """The facts saved with the weights."""
         return {**(self.record or {}), "architecture": self.identity["architecture"]}
 
 
 def _place(path: Path) -> tuple[int, int] | None:
-    """What identifies a folder, whatever it is called; None without one."""
+    """The identity of a folder, whatever its name; None if it does not exist."""
     try:
         found = path.stat()
     except OSError:

@@ -1,8 +1,8 @@
-"""Signals that end a training: what has been done is saved first, at the end of a step.
+"""Signals that end training after a step, once the state is saved.
 
-Clusters send SIGTERM or SIGUSR1 some time before they kill a job, a closed terminal sends SIGHUP.
-Only a program watches signals (:func:`watched`); a training within it looks whether one has come
-(:func:`asked`) where its state is whole. In a program that does not, they do what they always do.
+Clusters send SIGTERM or SIGUSR1 some time before they kill a job; a closed terminal sends SIGHUP.
+Only a program handles signals (:func:`watched`); training checks for one (:func:`asked`) where its
+state is consistent. Elsewhere signals keep their usual effect.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["EndedWithin", "asked", "signals_noted", "watched"]
 
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGXCPU")
-# Handlers that nobody has chosen; an ignored signal (as under nohup) stays ignored.
+# Default handlers, which may be replaced; an ignored signal (as under nohup) stays ignored.
 _DEFAULTS = (signal.SIG_DFL, signal.default_int_handler)
 
 _asked = ""
@@ -27,17 +27,17 @@ _looking = False
 
 
 class EndedWithin(Exception):
-    """A training has ended within an epoch, at the wish of a signal, and saved its state."""
+    """Training ended within an epoch after a signal, with its state saved."""
 
 
 def asked() -> str:
-    """The name of the signal that asks the training to end, empty if none has come."""
+    """The name of the signal that asks training to end; empty without one."""
     return _asked
 
 
 @contextmanager
 def signals_noted() -> Iterator[None]:
-    """Inside, a signal waits until the training looks; a second one does not."""
+    """Inside, a first signal waits until training checks for it; a second one acts at once."""
     global _looking  # noqa: PLW0603
     _looking = True
     try:
@@ -48,10 +48,10 @@ def signals_noted() -> Iterator[None]:
 
 @contextmanager
 def watched() -> Iterator[None]:
-    """Inside, signals are noted for a training that looks, and end anything else at once.
+    """Inside, signals wait for training (see :func:`signals_noted`) and end anything else at once.
 
     Raises:
-        SignalStop: where nothing looks.
+        SignalStop: outside training.
     """
     global _asked  # noqa: PLW0603
     _asked = ""

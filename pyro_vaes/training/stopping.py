@@ -1,4 +1,4 @@
-"""When training stops: which epoch is the best, and when patience has run out."""
+"""Early stopping: the best epoch, and the end of patience."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class EarlyStopping:
     steps_per_epoch: int
 
     def improved(self, history: History, record: Mapping[str, Any]) -> bool:
-        """Whether an epoch validates best so far; if so, it is noted in the history."""
+        """Whether an epoch validates best so far; if so, the history records it."""
         if record["epoch"] * self.steps_per_epoch < self.warmup_steps:
             return False
         if not record["val_loss"] < history.best_val_loss:
@@ -36,7 +36,7 @@ class EarlyStopping:
         return True
 
     def out_of_patience(self, history: History) -> bool:
-        """Whether the last improvement lies ``patience`` epochs back."""
+        """Whether the last improvement was ``patience`` epochs ago."""
         if self.patience is None:
             return False
         warmed_up = math.ceil(self.warmup_steps / self.steps_per_epoch)

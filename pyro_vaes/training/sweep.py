@@ -1,8 +1,8 @@
-"""A sweep as one program: VAEs of one architecture trained together by batched parameters.
+"""A sweep as one program: VAEs of one architecture trained together, with batched parameters.
 
 Each model keeps its own seed, learning rate, KL weight, data order, noise and early stopping, and
-takes the steps it would take alone in ``fit``; what is shared is the work of the
-processor, which multiplies a stack of small matrices in far less time than one after another.
+takes the steps it would take alone in ``fit``. A stack of small matrices is multiplied in far less
+time than one matrix after another.
 """
 
 from __future__ import annotations
@@ -55,6 +55,14 @@ def fit_many(
 ) -> list[History]:
     """Trains VAEs of one architecture together, each as ``fit`` would alone.
 
+    >>> def build():
+    ...     posterior = pv.NormalPosterior(pv.MLP(4, [8]), latent_dim=2)
+    ...     likelihood = pv.NormalLikelihood(pv.MLP(2, [8]), event_shape=(4,))
+    ...     return pv.VAE(pv.NormalPrior(2), posterior, likelihood)
+    >>> histories = pv.fit_many([build() for _ in range(3)], torch.randn(100, 4), epochs=2)
+    >>> [history.epochs for history in histories]
+    [2, 2, 2]
+
     Args:
         vaes: models with the same parts; posteriors must draw by way of a normal (all of this
             library's do).
@@ -70,35 +78,22 @@ def fit_many(
         schedule: for all models.
         clip_norm: of each model's gradient.
         warmup_epochs: for all models.
-        patience: each model stops by itself.
+        patience: for each model separately.
         ema_decay: for all models.
         device: for all models.
         mode: ``traced`` or ``compiled``.
 
     Returns:
-        One history for each model, which has its best weights.
+        One history for each model; the models have their best weights.
 
     Raises:
         ValueError: for models of different architectures, or objectives that cannot be batched.
     """
-    count = len(vaes)
-    options = FitOptions(
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=1e-3,
-        optimizer=optimizer,
-        weight_decay=weight_decay,
-        schedule=schedule,
-        clip_norm=clip_norm,
-        warmup_epochs=warmup_epochs,
-        warmup_steps=0,
-        patience=patience,
-        ema_decay=ema_decay,
-        seed=0,
-        device=device,
-        mode=mode,
-    )
+    own = {"learning_rate": 1e-3, "warmup_steps": 0, "seed": 0, "precision": "float32"}
+    options, count = FitOptions.of({**locals(), **own}), len(vaes)
     options.check(val is not None)
+    if getattr(train, "weights", None) is not None:
+        raise ValueError("Expected rows without weights for a sweep; got some. Train one by one.")
     if mode not in ("traced", "compiled"):
         raise ValueError(f"Expected mode traced or compiled for a sweep; got {mode!r}.")
     objectives = objectives or [ELBO() for _ in vaes]
@@ -140,8 +135,8 @@ class _Terms(nn.Module):
 def _given_noise(noise: Tensor) -> Iterator[None]:
     """Makes normal distributions use ``noise`` for their next draw.
 
-    PyTorch fills a tensor in place there, which a batched function may not do; and each model is to
-    see the noise of its own seed.
+    PyTorch fills a tensor in place there, which a batched function must not do; and each model gets
+    the noise of its own seed.
     """
 
     def given(shape: Any, dtype: Any, device: Any) -> Tensor:
@@ -221,7 +216,7 @@ class _Sweep:
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         with _given_noise(noise):
             # A part that occurs twice (a VampPrior's posterior) is one module under two names,
-            # which PyTorch's own tying would swap twice and put back wrongly.
+            # which PyTorch's weight tying would swap twice and restore wrongly.
             log_likelihood, kl = functional_call(
                 self.module, (params, buffers), (x, y), tie_weights=False
             )
@@ -255,7 +250,7 @@ class _Sweep:
                 out = vmap(one)(params, buffers, *flat[n + len(buffer_names) :])
                 return (out[0], *out[1]) if kind == "terms" else out
 
-            # Validation is seldom: only the training step is worth compiling.
+            # Validation is rare: only the training step is worth compiling.
             compiled = self.options.mode == "compiled" and kind == "grad"
             self._programs[key] = Program(every, tensors, compiled)
         return self._programs[key](*tensors)
@@ -293,7 +288,7 @@ class _Sweep:
             group["lr"] = rates[0]
             self.optimizer.step()
             return
-        # At a rate of one the step is the direction, of which each model takes its share.
+        # At a rate of one the step is the direction; each model takes its rate times that.
         group["lr"], column = 1.0, self._column(rates)
         before = [p.clone() for p in self.params.values()]
         self.optimizer.step()
@@ -332,11 +327,11 @@ class _Sweep:
         return self.histories
 
     def _drop(self, rows: list[int]) -> None:
-        """Goes on with some of the models: those that have stopped take no time any more."""
+        """Keeps some rows of the stacks, so that stopped models cost no more time."""
         kept = torch.tensor(rows, device=self.device)
         for tensor in (*self.params.values(), *self.buffers.values()):
             tensor.data = tensor[kept]
-            tensor.grad = None  # Of another shape; the compiler would look at it.
+            tensor.grad = None  # Has another shape, which the compiler would check.
             for name, value in self.optimizer.state.get(tensor, {}).items():
                 if value.dim():  # A count of steps is the same for all.
                     self.optimizer.state[tensor][name] = value[kept]
@@ -367,7 +362,7 @@ class _Sweep:
         ]
 
     def _validate(self, val: Split) -> list[dict[str, float]]:
-        """Each model's validation figures, from the noise that it would see alone."""
+        """Each model's validation figures, with the noise it would have alone."""
         generators = [Generator().manual_seed(seed) for seed in self.seeds]
         count, n = len(self.members), len(val)
         inputs = [
@@ -384,7 +379,7 @@ class _Sweep:
         return [dict(zip(names, row, strict=True)) for row in rows]
 
     def _keep(self, improved: list[int]) -> None:
-        """Keeps the weights of the models, by their rows, that have just validated best."""
+        """Copies the weights of the models, given by row, that have just validated best."""
         now = self.average or self.params
         if self.best is None:
             self.best = {name: tensor.clone() for name, tensor in now.items()}

@@ -1,4 +1,4 @@
-"""What training watches: its history, its validation figures, and losses that are not finite."""
+"""Validation, checks on data and model, and the search for values that are not finite."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pyro_vaes.data.tables import filled
 from pyro_vaes.data.units import units_of
 from pyro_vaes.inference.elbo import ELBO, bound_terms
 from pyro_vaes.training.distributed import ALONE, Processes
+from pyro_vaes.training.options import OptionError
 from pyro_vaes.vae import VAE, evaluating
 
 __all__ = [
@@ -38,21 +39,21 @@ _ROWS, _NUMBERS = 4096, 2**22
 
 
 def arguments(vae: VAE, x: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:
-    """What model and guide are called with: labels only where a part takes them."""
+    """The arguments of model and guide: labels only if a part takes them."""
     return (x, y) if y is not None and vae.conditional else (x,)
 
 
 def validate(
     vae: VAE, objective: Any, val: Split, seed: int, processes: Processes = ALONE
 ) -> dict[str, float]:
-    """The validation figures, from the same noise at each call, so that epochs compare.
+    """The validation figures, with the same noise at each call, so that epochs can be compared.
 
     Args:
         vae: the model.
-        objective: what is minimised; judged at its full weights, whatever its warm-up.
+        objective: the loss; evaluated at its full weights, whatever its warm-up.
         val: validation data.
         seed: seed of the noise.
-        processes: those that share the rows, and all get the figures of the whole.
+        processes: those that share the rows; all get the figures of all rows.
 
     Returns:
         ``val_loss`` (the objective) and ``val_elbo``, ``val_reconstruction`` and ``val_kl`` (at
@@ -87,7 +88,7 @@ def validate(
 
 
 def _rows(objective: Any, val: Split) -> int:
-    """Rows to score at once: bounded with their particles, no row left for a batch of its own."""
+    """Validation batch size: bounded with particles counted; leaves no last batch of one row."""
     n, most = len(val), min(_ROWS, _NUMBERS // val.x[0].numel())
     rows = max(2, most // getattr(objective, "num_particles", 1))
     while n % rows == 1 < n:
@@ -96,28 +97,29 @@ def _rows(objective: Any, val: Split) -> int:
 
 
 def check_batches(objective: Any, split: Split, batch_size: int | None = None) -> None:
-    """Refuses data that would leave fewer in a batch than the objective can be estimated from.
+    """Refuses batches with fewer data than the objective needs.
 
     Args:
-        objective: what is minimised.
+        objective: the loss.
         split: training or validation data.
-        batch_size: of training; None for validation, which chooses its own.
+        batch_size: of training; None for validation, whose batch size is automatic.
 
     Raises:
-        ValueError: naming the batch.
+        OptionError: naming the batch.
     """
     least = getattr(objective, "min_data", 1)
     last = len(split) if batch_size is None else len(split) % batch_size or batch_size
     if last < least:
         of = "of validation data" if batch_size is None else f"at batch_size={batch_size}"
-        raise ValueError(
+        raise OptionError(
+            "divergence",
             f"Expected at least {least} data in a batch for {type(objective.divergence).__name__}; "
-            f"got {last} in the last one of {len(split)} {of}."
+            f"got {last} in the last one of {len(split)} {of}.",
         )
 
 
 def check_warmup(objective: Any, steps: int) -> None:
-    """Refuses a warm-up of the KL weight with an objective that has none."""
+    """Refuses a KL warm-up with an objective without a KL weight."""
     if steps and not isinstance(objective, ELBO):
         raise ValueError(
             "Expected an objective of pyro_vaes for a KL warm-up, for a many-sample bound has "
@@ -132,10 +134,10 @@ def divergence_of(objective: Any) -> str:
 
 
 def check_trainable(vae: VAE, split: Split, batch_size: int) -> None:
-    """Refuses a VAE whose tensors take no gradient, or whose batch norms would see a lone row.
+    """Refuses a VAE whose tensors take no gradient, or whose batch norms would get a single row.
 
     Raises:
-        ValueError: saying which.
+        ValueError: naming the reason.
     """
     if any(tensor.is_inference() for tensor in vae.state_dict().values()):
         raise ValueError(
@@ -151,19 +153,19 @@ def check_trainable(vae: VAE, split: Split, batch_size: int) -> None:
 
 
 def check_units(vae: VAE, x: Tensor) -> None:
-    """Warns if real data lie far from what a likelihood without their units begins with."""
+    """Warns if real data lie far from the initial range of a likelihood without their units."""
     strange = _strange_units(vae, x)
     if strange is not None:
-        warnings.warn(f"{strange} Before training, {_INITIALIZE}", stacklevel=4)
+        warnings.warn(f"{strange} Before training, {_INITIALIZE}", stacklevel=5)
 
 
 _INITIALIZE = "call likelihood.initialize_from(x) with the training data, or standardise them."
-# Spreads from the centre beyond which a single value, not training, is to blame.
+# A value more spreads than this from the centre is the likely cause of a failure.
 _FAR_OUT = 1e4
 
 
 def _strange_units(vae: VAE, x: Tensor) -> str | None:
-    """What is odd about data in units that the likelihood has not been told, if anything."""
+    """Describes data far from the units of the likelihood; None if they are close."""
     units = getattr(vae.likelihood, "units", None)
     if units is None or units[0].any() or (units[1] != 1).any():
         return None
@@ -181,7 +183,7 @@ def _strange_units(vae: VAE, x: Tensor) -> str | None:
 
 
 def advice(vae: VAE, x: Tensor, otherwise: str = "Try a lower learning_rate, or clip_norm.") -> str:
-    """What to do about a loss that is not finite: the data are looked at first."""
+    """Advice on a loss that is not finite; an outlier in the data is checked for first."""
     rows = filled(x).double().flatten(1)
     middle = rows.median(0).values
     distance = (rows - middle).abs()
@@ -215,10 +217,10 @@ def first_not_finite(vae: VAE, batch: tuple[Tensor, ...]) -> str:
 
 
 def on_device(split: Split, vae: VAE) -> Split:
-    """The rows where the model is, in its number format; refused if they would collapse in it."""
+    """The rows on the model's device and in its dtype; refused if values would collapse in it."""
     x = in_single(split.x) if vae.dtype == torch.float32 else split.x
     x = x.to(vae.device)
-    x = x.to(vae.dtype) if x.is_floating_point() else x  # Bytes wait for their batch.
+    x = x.to(vae.dtype) if x.is_floating_point() else x  # Bytes are converted in their batch.
     x = x.clone() if x.is_inference() else x
     y = None if split.y is None else split.y.to(vae.device)
     return dataclasses.replace(split, x=x, y=y, dtype=vae.dtype)

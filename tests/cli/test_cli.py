@@ -208,12 +208,12 @@ def test_evaluation_where_it_is_asked_for(capsys, finished, monkeypatch):
 def bad_files(folder):
     x = np.random.default_rng(0).normal(size=(20, 4))
     np.save(folder / "objects.npy", np.array([{}, {}], dtype=object), allow_pickle=True)
-    np.save(folder / "nan.npy", np.where(x > 1, np.nan, x))
+    np.save(folder / "gaps.npy", np.full_like(x, np.nan))
     np.save(folder / "inf.npy", np.where(x > 1, np.inf, x))
     np.save(folder / "none.npy", np.zeros((0, 4)))
     np.save(folder / "labelless.npy", x)
     (folder / "empty.npy").write_bytes(b"")
-    (folder / "damaged.npy").write_bytes((folder / "nan.npy").read_bytes()[:100])
+    (folder / "damaged.npy").write_bytes((folder / "gaps.npy").read_bytes()[:100])
     (folder / "pickle.npz").write_bytes(pickle.dumps({"x": 1}))
     (folder / "ragged.csv").write_text("1,2,3\n4,5\n")
     (folder / "words.txt").write_text("hello")
@@ -223,7 +223,7 @@ def bad_files(folder):
     "name",
     [
         "objects.npy",
-        "nan.npy",
+        "gaps.npy",
         "inf.npy",
         "none.npy",
         "empty.npy",
@@ -315,7 +315,7 @@ def test_damaged_checkpoint_is_not_resumed(capsys, tmp_path, finished):
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     refused(capsys, "train", "--resume", "--epochs", 4, "--out", folder)
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
-    # Beginning anew would write over the weights.
+    # A new run would overwrite the weights.
     path.unlink()
     line = refused(capsys, "train", "--resume", "--epochs", 4, "--out", folder)
     assert "checkpoint" in line and "weights" in line
@@ -361,12 +361,12 @@ def test_training_uses_the_digits_split():
 
 def test_parts_lists_what_the_flags_take(capsys):
     from pyro_vaes.runs import schema as config
-    from pyro_vaes.runs.registry import CATALOGUE
+    from pyro_vaes.runs.registry import REGISTRY
 
     capsys.readouterr()
     assert run("parts") == 0
     text = capsys.readouterr().out
-    for option, entries in CATALOGUE.items():
+    for option, entries in REGISTRY.items():
         if option != "objective":
             choices = set(config.OPTIONS[option].choices) - {"auto", "none"}
             assert choices == set(entries)

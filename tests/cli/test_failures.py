@@ -98,7 +98,7 @@ def test_what_is_refused_at_the_first_step_leaves_no_folder(capsys, data, tmp_pa
     def refused(*_: Any) -> Any:
         raise RunFolderError("Expected something else.")
 
-    monkeypatch.setattr("pyro_vaes.training.trainer._Trainer._check_processes", refused)
+    monkeypatch.setattr("pyro_vaes.training.trainer.Trainer._check_processes", refused)
     monkeypatch.chdir(tmp_path)
     for out in (["--out", "here/run"], []):
         ends(capsys, 2, "train", *SMALL, "--data", data, *out)

@@ -44,7 +44,7 @@ def test_the_mixture_at_the_corner_that_is_none(mixture):
 
 def test_the_charge_is_the_total_correlation(mixture):
     for dim in (2, 16):
-        # Components so far apart that each dimension tells which: (D - 1) log 2, less a little.
+        # Components so far apart that each dimension identifies one: (D - 1) log 2, less a little.
         exact = (dim - 1) * math.log(2)
         assert exact - 0.15 < mixture[f"correlation_{dim}"] < exact
 

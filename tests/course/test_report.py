@@ -1,6 +1,7 @@
 """The report: what it says, that it says it again, and what it refuses."""
 
 import base64
+import dataclasses
 import json
 import re
 import shutil
@@ -18,6 +19,7 @@ from pyro_vaes.course.report.defects import DefectsPage
 from pyro_vaes.course.report.documents import DocumentError, from_markdown, from_notebook, walked
 from pyro_vaes.course.report.report import ReportError, write_report
 from pyro_vaes.course.report.typesetting import to_html
+from pyro_vaes.experiments.page import Page
 
 ROOT = Path(__file__).resolve().parents[2]
 # One grey point.
@@ -26,23 +28,19 @@ PNG = base64.b64decode(
 )
 HAS_TEX = any(map(shutil.which, typesetting.ENGINES))
 
-PAGE = """# {title}
 
-How far may $\\beta$ go?
-
-| label | NLL |
-|---|---:|
-| beta = 1 | 81.98 ± 0.20 |
-
-![The curve bends.]({name}_curve.png)
-
-## Findings
-
-- NLL falls by {gap} nats.
-- A second finding.
-
-pyro_vaes 0, torch 2; made by `pyro-vaes study {name} --seeds 2`.
-"""
+def page_of(name, title, gap):
+    return Page(
+        title=title,
+        question="How far may $\\beta$ go?",
+        table=[["label", "NLL"], ["beta = 1", "81.98 ± 0.20"]],
+        notes=[],
+        figures=[(f"{name}_curve.png", "The curve bends.")],
+        findings=[f"NLL falls by {gap} nats.", "A second finding."],
+        claims=[],
+        made_by="pyro_vaes 0, torch 2.",
+        command=f"pyro-vaes study {name} --seeds 2",
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +57,7 @@ def results(tmp_path):
     folder.mkdir()
     for name, title, gap in (("zeta", "Zeta", 1), ("priors", "Priors", 2), ("beta", "Beta", 3)):
         Figure(figsize=(1, 1)).savefig(folder / f"{name}_curve.png")
-        (folder / f"{name}.md").write_text(PAGE.format(name=name, title=title, gap=gap))
+        page_of(name, title, gap).write(folder, name)
         rows = "".join(f"{name},beta = 1,{seed},81.5,1000,90\n" for seed in (0, 1))
         (folder / f"{name}.csv").write_text("study,label,seed,nll,num_samples,seconds\n" + rows)
     (folder / "digits.png").write_bytes((folder / "beta_curve.png").read_bytes())
@@ -213,7 +211,7 @@ def test_pictures_come_from_the_folder_of_their_source(how, tmp_path):
 def test_one_bad_picture_costs_one_picture(content, suffix, results, tmp_path, monkeypatch):
     without_tex(monkeypatch)
     (results / f"bad.{suffix}").write_bytes(content)
-    page = results / "beta.md"
+    page = results / "beta.json"
     page.write_text(page.read_text().replace("beta_curve.png", f"bad.{suffix}"))
     made = write_report(results, tmp_path / "out")
     (line,) = [line for line in made.remarks if line.startswith("Left out")]
@@ -303,7 +301,7 @@ def test_the_same_sources_give_the_same_bytes(results, notebooks, tmp_path, monk
     assert first == second
     moved = shutil.copytree(results, tmp_path / "elsewhere")
     assert write_report(moved, tmp_path / "c", notebooks).html.read_bytes() == first
-    (moved / "beta.md").write_text((moved / "beta.md").read_text().replace("by 3", "by 4"))
+    (moved / "beta.json").write_text((moved / "beta.json").read_text().replace("by 3", "by 4"))
     assert write_report(moved, tmp_path / "c", notebooks).html.read_bytes() != first
 
 
@@ -384,8 +382,12 @@ def spoil(what, results, notebooks):
         (results / "beta.csv").write_text("a,b\n1,2\n")
     elif what == "binary csv":
         (results / "beta.csv").write_bytes(b"\xff\xfe\x00")
-    elif what == "no heading":
-        (results / "beta.md").write_text("words\n")
+    elif what == "no page":
+        (results / "beta.json").write_text('"words"')
+    elif what == "a page without findings":
+        dataclasses.replace(page_of("beta", "Beta", 1), findings=[]).write(results, "beta")
+    elif what == "a page of something else":
+        dataclasses.replace(page_of("beta", "Beta", 1), findings=[[1]]).write(results, "beta")
     elif what == "no notebooks":
         shutil.rmtree(notebooks)
     elif what == "damaged notebook":
@@ -411,7 +413,9 @@ def spoil(what, results, notebooks):
         ("no rows", "beta.csv"),
         ("other columns", "beta.csv"),
         ("binary csv", "beta.csv"),
-        ("no heading", "beta.md"),
+        ("no page", "beta.json"),
+        ("a page without findings", "beta.json"),
+        ("a page of something else", "beta.json"),
         ("no notebooks", "notebooks"),
         ("damaged notebook", "02_flow_posteriors.ipynb"),
         ("no notebook", "02_flow_posteriors.ipynb"),

@@ -1,6 +1,7 @@
 """Laws of data sets, splits, batches and pseudo-inputs."""
 
 import dataclasses
+import hashlib
 import itertools
 
 import numpy as np
@@ -407,8 +408,11 @@ BAD = {
     "NaN labels": ((GOOD, torch.full((N,), float("nan"))), "whole numbers of at least 0; got nan"),
     "labels of objects": ((GOOD, [object()] * N), "labels that are real numbers; got dtype obj"),
     "masked labels": ((GOOD, np.ma.masked_equal(np.arange(N) % 2, 1)), "masked"),
-    "unix times": (1.6e9 + np.arange(50.0)[:, None], "single precision can tell apart.*Subtract"),
-    "whole unix times": (1_600_000_000 + np.arange(50)[:, None], "single precision can tell"),
+    "unix times": (1.6e9 + np.arange(50.0)[:, None], "single precision can distinguish.*Subtract"),
+    "whole unix times": (
+        1_600_000_000 + np.arange(50)[:, None],
+        "single precision can distinguish",
+    ),
     "empty data set": (Items([]), "at least one row"),
     "ragged data set": (Items([torch.zeros(2), torch.zeros(3)]), "one shape"),
     "data set of pictures": (Items([object()] * 3), "transform that makes tensors"),
@@ -698,3 +702,44 @@ def test_a_data_set_of_the_users_own_making():
     split = Split(rows())
     data = DataSet("mine", split, split, split, "real")
     assert data.event_shape == (5,) and "mine: 20 training" in data.describe()
+
+
+# --- weights --------------------------------------------------------------------------------------
+
+
+def test_an_epoch_draws_rows_by_their_weights():
+    x = torch.arange(4.0)[:, None]
+    split = Split(x, torch.arange(4), weights=[0.0, 1.0, 2.0, 5.0])
+    source = torch.Generator().manual_seed(0)
+    epochs = [list(batches(split, 3, source)) for _ in range(2000)]
+    assert all([len(rows) for rows, _ in epoch] == [3, 1] for epoch in epochs)
+    drawn = torch.cat([rows[:, 0] for epoch in epochs for rows, _ in epoch]).long()
+    labels = torch.cat([y for epoch in epochs for _, y in epoch])
+    assert torch.equal(drawn, labels)
+    share = drawn.bincount(minlength=4) / len(drawn)
+    # Of 8000 draws, within four errors.
+    torch.testing.assert_close(share, torch.tensor([0, 1, 2, 5]) / 8, atol=0.025, rtol=0)
+    assert share[0] == 0
+
+
+def test_rows_in_order_come_as_often_as_their_weights_say():
+    split = Split(torch.arange(6.0)[:, None], weights=torch.tensor([3, 0, 1, 1, 0, 1]))
+    (rows, _), *_ = batches(split, 6)
+    assert rows[:, 0].tolist() == [0, 0, 0, 2, 3, 5]
+    alike = Split(torch.arange(6.0)[:, None], weights=[0.25] * 6)
+    assert torch.equal(next(batches(alike, 6))[0], alike.x)
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, -1.0], [0.0, 0.0], [1.0, float("nan")], "ab"])
+def test_wrong_weights_are_refused(weights):
+    with pytest.raises(DataError, match="weight"):
+        Split(torch.zeros(2, 1), weights=weights)
+
+
+def test_weights_are_part_of_what_a_run_was_started_with():
+    digests = []
+    for weights in (None, [1.0, 2.0], [2.0, 1.0]):
+        digest = hashlib.sha256()
+        Split(torch.zeros(2, 1), weights=weights).digest(digest)
+        digests.append(digest.hexdigest())
+    assert len(set(digests)) == 3

@@ -107,7 +107,7 @@ def test_images_with_gaps_are_not_moved():
 def test_gaps_beyond_single_precision():
     x = 1.6e9 + torch.arange(50, dtype=torch.float64).unsqueeze(-1)
     x[3] = torch.nan
-    with pytest.raises(DataError, match="single precision can tell apart"):
+    with pytest.raises(DataError, match="single precision can distinguish"):
         pv.load_data(x)
     ok = torch.randn(50, 1, dtype=torch.float64)
     ok[0] = torch.nan

@@ -66,7 +66,7 @@ def as_prior(centers: Tensor) -> MixturePrior:
     ids=["normal", "other", "vamp", "MixturePrior", "VampPrior"],
 )
 def test_mixtures_are_joint(mixture, float64):
-    """A point between the components is far from both; a mixture of each dimension sees it near."""
+    """A point between the components is far from both, but near in a mixture per dimension."""
     z = torch.tensor([3.0, -3.0])
     exact = -math.log(2 * math.pi) - 18
     per_dimension = -math.log(2 * math.pi) + 2 * math.log((1 + math.exp(-18)) / 2)

@@ -355,7 +355,7 @@ def test_a_conditional_model_is_judged_given_the_label():
     x = torch.tensor([-1.0, 1.0])[torch.arange(300) // 3 % 2].unsqueeze(-1)
     line = Line(torch.ones(1, 1))
     labelled = evaluate(pv.VAE(pv.NormalPrior(1).double(), ByLabel(5.0, 0.0), line), (x, y))
-    # The label alone moves z: nothing is told of x.
+    # The label alone moves z: no information on x.
     assert labelled.given_label
     assert "given the label" in str(labelled)
     assert labelled.active_units == 0

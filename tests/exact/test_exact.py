@@ -85,7 +85,7 @@ def test_algebra_agrees_with_quadrature(guide, latent_dim):
 
 
 def as_family(normal, like):
-    """The same normal as a MultivariateNormal, beside which alone PyTorch knows its KL."""
+    """The same normal as a MultivariateNormal, for which alone PyTorch knows the KL."""
     if not isinstance(like, dist.MultivariateNormal):
         return normal
     return dist.MultivariateNormal(normal.mean, torch.diag_embed(normal.variance))

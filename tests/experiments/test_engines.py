@@ -232,7 +232,7 @@ def test_a_cluster_that_loses_a_worker_and_a_node_finds_what_one_process_finds(
     begun = Counter(run for run, _ in notes(log, "begun"))
     assert len(lost) == 2
     assert begun == Counter(runs) + Counter(name for name, _ in lost)
-    # They went on: what an epoch took says that it is the one from before the loss.
+    # They resumed: the seconds of an epoch show that it is from before the loss.
     for name, metrics in lost:
         assert (far / "runs" / name / "metrics.jsonl").read_text().splitlines()[0] == metrics[0]
     tables = [pd.read_csv(out / "tiny.csv") for out in (small.out, far)]
@@ -243,22 +243,22 @@ def test_a_cluster_that_loses_a_worker_and_a_node_finds_what_one_process_finds(
 SCRIPT = """
 import signal, sys, time
 from pathlib import Path
-from pyro_vaes.cluster import spread
+from pyro_vaes.experiments.engines import on_ray
 
 # The tests may have been started in the background, where a shell has Ctrl-C ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def main(do, workers):
     if do == "square":
-        print(sorted(spread(lambda i: i * i, lambda n: [n, 7, 8], workers)))
+        print(sorted(on_ray(lambda i: i * i, lambda n: [n, 7, 8], workers)))
     elif do == "fail":
-        list(spread(lambda i: int("seven"), range, workers))
+        list(on_ray(lambda i: int("seven"), range, workers))
     else:
         def wait(i):
             Path(f"begun{i}").touch()
             time.sleep(600)
             Path("ended").touch()
-        list(spread(wait, range, workers))
+        list(on_ray(wait, range, workers))
 
 main(sys.argv[1], int(sys.argv[2]))
 """

@@ -24,6 +24,7 @@ from pyro_vaes.experiments import measures, schedule
 from pyro_vaes.experiments import runs as study_runs
 from pyro_vaes.experiments.claims import Comparison, claims, holm
 from pyro_vaes.experiments.outcomes import Difference, Outcome
+from pyro_vaes.experiments.page import Page
 from pyro_vaes.experiments.pages import Settings, write_pages
 from pyro_vaes.experiments.study import Cell, configuration
 from pyro_vaes.runs import run
@@ -61,7 +62,7 @@ def test_grids_are_those_of_the_assignment():
     betas = {cell.factors["beta"] for cell in STUDIES["beta"].grid(data, False)}
     assert betas >= {0, 0.5, 1, 10}
     counts = {cell.factors["K"] for cell in STUDIES["components"].grid(data, False)}
-    assert counts == {1, 2, 5, 10, 20, 50, 100, 200, 500}
+    assert counts == {0, 1, 2, 5, 10, 20, 50, 100, 200, 500}  # 0: the standard prior
 
 
 # --- claims -------------------------------------------------------------------------------------
@@ -108,7 +109,7 @@ def test_a_comparison_is_the_mean_over_rows_for_each_seed():
 
 
 def test_p_values_at_the_edges():
-    assert Difference.of(np.array([0.3])).p == 1  # One seed tells nothing of the others.
+    assert Difference.of(np.array([0.3])).p == 1  # One seed says nothing about others.
     assert Difference.of(np.zeros(5)).p == 1
     assert Difference.of(np.full(5, 0.25)).p == 0
     # Two standard errors of three seeds are no discovery.
@@ -291,6 +292,7 @@ def test_a_study_writes_table_figures_and_findings_and_runs_nothing_twice(small,
     (path,) = write_pages({"tiny": STUDIES["tiny"]}, small)
     assert len(count) == 4
     text = path.read_text()
+    assert Page.read(path.with_suffix(".json")).markdown() == text
     assert text.startswith("# Tiny\n\nWhat?\n\n|")
     assert "![nothing](tiny_nothing.png)" in text
     assert (small.out / "tiny_nothing.png").exists()
@@ -572,5 +574,5 @@ def test_freed_memory_is_kept_where_there_is_a_glibc():
         pytest.skip("glibc is Linux's")
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     kept, faults = map(int, done.stdout.split())
-    # 4 MB are a thousand pages: each of the hundred tensors would be met anew.
+    # 4 MB are a thousand pages: each of the hundred tensors would be allocated again.
     assert not kept or faults < 5000

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 
 def apply(transforms: list[Any], z: Tensor) -> tuple[Tensor, Tensor]:
-    """The image of z and the log-determinant that the transforms tell."""
+    """The image of z and the log-determinant that the transforms report."""
     log_det = torch.zeros(z.shape[:-1])
     for transform in transforms:
         y = transform(z)
@@ -51,7 +51,7 @@ def test_log_determinant_is_autograds(name, dim, context_dim, scale):
 
 @pytest.mark.parametrize(("name", "dim", "context_dim"), flow_cases)
 def test_inverse_holds_or_its_lack_is_declared(name, dim, context_dim):
-    """New transforms, as a foreign value meets them: nothing is remembered of the way there."""
+    """New transforms, without the cache of a draw, as for any other value."""
     recipe = FLOWS[name].build(dim, 3)
     assert recipe.scores == FLOWS[name].scores
     flow = scramble(recipe.build(context_dim))
@@ -197,7 +197,7 @@ def test_iaf_draws_in_one_pass_and_maf_scores_in_one():
 
 @pytest.mark.parametrize("name", ["iaf", "maf"])
 def test_autoregressive_inverse_passes_gradients(name):
-    """Scoring a foreign value, as a prior does, trains the flow: the gradient is autograd's own."""
+    """Scoring any value, as a prior does, trains the flow: the gradient is autograd's own."""
     flow = scramble(FLOWS[name].build(3, 2).build(), 0.5)
     z = torch.randn(4, 3)
     base = dist.Normal(torch.zeros(3), 1.0).to_event(1)

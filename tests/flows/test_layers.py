@@ -178,7 +178,7 @@ def test_sylvester_log_determinant_is_autograds(dim, kind, options, scale):
 
 
 def test_pyros_sylvester_tells_a_wrong_log_determinant_where_ours_is_right():
-    """Both at parameters of scale 0.9: DESIGN fact 7.3, and why this flow is written anew."""
+    """Both at parameters of scale 0.9: DESIGN fact 7.3, and why this flow is our own."""
     ours = flows.sylvester(3, 1).build().layers[0]
     theirs = T.Sylvester(3, 2)
     worst = {}

@@ -55,6 +55,13 @@ TOYS = [
         id="evaluate",
     ),
     pytest.param(
+        "proposals.py",
+        [],
+        ["proposals_cost"],
+        ["encoder", "auto"],
+        id="proposals",
+    ),
+    pytest.param(
         "growth.py",
         ["--curve", "K"],
         ["growth_K"],
@@ -67,9 +74,6 @@ TOYS = [
         ["together"],
         ["one after another, traced", "pyro_vaes together, traced"],
         id="together",
-        marks=pytest.mark.skipif(
-            not importlib.util.find_spec("pyro_vaes.sweep"), reason="no sweeps in this version"
-        ),
     ),
     pytest.param(
         "course_job.py",
@@ -275,7 +279,7 @@ def test_published_table_says_what_the_budget_cut(
     harness.write(tmp_path, "published_mnist-vamp", runs, harness.header())
     text = published.table(tmp_path)
     line = next(line for line in text.splitlines() if line.startswith("| MNIST"))
-    # Two seeds have a figure: their mean and its standard error, beside what was published.
+    # Two seeds have a figure: their mean and its standard error, next to the published one.
     seeds = "| 0.25 | 0.50 | 3 | 84.00 | 88.33 |"
     assert f"| 82.43 ± 0.06 (VampPrior) | 82.50 | k-hat unknown {seeds}" in line
     assert "early stopping, **cut by the time budget**" in line
@@ -368,7 +372,7 @@ def test_a_restarted_run_is_one_run_cut_or_not(published: Any, tmp_path: Path) -
     _, whole = published.trained(configs, data, tmp_path / "whole")
     rates = [record["learning_rate"] for record in whole.records]
     assert len(rates) == 6
-    # Falls to nearly nothing in four epochs, then goes on from the middle of six.
+    # Falls to nearly zero in four epochs, then continues from the middle of six.
     assert rates[:4] == sorted(rates[:4], reverse=True) and rates[4] > 2 * rates[3] > 0
     stopped = None
     for _ in range(10):
@@ -410,7 +414,7 @@ def test_a_row_may_start_from_another_one(published: Any, tmp_path: Path) -> Non
         base_history.records[base_history.best_epoch - 1]["val_elbo"], abs=1e-3
     )
     _, whole = published.trained(configs, data, tmp_path / "whole", start=tmp_path / "a")
-    for _ in range(3):  # Going on does not start anew.
+    for _ in range(3):  # Resuming does not start again.
         _, cut = published.trained(configs, data, tmp_path / "cut", 1e-9, tmp_path / "a")
     assert [r["val_elbo"] for r in cut.records] == [r["val_elbo"] for r in whole.records]
     with pytest.raises(ValueError, match="all weights of"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import pkgutil
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +23,7 @@ FENCES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "seaborn": (("plotting", "experiments", "course"), ()),
     "matplotlib": (("plotting", "experiments", "course"), ()),
     "pandas": (("experiments", "course"), ("data", "evaluation")),
+    "sklearn": (("sklearn",), ("data", "evaluation")),
     "ray": ((), ("experiments.engines",)),
     "pypandoc": (("course.report.documents",), ()),
     "nbformat": (("course.report.documents",), ()),
@@ -100,6 +103,35 @@ def test_importing_the_package_imports_no_library_of_others():
     assert not heavy - {"torch"} & loaded(
         "import pyro_vaes as pv; pv.fit, pv.evaluate, pv.load_data"
     )
+
+
+_NAMED = re.compile(r"(?:(?:from|import)\s+|[\"'`~])(pyro_vaes(?:\.\w+)+)")
+_TEXTS = sorted(
+    path
+    for folder in ("pyro_vaes", "tests", "benchmarks", "docs", "notebooks")
+    for path in (ROOT / folder).rglob("*")
+    if path.suffix in (".py", ".md", ".ipynb") and "_build" not in path.parts
+)
+
+
+def exists(name: str) -> bool:
+    """Whether a dotted name is that of a module, or of what a module or class holds."""
+    try:
+        pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        return False
+    return True
+
+
+def test_modules_that_are_named_in_text_and_in_strings_exist():
+    # Imports in strings (of scripts for other processes, say) and references in docstrings.
+    named = {
+        (str(path.relative_to(ROOT)), name)
+        for path in _TEXTS
+        for name in _NAMED.findall(path.read_text("utf-8"))
+    }
+    assert len(named) > 100
+    assert {(where, name) for where, name in named if not exists(name)} == set()
 
 
 @pytest.mark.parametrize(

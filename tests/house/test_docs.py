@@ -6,6 +6,7 @@ import functools
 import importlib
 import inspect
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ LIMITS = {
     "fit": {"epochs": 2, "warmup_epochs": 1},
     "evaluate": {"num_samples": 50},
     "log_marginal": {"num_samples": 50},
+    "score": {"num_samples": 50},
 }
 
 
@@ -82,6 +84,25 @@ def run(page: str) -> dict[str, Any]:
     return document.namespace
 
 
+def test_commands_of_a_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pyro_vaes.cli import main
+
+    few = {"score": ["--samples", "30", "--proposal", "encoder"]}
+    few["evaluate"] = few["score"]
+    few["train"] = ["--epochs", "2", "--warmup-epochs", "0", "--samples", "5"]
+    page = (DOCS / "using-a-model.md").read_text("utf-8")
+    lines = re.findall(r"^pyro-vaes (.*)$", page, re.M)
+    assert len(lines) == 8
+    rows = "".join(f"{i},{170 + i % 7},{101_000 + 31 * i % 300}\n" for i in range(60))
+    monkeypatch.chdir(tmp_path)
+    for name in ("measurements.csv", "new.csv"):
+        Path(name).write_text("id,height_cm,pressure_pa\n" + rows)
+    for line in lines:
+        command, *options = shlex.split(line)
+        main([command, *options, *few.get(command, [])])
+        assert "--out" not in options or Path(options[options.index("--out") + 1]).exists()
+
+
 def test_readme_shows_what_its_example_prints(monkeypatch: pytest.MonkeyPatch) -> None:
     hurry(monkeypatch, "auto")
     shown = re.findall(r"```text\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S)
@@ -118,11 +139,13 @@ def test_every_public_name_is_in_the_reference() -> None:
         value = getattr(importlib.import_module(module), name)
         if module == "pyro_vaes.flows.recipes":
             assert value is getattr(pv.flows, name)
+        elif module == "pyro_vaes.sklearn":
+            assert value is getattr(pv.sklearn, name)
         else:
             assert value is getattr(pv, name)
             found.add(name)
     # What is no class or function stands in the text of the page.
-    assert found | {"flows", "__version__"} == set(pv.__all__)
+    assert found | {"flows", "sklearn", "__version__"} == set(pv.__all__)
     recipes = {name for module, name in listed if module == "pyro_vaes.flows.recipes"}
     assert recipes == set(pv.flows.LAYERS)
 

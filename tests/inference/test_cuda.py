@@ -125,7 +125,7 @@ def part_of(prior, posterior, likelihood):
     return one, data(likelihood, 30, 4)
 
 
-@pytest.mark.filterwarnings("ignore:FastSVI goes on in traced mode")
+@pytest.mark.filterwarnings("ignore:FastSVI continues in traced mode")
 @pytest.mark.parametrize("parts", PAIRS, ids="-".join)
 def test_every_part_can_be_captured(parts):
     """And takes the steps that it takes in eager mode on the same noise, moments included."""
@@ -230,9 +230,9 @@ def test_what_a_graph_cannot_hold_is_recorded():
     assert len(set(losses)) == 20 and losses[-1] < losses[0]
 
 
-@pytest.mark.filterwarnings("ignore:FastSVI goes on in traced mode")
+@pytest.mark.filterwarnings("ignore:FastSVI continues in traced mode")
 def test_a_loss_that_waits_for_the_device_is_recorded():
-    """Draws of a mixture are looked at by torch; the device's noise goes on unharmed."""
+    """Torch reads the draws of a mixture; the device's noise is not disturbed."""
     one, x = part_of("mixture", "normal", "categorical")
     history = pv.fit(
         one, x, x, objective=OBJECTIVES["info_mmd"](), epochs=30, batch_size=10, device="cuda",

@@ -75,8 +75,8 @@ def test_one_minus_beta_and_beta_is_the_beta_vae() -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ((1.5, 1.0, MMD()), r"alpha of at most 1, for the KL's weight 1 - alpha is negative"),
-        ((0.5, 0.4, MMD()), r"alpha \+ lambda_ of at least 1, for the divergence's weight"),
+        ((1.5, 1.0, MMD()), r"alpha of at most 1, since the KL's weight 1 - alpha is negative"),
+        ((0.5, 0.4, MMD()), r"alpha \+ lambda_ of at least 1, since the divergence's weight"),
         ((0.5, 1.0, None), r"a divergence for its weight alpha \+ lambda_ - 1 = 0.5"),
         ((math.nan, 1.0, MMD()), "finite"),
         ((0.0, math.inf, MMD()), "finite"),
@@ -666,15 +666,15 @@ def test_options_become_the_objective() -> None:
         ({"alpha": 0.5, "lambda": 0.25}, r"'--lambda': expected at least 1 - alpha .*; got 0.25"),
         (
             {"lambda": 3.0},
-            r"'--divergence': expected mmd or adversarial beside .* is 2\); got none",
+            r"'--divergence': expected mmd or adversarial with .* is 2\); got none",
         ),
-        ({"alpha": 0.5, "lambda": 0.5, "beta": 2.0}, r"'--beta': expected 1 beside --alpha"),
-        ({"train_samples": 5, "beta": 2.0}, r"'--beta': expected 1 beside --train-samples 5, .*KL"),
-        ({"train_samples": 5, "free_bits": 0.5}, r"'--free-bits': expected 0 beside"),
-        ({"train_samples": 5, "warmup_epochs": 3.0}, r"'--warmup-epochs': expected 0 beside"),
-        ({"train_samples": 5, "warmup_steps": 3}, r"'--warmup-steps': expected 0 beside"),
-        ({"train_samples": 5, "alpha": -1.0, "lambda": 2.0}, r"'--alpha': expected 0 beside"),
-        ({"train_samples": 2, "divergence": "mmd"}, r"'--divergence': expected none beside"),
+        ({"alpha": 0.5, "lambda": 0.5, "beta": 2.0}, r"'--beta': expected 1 with --alpha"),
+        ({"train_samples": 5, "beta": 2.0}, r"'--beta': expected 1 with --train-samples 5, .*KL"),
+        ({"train_samples": 5, "free_bits": 0.5}, r"'--free-bits': expected 0 with"),
+        ({"train_samples": 5, "warmup_epochs": 3.0}, r"'--warmup-epochs': expected 0 with"),
+        ({"train_samples": 5, "warmup_steps": 3}, r"'--warmup-steps': expected 0 with"),
+        ({"train_samples": 5, "alpha": -1.0, "lambda": 2.0}, r"'--alpha': expected 0 with"),
+        ({"train_samples": 2, "divergence": "mmd"}, r"'--divergence': expected none with"),
     ],
 )
 def test_options_that_are_no_objective_are_one_line(values: Any, message: str) -> None:
@@ -711,5 +711,6 @@ def test_a_configured_objective_trains(values: Any, tmp_path: Any) -> None:
 def test_batches_of_one_are_an_option_refused() -> None:
     table = pv.load_data(torch.randint(0, 4, (60, 4)).numpy())
     config, _ = configured(batch_size=len(table.train) - 1, alpha=0.5, divergence="mmd")
+    vae, _ = assemble.build(config, table)
     with pytest.raises(ConfigError, match="'--divergence': Expected at least 2 data in a batch"):
-        assemble.build(config, table)
+        run.trainer_of(vae, table, config)

@@ -1,5 +1,8 @@
 """FastSVI takes the steps of Pyro's SVI, in fewer pieces."""
 
+import os
+import subprocess
+import sys
 import warnings
 
 import pyro
@@ -241,7 +244,7 @@ def graphs(monkeypatch):
 
 
 def test_a_graph_finds_the_optimisers_state_and_rates_in_place(graphs):
-    """Of parameters that come later, too: what a graph makes it makes anew at each replay."""
+    """Of parameters that come later, too: a tensor made in a graph is reset at each replay."""
     vae = small_vae(dtype=torch.float32)
     frozen = vae.likelihood.head.weight
     frozen.requires_grad_(False)
@@ -326,7 +329,7 @@ def test_data_dependent_model_falls_back_with_one_warning():
     svi = pv.FastSVI(model, guide, optim(), mode="traced")
     x = torch.ones(1)
     svi.step(x)
-    with pytest.warns(UserWarning, match="goes on in eager mode"):
+    with pytest.warns(UserWarning, match="continues in eager mode"):
         svi.step(x)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -395,7 +398,7 @@ def test_many_sample_bounds_are_pyros(particles, alpha, together, mode):
 
     losses, w = train(lambda v: SVI(v.model, v.guide, optim(), loss()), prior="vamp")
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # It would tell of a step that could not be recorded.
+        warnings.simplefilter("error")  # It would warn of a step that could not be recorded.
         ours, w_ours = train(
             lambda v: pv.FastSVI(v.model, v.guide, optim(), loss(), mode=mode), prior="vamp"
         )
@@ -504,3 +507,28 @@ def test_bad_mode_is_refused():
     vae = small_vae()
     with pytest.raises(ValueError, match="Expected mode"):
         pv.FastSVI(vae.model, vae.guide, optim(), mode="fast")
+
+
+_COMPILED = """
+import torch
+from pyro_vaes.inference.recording import Program
+
+print(Program(lambda x: (x.sin().cumsum(0).exp(),), [torch.ones(7)], compiled=True)(torch.ones(7)))
+"""
+
+
+def test_half_a_library_in_the_compilers_cache_is_made_anew(tmp_path):
+    """A process that is killed while it compiles leaves one there."""
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+
+    def run():
+        command = [sys.executable, "-c", _COMPILED]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    first = run()
+    libraries = sorted(tmp_path.rglob("*.so"))
+    assert first.returncode == 0 and libraries, first.stderr
+    for path in libraries:
+        path.write_bytes(path.read_bytes()[:10])
+    again = run()
+    assert again.stdout == first.stdout, again.stderr

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,9 @@ def check_model(problem: dict[str, Any], folder: Path) -> None:
     rows = x if y is None else (x, y)
     options = {"batch_size": problem["batch_size"], "mode": problem["mode"]}
     try:
-        history = pv.fit(vae, rows, rows, epochs=1, out=folder, progress=False, **options)
+        with warnings.catch_warnings():  # Nobody gave the likelihood the units of these data.
+            warnings.filterwarnings("ignore", ".*far from the 0 and 1 that the likelihood")
+            history = pv.fit(vae, rows, rows, epochs=1, out=folder, progress=False, **options)
     except NonFiniteError as error:
         # Nobody scaled these data: what a network makes of them may be too large for any float.
         if x.abs().max() > 1e3 and "site" in str(error):

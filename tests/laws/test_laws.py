@@ -25,9 +25,9 @@ from registry import (
 from torch import Tensor
 
 import pyro_vaes as pv
+from pyro_vaes.core.looking import mean_of
 from pyro_vaes.evaluation.evaluator import evaluate
 from pyro_vaes.storage.weights import load, save
-from pyro_vaes.vae import mean_of
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -116,7 +116,7 @@ def test_module_warns_of_frozen_parameters_and_leaves_them():
 
 
 def test_the_mean_of_a_flow_cannot_be_told():
-    """So ``vae.mean_of`` averages fixed draws."""
+    """So ``mean_of`` averages fixed draws."""
     base = dist.Normal(torch.zeros(2), 1.0).to_event(1)
     with pytest.raises(NotImplementedError):
         _ = dist.TransformedDistribution(base, [T.Planar(2)]).mean

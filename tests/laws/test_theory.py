@@ -338,7 +338,7 @@ def through_z_and_directly(vae: VAE, x: Tensor) -> Iterator[tuple[Tensor, Tensor
     phi = list(vae.posterior.parameters())
     z = vae.posterior(x).rsample()
     total = gradient(vae.p_z().log_prob(z).sum(), phi)
-    # Reach z, stop, and go on by the chain rule: d ln p / d z times d z / d phi.
+    # Stop at z, and continue by the chain rule: d ln p / d z times d z / d phi.
     stop = z.detach().requires_grad_()
     value = vae.p_z().log_prob(stop).sum()
     (at_z,) = gradient(value, [stop])

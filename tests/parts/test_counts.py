@@ -12,9 +12,9 @@ from registry import scramble
 from scipy import stats
 
 import pyro_vaes as pv
+from pyro_vaes.core.looking import mean_of
 from pyro_vaes.networks.mlp import MLP
 from pyro_vaes.parts.counts import NegativeBinomialLikelihood, PoissonLikelihood
-from pyro_vaes.vae import mean_of
 
 pytestmark = pytest.mark.usefixtures("float64")
 KINDS = [PoissonLikelihood, NegativeBinomialLikelihood]

@@ -333,7 +333,7 @@ def test_grids_of_one_dimension_or_one_datum_can_be_laid():
         (lambda: GTMPrior(MLP(2, [8]), 2, 0), "Expected grid_size .*; got 0"),
         (
             lambda: VampPrior(normal(), GTMPseudoInputs(MLP(2, [8]), (4,)), bounds=(0, 16)),
-            "them beside a module. Give them to the module",
+            "them with a module. Give them to the module",
         ),
         (lambda: VampPrior(normal(), GTMPseudoInputs(MLP(2, [8]), (5,))), r"\(K, 4\); got"),
         (lambda: VampPrior(normal(3), GTMPseudoInputs(MLP(2, [8]), (4,))), "got None"),

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("float64")
         ),
         (
             lambda: FlowPosterior(OwnPosterior(2, (4,)), flows.iaf(2, 1)),
-            "Expected event_shape for a base that does not tell it; got none",
+            "Expected event_shape for a base without one; got none",
         ),
     ],
 )

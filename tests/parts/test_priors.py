@@ -1,4 +1,4 @@
-"""Priors: what they refuse, what is learned, and a VampPrior beside each posterior."""
+"""Priors: refusals, learned parameters, and a VampPrior with each posterior."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch
 from registry import POSTERIORS, PRIORS, OwnPosterior, cases, make_vae, scramble
 
 from pyro_vaes import flows
+from pyro_vaes.core.looking import mean_of
 from pyro_vaes.networks.mlp import MLP
 from pyro_vaes.parts.posteriors import FlowPosterior, NormalPosterior
 from pyro_vaes.parts.priors import FlowPrior, MixturePrior, NormalPrior, VampPrior
-from pyro_vaes.vae import mean_of
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -181,7 +181,7 @@ def test_event_shapes_of_pseudo_inputs():
     assert VampPrior(posterior, torch.rand(5, 1, 2, 2))().batch_shape == ()
     with pytest.raises(ValueError, match=r"\(K, 1, 2, 2\); got \(5, 4\)"):
         VampPrior(posterior, U)
-    # A posterior of one's own does not tell its shape: the pseudo-inputs do.
+    # A user's own posterior has no event_shape: the pseudo-inputs have one.
     assert VampPrior(OwnPosterior(2, (2, 2)), torch.rand(5, 2, 2))().batch_shape == ()
 
 

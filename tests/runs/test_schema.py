@@ -39,7 +39,7 @@ def other(option: Option) -> Any:
 
 
 def follow(option: Option) -> set[str]:
-    """The options that change with one: a warm-up is told in one unit."""
+    """The options that change with one: a warm-up is given in one unit."""
     return {option.name, "warmup_epochs"} if option.name == "warmup_steps" else {option.name}
 
 
@@ -173,11 +173,11 @@ def test_flags_stand_before_the_file_the_file_before_the_recipe(
 
     in_file, in_flag = {option.name: second}, {option.name: third}
     assert got() == DEFAULTS[option.name]
-    assert got(recipe="mine") == got(file_values={"recipe": "mine"}) == first
+    assert got(recipe="mine") == got(file_values=resolution.from_yaml("recipe: mine")) == first
     assert got(recipe="mine", file_values=in_file) == second
     assert got(recipe="mine", file_values=in_file, flag_values=in_flag) == third
     assert got(recipe="mine", flag_values=in_flag) == third
-    assert got(recipe="mine", file_values={"recipe": "course"}) == first
+    assert got(recipe="mine", file_values=resolution.from_yaml("recipe: course")) == first
     assert resolve("mine")[1] == frozenset()
     assert resolve("mine", in_file)[1] == resolve("mine", None, in_flag)[1] == {option.name}
 
@@ -213,16 +213,27 @@ def test_choices_are_those_of_the_modules_that_honour_them() -> None:
     from pyro_vaes import flows
     from pyro_vaes.inference import svi as inference
     from pyro_vaes.networks import mlp as networks
+    from pyro_vaes.training import loop as training
     from pyro_vaes.training import options as fit_options
-    from pyro_vaes.training import trainer as training
 
     assert set(cfg.ACTIVATIONS) == networks.ACTIVATIONS.keys()
     assert set(cfg.OPTIMIZERS) == training.OPTIMIZERS.keys()
     assert set(cfg.SCHEDULES) == training.SCHEDULES.keys()
     assert cfg.MODES == inference.MODES
     assert cfg.PRECISIONS == fit_options.PRECISIONS
-    for name in (*registry.FLOW_PRIORS, *registry.FLOW_POSTERIORS):
-        assert callable(getattr(flows, name))
+    for flag in ("prior", "posterior"):
+        for name in registry.values_with(flag, f"{flag}_flows"):
+            assert callable(getattr(flows, name))
+
+
+def test_a_row_names_options_and_a_builder_that_are_there() -> None:
+    for flag, rows in registry.REGISTRY.items():
+        for value, row in rows.items():
+            assert set(row.options) <= OPTIONS.keys()
+            for option in row.options:
+                assert OPTIONS[option].only_with == (flag, registry.values_with(flag, option))
+            if flag != "objective":
+                assert all(map(callable, registry.builder_of(flag, value)))
 
 
 def test_sections_are_frozen_hashable_and_normalise_what_they_take() -> None:
@@ -321,6 +332,15 @@ def test_every_recipe_resolves_without_remark(name: str) -> None:
     assert one_line(RECIPES[name].description)
 
 
+@pytest.mark.parametrize("name", [None, *RECIPES])
+def test_defaults_and_recipes_are_written_as_their_options_read_them(name: str | None) -> None:
+    """Neither is read again when a run starts."""
+    defaults = {option.name: option.default for option in OPTIONS.values()}
+    for option, value in (defaults if name is None else RECIPES[name].values).items():
+        read = OPTIONS[option].read(value)
+        assert (type(read), read) == (type(value), value)
+
+
 def test_the_course_recipe_is_what_the_notebook_does() -> None:
     config, _ = resolve("course")
     assert (config.network.hidden_dims, config.network.latent_dim) == ((256, 256), 16)
@@ -358,10 +378,10 @@ def test_a_warmup_asked_for_must_be_shorter_than_training(warm: str, source: str
     config, explicit = resolve(warm, **steps)
     assert config.objective.warmup_epochs == 0
     assert resolution.check_combination(config, explicit) == (config, [])
-    assert resolution.check_combination(config, explicit, steps_per_epoch=17) == (config, [])
+    assert resolution.check_warmup_steps(config, explicit, 17) == (config, [])
     with pytest.raises(ConfigError, match="'--warmup-steps': expected fewer than the 320 steps"):
-        resolution.check_combination(config, explicit, steps_per_epoch=16)
-    with pytest.raises(ConfigError, match="'--warmup-steps': expected 0 beside --warmup-epochs 2"):
+        resolution.check_warmup_steps(config, explicit, 16)
+    with pytest.raises(ConfigError, match="'--warmup-steps': expected 0 with --warmup-epochs 2"):
         resolve(None, None, {"warmup_steps": 3, "warmup_epochs": 2})
 
 

@@ -106,7 +106,7 @@ FILES = ["config.yaml", "state.safetensors", WEIGHTS, "metrics.jsonl", "summary.
 
 
 def fill_disk(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """From now on there is no room for files of one name."""
+    """From now on the disk is full for files of one name."""
     replace, opened = os.replace, Path.open
 
     def moved(source: Path, target: Path) -> None:
@@ -207,7 +207,7 @@ def test_a_read_only_folder(
         lambda p, mode="r", *a, **k: (opened if mode[0] == "r" else read_only)(p, mode),
     )
     monkeypatch.setattr(Path, "write_bytes", read_only)
-    # A finished run may be looked at; one to go on with must be written.
+    # A finished run may be read; one to resume must be written.
     assert run(*train(out, "--resume")) == 0
     assert "Read-only file system" in refused(capsys, *train(out, "--resume", epochs=4))
     monkeypatch.undo()
@@ -278,7 +278,7 @@ def test_a_kill_between_two_files(
     elif moment == "checkpoint":
         monkeypatch.setattr(run_folder, "write_tensors", killed)
     elif moment == "last checkpoint":
-        monkeypatch.setattr(training._Trainer, "_finish", killed)
+        monkeypatch.setattr(training.Trainer, "_finish", killed)
     else:
         monkeypatch.setattr("pyro_vaes.runs.summary.summarise", killed)
     out = tmp_path / "run"
@@ -361,7 +361,7 @@ def test_weights_of_another_run_are_refused(
     # A finished run is put right by what its own checkpoint holds.
     assert run(*train(mine, "--resume")) == 0
     assert same_weights(mine, finished)
-    # The other run's checkpoint is no way to go on with this one.
+    # The other run's checkpoint must not resume this one.
     shutil.copy(other / CHECKPOINT, mine / CHECKPOINT)
     line = refused(capsys, "train", "--resume", "--out", mine)
     assert "the run" in line
@@ -392,7 +392,7 @@ def test_a_longer_run_can_be_evaluated_before_it_ends(
     def killed(*args: Any, **kwargs: Any) -> Any:
         raise Killed
 
-    monkeypatch.setattr(training._Trainer, "_epoch", killed)
+    monkeypatch.setattr(training.Trainer, "_epoch", killed)
     with pytest.raises(Killed):
         run(*train(out, "--resume", epochs=4))
     assert run("sample", out, "--out", tmp_path / "a.npy") == 0
@@ -513,7 +513,7 @@ def test_the_last_good_weights_are_on_disk_when_training_stops(
     """A checkpoint that waits for its time must not cost the best weights."""
     monkeypatch.setattr(run_folder, "_CHECKPOINT_SECONDS", 1e9)
     vae, x = small_vae(), rows()
-    epoch = training._Trainer._epoch
+    epoch = training.Trainer._epoch
 
     def spoilt(self: Any, number: int) -> Any:
         if number == 5:
@@ -521,7 +521,7 @@ def test_the_last_good_weights_are_on_disk_when_training_stops(
                 self.vae.posterior.head.bias.fill_(math.inf)
         return epoch(self, number)
 
-    monkeypatch.setattr(training._Trainer, "_epoch", spoilt)
+    monkeypatch.setattr(training.Trainer, "_epoch", spoilt)
     with pytest.raises(NonFiniteError, match=r"epoch 6.*site 'z'"):
         pv.fit(vae, x, x, epochs=9, mode="eager", learning_rate=0.02, out=tmp_path, progress=False)
     monkeypatch.undo()

@@ -563,7 +563,7 @@ def test_values_that_single_precision_cannot_tell_apart_are_refused():
         pv.NormalPosterior(pv.MLP(1, [8]), 2),
         pv.NormalLikelihood(pv.MLP(2, [8]), (1,)),
     )
-    with pytest.raises(DataError, match="single precision can tell apart"):
+    with pytest.raises(DataError, match="single precision can distinguish"):
         pv.fit(vae, x, epochs=1, progress=False)
     vae.likelihood.initialize_from(x)
     vae.double()

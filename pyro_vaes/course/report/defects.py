@@ -27,6 +27,7 @@ from pyro_vaes.course.report.demonstrations import (
     scale_defect,
     two_corners,
 )
+from pyro_vaes.experiments.page import markdown_table
 from pyro_vaes.plotting import style
 
 __all__ = ["DefectsPage", "defects_page"]
@@ -87,7 +88,7 @@ def defects_page() -> DefectsPage:
         "Four formulas in the notebooks that come with the assignment are wrong. None of the four "
         "stops a run, so they last. Each is written down here beside what it should be, "
         "and both are run, in nats.",
-        _table(("defect", "what is asked", "should be", "notebook's formula"), overview, left=2),
+        markdown_table(("defect", "asked for", "should be", "notebook's formula"), *overview),
         _mixture_text(mixture),
         _flow_text(fits),
         _scale_text(scales),
@@ -124,7 +125,7 @@ visits.](defects_mixture.png)
 With this prior, a model $x = z$ + noise of standard deviation {found["noise"]:.1f} has these
 bounds:
 
-{_table(("data", "-log p(x)", "-ELBO, joint", "-ELBO, per dimension"), rows)}
+{markdown_table(("data", "-log p(x)", "-ELBO, joint", "-ELBO, per dimension"), *rows)}
 
 What the prior generates is charged too much, and what it never generates passes for likely. The
 charge on the prior's own draws is the total correlation of the mixture, which is all that the
@@ -188,7 +189,7 @@ middle of the codes only, with $1 / \sqrt{{D}}$ of their spread where the flow i
 Two priors trained for {STEPS} steps by either count, a RealNVP on a bent normal (D = 2) and one
 scale for each dimension on a standard normal (D = {WIDE}):
 
-{_table(("", "D = 2", f"D = {WIDE}"), rows)}
+{markdown_table(("", "D = 2", f"D = {WIDE}"), *rows)}
 
 Counted twice, the trained "density" over two dimensions integrates to {small["mass"]:.1f}. Counted
 {WIDE} times, the prior reports an NLL {wide["right_nll"] - wide["reported_nll"]:.0f} nats lower
@@ -238,7 +239,7 @@ The density reads a mixture's parameters as log-variances $v = \log \sigma^2$. T
 multiplies noise by $\exp(v)$, the variance, where it needs $\exp(v / 2)$: components narrower than
 one are drawn too narrow, wider ones too wide.
 
-{_table(head, rows)}
+{markdown_table(head, *rows)}
 
 KL is that of what is drawn to what is scored. Pictures of samples then show another model than the
 one that was trained, and less varied where its components are narrow.
@@ -271,7 +272,7 @@ model is judged by its encoder. Here are two linear-Gaussian models, whose -log 
 exactly, on {true["num"]:.0f} data drawn from the first. Its posterior has the right means and
 variances and lacks the correlation.
 
-{_table(head, rows)}
+{markdown_table(head, *rows)}
 
 By likelihood the true model is better by {wrong["exact"] - true["exact"]:.2f} nats; by "nll" it is
 worse by {true["one_draw"] - wrong["one_draw"]:.2f}. The importance-weighted estimate is right to
@@ -289,9 +290,3 @@ def _number(value: float) -> str:
 
 def _numbers(found: Figures, *keys: str) -> tuple[str, ...]:
     return tuple(_number(found[key]) for key in keys)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """A pipe table, its first columns to the left and the others to the right."""
-    marks = ["---"] * left + ["---:"] * (len(head) - left)
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, marks, *rows))

@@ -1,8 +1,8 @@
 """The report: derivations, experiments and defects as one document, in HTML and in PDF.
 
 It says what the notebooks and the results of the studies say, and nothing typed by hand: for each
-study NAME the results folder holds ``NAME.csv`` (a row for each run), ``NAME.md`` (a page with one
-first-level heading, a table, then findings) and the pictures that the page names.
+study NAME the results folder holds ``NAME.csv`` (a row for each run), ``NAME.json`` (a
+:class:`~pyro_vaes.experiments.page.Page`) and the pictures that the page names.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pyro_vaes.course.report.documents import (
 )
 from pyro_vaes.course.report.typesetting import to_html, to_pdf
 from pyro_vaes.course.studies.table import STUDIES
-from pyro_vaes.experiments.outcomes import DAGGER
+from pyro_vaes.experiments.page import Page, markdown_table
 from pyro_vaes.plotting import save_figure
 from pyro_vaes.storage.files import write_bytes
 
@@ -37,8 +37,6 @@ __all__ = ["NOTEBOOKS", "Report", "ReportError", "write_report"]
 
 
 TITLE = "Variational autoencoders: derivations and experiments"
-
-"""The studies in the order of the report; others follow by name."""
 
 NOTEBOOKS = (
     "01_elbo",
@@ -74,31 +72,25 @@ class Report:
 @dataclasses.dataclass(frozen=True)
 class _Study:
     name: str
-    blocks: list[Node]
+    folder: Path
+    page: Page
     rows: list[dict[str, str]]
 
     @property
-    def title(self) -> list[Node]:
-        return list(self.blocks[0]["c"][2])
+    def blocks(self) -> list[Node]:
+        """The page, one level down in the report."""
+        blocks = from_markdown(self.page.markdown(), self.folder, f"study-{self.name}", shift=1)
+        blocks[0]["c"][1][0] = f"study-{self.name}"
+        return blocks
 
     @property
-    def finding(self) -> list[Node]:
-        """The first of what it found: the first item or paragraph after its table and its foot."""
-        kinds = [block["t"] for block in self.blocks]
-        after = self.blocks[kinds.index("Table") + 1 :] if "Table" in kinds else []
-        for block in after[:-1]:
-            if block["t"] in ("BulletList", "OrderedList"):
-                items = block["c"] if block["t"] == "BulletList" else block["c"][1]
-                return list(items[0][0]["c"])
-            if block["t"] == "Para" and not plain_text(block["c"]).startswith(DAGGER):
-                return list(block["c"])
-        return []
+    def link(self) -> Node:
+        return link(self.inline(self.page.title), f"study-{self.name}")
 
-    @property
-    def commands(self) -> list[str]:
-        """The commands that its last paragraph names."""
-        code = [node["c"][1] for node in self.blocks[-1].get("c", []) if _is_code(node)]
-        return [text for text in code if text.startswith("pyro-vaes")]
+    def inline(self, text: str) -> list[Node]:
+        """A part of the page within a line; empty unless it is a paragraph."""
+        blocks = from_markdown(text, self.folder, self.name)
+        return list(blocks[0]["c"]) if blocks and blocks[0]["t"] == "Para" else []
 
     def values(self, column: str) -> list[str]:
         """The different values of a column of its CSV, in order of appearance."""
@@ -160,10 +152,10 @@ def _studies(results: Path) -> list[_Study]:
         raise ReportError(
             f"Expected a folder of results at {results}; found none. pyro-vaes study writes one."
         )
-    found = {path.stem for path in results.glob("*.csv") if path.with_suffix(".md").is_file()}
+    found = {path.stem for path in results.glob("*.csv") if path.with_suffix(".json").is_file()}
     if not found:
         raise ReportError(
-            f"Expected NAME.csv and NAME.md of a study in {results}; found none. "
+            f"Expected NAME.csv and NAME.json of a study in {results}; found none. "
             "pyro-vaes study writes them."
         )
     order = [*(name for name in STUDIES if name in found), *sorted(found - {*STUDIES})]
@@ -171,25 +163,22 @@ def _studies(results: Path) -> list[_Study]:
 
 
 def _study(results: Path, name: str) -> _Study:
-    table, page = results / f"{name}.csv", results / f"{name}.md"
+    table = results / f"{name}.csv"
     try:
         with table.open(encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file, restkey="", strict=True)
             rows: list[dict[str, Any]] = list(reader)
-        text = page.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ReportError(
-            f"Expected readable {table.name} and {page.name} in {results}."
-        ) from error
+        raise ReportError(f"Expected a readable {table.name} in {results}.") from error
     if not rows or any(None in row.values() or "" in row for row in rows):
         raise ReportError(f"Expected rows as long as the head in {table}; got a damaged file.")
     if not {"study", "label", "seed"} <= rows[0].keys():
         raise ReportError(f"Expected columns study, label and seed in {table}; got others.")
-    blocks = from_markdown(text, results, f"study-{name}", shift=1)
-    if not blocks or blocks[0]["t"] != "Header" or blocks[0]["c"][0] != 2:
-        raise ReportError(f"Expected a first-level heading at the top of {page}; found none.")
-    blocks[0]["c"][1][0] = f"study-{name}"
-    return _Study(name, blocks, rows)
+    try:
+        page = Page.read(results / f"{name}.json")
+    except ValueError as error:
+        raise ReportError(str(error)) from error
+    return _Study(name, results, page, rows)
 
 
 def _parts(notebooks: Path | None, media: Path) -> tuple[list[list[Node]], list[str]]:
@@ -253,7 +242,13 @@ def _summary(studies: Sequence[_Study], parts: int) -> list[Node]:
             "that the studies computed. Each study first found:"
         ),
         _bullets(
-            [{"t": "Strong", "c": [link(s.title, f"study-{s.name}"), *words(":")]}, s.finding]
+            [
+                {
+                    "t": "Strong",
+                    "c": [link(s.inline(s.page.title), f"study-{s.name}"), *words(":")],
+                },
+                s.inline(s.page.findings[0]),
+            ]
             for s in studies
         ),
     ]
@@ -274,15 +269,18 @@ def _defects(media: Path) -> list[Node]:
 
 
 def _reproduction(studies: Sequence[_Study]) -> list[Node]:
-    commands = [command for study in studies for command in study.commands]
-    head = "| study | runs | seeds | importance samples | minutes of training |"
-    rows = [head, "|---|---:|---:|---:|---:|"]
-    for study in studies:
-        rows.append(
-            f"| {plain_text(study.title).replace('|', ' ')} | {len(study.rows)} "
-            f"| {', '.join(study.values('seed'))} "
-            f"| {', '.join(study.values('num_samples')) or 'n/a'} | {_minutes(study)} |"
+    commands = [study.page.command for study in studies]
+    head = ("study", "runs", "seeds", "importance samples", "minutes of training")
+    rows = [
+        (
+            study.page.title,
+            str(len(study.rows)),
+            ", ".join(study.values("seed")),
+            ", ".join(study.values("num_samples")) or "n/a",
+            _minutes(study),
         )
+        for study in studies
+    ]
     versions = {
         column: sorted({value for study in studies for value in study.values(column)})
         for column in dict.fromkeys(c for study in studies for c in study.rows[0])
@@ -293,7 +291,7 @@ def _reproduction(studies: Sequence[_Study]) -> list[Node]:
         "`pyro-vaes reproduce` runs all studies and writes this document. One by one it is:",
         "```bash\n" + "\n".join([*commands, "pyro-vaes report"]) + "\n```",
         "Runs that have finished are not run again. What each study took, from its CSV:",
-        "\n".join(rows),
+        markdown_table(head, *rows),
     ]
     if said:
         text.append(f"Versions: {said}.")
@@ -311,7 +309,3 @@ def _minutes(study: _Study) -> str:
         return f"{sum(map(float, seconds)) / 60:.1f}" if seconds else "n/a"
     except ValueError:
         return "n/a"
-
-
-def _is_code(node: Any) -> bool:
-    return isinstance(node, dict) and node.get("t") == "Code"

@@ -1,15 +1,15 @@
-"""Annealed importance sampling: log p(x) by way of many small steps, as an audit of other figures.
+"""Annealed importance sampling: log p(x) by many small steps, as a check of other estimates.
 
 Chains start at a proposal q(z) and pass through densities q(z)^(1 - b) p(x, z)^b with b from 0 to
-1, moving by Hamiltonian Monte Carlo in between; the mean weight is p(x) (Neal, "Annealed importance
+1, with Hamiltonian Monte Carlo in between; the mean weight is p(x) (Neal, "Annealed importance
 sampling", 2001; for decoders Wu, Burda, Salakhutdinov, Grosse, "On the quantitative analysis of
 decoder-based generative models", 2017). On data simulated from the model the chain can also start
 at an exact draw of p(z | x) and run backwards, which bounds log p(x) from above: the number of
 temperatures grows until both agree (Grosse, Ancha, Roy, "Measuring the reliability of MCMC
 inference with bidirectional Monte Carlo", 2016).
 
-Step sizes come from a pilot run on other noise and stay fixed: a chain that adapts them while it is
-weighed has no right to its weights.
+Step sizes come from a pilot run on other noise and stay fixed: adapting them along the chain would
+bias its weights.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ CHAINS, LEAPFROGS = 16, 5
 # Nats by which forward and reverse means may differ on simulated data.
 TOLERANCE = 0.1
 
-# The numbers of temperatures that are tried.
+# Numbers of temperatures to try.
 _TEMPERATURES = (32, 64, 128, 256, 512, 1024)
 
-# Share of moves that step sizes aim at, and how fast they follow.
+# Target acceptance rate of the step sizes, and how fast they adapt.
 _ACCEPT, _FOLLOW = 0.75, 0.6
 
 
@@ -53,7 +53,7 @@ class Source(Protocol):
 
 @dataclasses.dataclass
 class _State:
-    """Chains with both ends of the path at their places, and the gradients there."""
+    """Positions of the chains, with both log densities and their gradients there."""
 
     z: Tensor
     joint: Tensor
@@ -67,7 +67,7 @@ class _State:
         return value, (1 - beta) * self.source_slope + beta * self.joint_slope
 
     def moved(self, other: _State, accept: Tensor) -> _State:
-        """The other where it is accepted, ``(chains, n)``."""
+        """The other state where it is accepted, ``(chains, n)``."""
         pairs = [(getattr(self, f.name), getattr(other, f.name)) for f in dataclasses.fields(self)]
         masks = [accept if old.dim() == 2 else accept.unsqueeze(-1) for old, _ in pairs]
         return _State(
@@ -81,8 +81,8 @@ class Chains:
     Args:
         joint: log p(x, z) of the block.
         source: where the chains start.
-        frame: coordinates in which a step is as long in all directions.
-        place: what seeds are made of.
+        frame: coordinates in which steps have equal length in all directions.
+        place: from which seeds are made.
     """
 
     def __init__(self, joint: Joint, source: Source, frame: Full | LowRank, *place: Any) -> None:
@@ -98,8 +98,8 @@ class Chains:
         """Bounds on log p(x), ``(n,)``, from below and above, in expectation.
 
         Args:
-            temperatures: how many.
-            z: a draw of p(z | x) for each datum, ``(n, D)``: that which x was simulated from.
+            temperatures: their number.
+            z: a draw of p(z | x) for each datum, ``(n, D)``: the one that x was simulated from.
         """
         lower = _log_mean(self.forward(temperatures))
         generator = self._generator("reverse", temperatures)
@@ -108,7 +108,7 @@ class Chains:
         return lower, -_log_mean(-weights)
 
     def _pilot(self, temperatures: int) -> Tensor:
-        """Step sizes ``(temperatures - 1, n)``, found on noise of their own."""
+        """Step sizes ``(temperatures - 1, n)``, adapted on separate noise."""
         generator = self._generator("pilot", temperatures)
         state = self._state(self.source.sample(CHAINS, generator))
         n, dim = state.z.shape[-2:]
@@ -165,10 +165,10 @@ class Chains:
 
 
 def settle(bracket: Callable[[int], tuple[Tensor, Tensor]]) -> tuple[int, float]:
-    """How many temperatures it takes, and by how much both bounds differ then.
+    """The number of temperatures needed, and by how much both bounds differ then.
 
     Args:
-        bracket: the bounds on log p(x) of simulated data by so many temperatures.
+        bracket: the bounds on log p(x) of simulated data with a number of temperatures.
 
     Returns:
         The first number at which the means differ by less than ``TOLERANCE``, or the last.
@@ -183,7 +183,7 @@ def settle(bracket: Callable[[int], tuple[Tensor, Tensor]]) -> tuple[int, float]
 
 
 def _betas(temperatures: int) -> list[float]:
-    """From 0 to 1 by so many differences, close to each other at both ends: a sigmoid."""
+    """Values from 0 to 1 in ``temperatures`` steps, closer at both ends: a sigmoid."""
     places = [math.tanh(2 * (2 * i / temperatures - 1)) for i in range(temperatures + 1)]
     return [0.5 + 0.5 * place / math.tanh(2) for place in places]
 

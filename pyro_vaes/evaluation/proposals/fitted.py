@@ -1,17 +1,17 @@
-"""What z is drawn from to estimate log p(x): the encoder, a fit per datum, or both.
+"""Proposals for z to estimate log p(x): the encoder, a fit per datum, or both.
 
 - ``encoder``: q(z | x), as it was trained.
 - ``refined``: a Student's t fitted to each datum (:mod:`pyro_vaes.evaluation.proposals.refined`),
-  and a share of draws of the prior, which grows with what they cover (Hesterberg, "Weighted average
-  importance sampling and defensive mixture distributions", Technometrics 1995): no region of z goes
-  unseen where data say little of z, and no weight is unbounded.
+  mixed with the prior, whose share grows with the mass that it covers (Hesterberg, "Weighted
+  average importance sampling and defensive mixture distributions", Technometrics 1995): no region
+  of z is missed where data determine little of z, and all weights are bounded.
 - ``auto``: half of each by the balance heuristic (Veach and Guibas, "Optimally combining sampling
-  techniques", 1995) where the posterior scores foreign draws cheaply, ``refined`` where it does
-  not, and ``encoder``, with the reason, where nothing can be fitted.
+  techniques", 1995) where the posterior scores other draws cheaply, ``refined`` where it does not,
+  and ``encoder``, with the reason, where nothing can be fitted.
 - ``annealed``: annealed importance sampling (:mod:`pyro_vaes.evaluation.proposals.annealed`).
 
-Fits, further starts and retries are judged by draws that are thrown away: draws that pass a test
-are lucky ones, and an estimate from them is biased.
+Fits, further starts and retries are judged by draws that are not used again: an estimate from draws
+that passed a test would be biased.
 """
 
 from __future__ import annotations
@@ -56,34 +56,33 @@ __all__ = [
 ]
 
 
-# Rows of a block whose fit is also started at draws of the prior, and how many such starts: for
-# these rows, and for all rows of a block in which the starts disagree.
+# Rows of a block whose fit is also started at draws of the prior, and the number of such starts:
+# for these rows, and for all rows of a block in which the starts disagree.
 _PILOT_ROWS, _PILOT_STARTS, _MORE_STARTS = 16, 2, 4
 
-# Draws behind the mass of a component; draws behind the k-hat that decides on a retry, and from
-# which one on.
+# Draws for the mass of a component; draws for the k-hat that decides on a retry, and its limit.
 _MASS_DRAWS = 32
 _PILOT_DRAWS, _PILOT_K = 128, 0.7
 
-# To see where a start leads the last part of a fit is not needed.
+# Enough of a fit to see where a start leads.
 _SHORT = (DIAGONAL, FULL)
 
-# Two fits are two modes if their locations are farther apart than this many scales, squared, and
-# matter if the masses differ by fewer nats than that.
+# Two fits are two modes if their locations are more than this many scales (squared) apart, and
+# matter if the masses differ by less than this many nats.
 _APART, _MATTERS = 9.0, 3.0
 
-# The share of a mixture's draws that is spread evenly over its parts, whatever their masses.
+# The share of a mixture's draws that is split evenly over its parts, whatever their masses.
 _EVEN = 0.1
 
 # The second retry: a long climb in whitened coordinates.
 _LONG = (Stage(100, 2, 0.1), Stage(100, 4, 0.03))
 
-# Draws that the scale of the prior is measured from.
+# Draws for the scale of the prior.
 _PRIOR_DRAWS = 512
 
 
 def check_proposal(proposal: str, start: str) -> None:
-    """Refuses an unknown proposal, or a start that it would not take."""
+    """Refuses an unknown proposal, or a start that does not apply to it."""
     if start not in ("refined", "prior") or (start != "refined" and proposal != "annealed"):
         raise ValueError(
             'Expected start="refined", or start="prior" with proposal="annealed"; got '
@@ -150,7 +149,7 @@ class Mixed:
 
 @dataclasses.dataclass(frozen=True)
 class Balanced:
-    """The mixture of posterior and fit from which two shares of the draws come.
+    """The mixture of posterior and fit, each with its share of the draws.
 
     Attributes:
         posterior: q(z | x), able to score any z.
@@ -168,13 +167,13 @@ class Balanced:
         return torch.logaddexp(self.posterior.log_prob(z).double() + math.log(self.share), ours)
 
     def sample(self, num: int, generator: torch.Generator) -> Tensor:
-        """Draws of the fit ``(num, n, D)``; those of the posterior are there already."""
+        """Draws of the fit ``(num, n, D)``; those of the posterior exist already."""
         return self.fitted.sample(num, generator)
 
 
 @dataclasses.dataclass(frozen=True)
 class Fitted:
-    """What :func:`refine` found.
+    """The result of :func:`refine`.
 
     Attributes:
         proposal: the mixture of fits.
@@ -209,7 +208,7 @@ def _support(distribution: Any) -> Any:
 
 
 def _place(distribution: Any, must_say: bool = False) -> str | None:
-    """Why z is no vector of R^D, as far as its distribution says."""
+    """Why z is no vector of R^D, according to its distribution."""
     kind, support = type(distribution).__name__, _support(distribution)
     while hasattr(distribution, "base_dist"):
         distribution = distribution.base_dist
@@ -226,7 +225,7 @@ def _place(distribution: Any, must_say: bool = False) -> str | None:
 
 
 def scores_cheaply(vae: VAE, posterior: Any) -> bool:
-    """Whether the posterior scores draws that are not its own, and in one pass."""
+    """Whether the posterior scores draws other than its own, in one pass."""
     if not getattr(vae.posterior, "scores", True):
         return False
     transforms = getattr(posterior, "transforms", ())
@@ -234,13 +233,13 @@ def scores_cheaply(vae: VAE, posterior: Any) -> bool:
         return False
     try:
         posterior.log_prob(drawn(posterior, 1).clone())
-    except (NotImplementedError, KeyError):  # What flows without inverse raise.
+    except (NotImplementedError, KeyError):  # Raised by flows without inverse.
         return False
     return True
 
 
 def prior_draws(prior: Any, num: int, count: int, generator: torch.Generator) -> Tensor:
-    """Draws ``(num, count, D)`` of a prior with or without labels, by a generator."""
+    """Draws ``(num, count, D)`` of a prior with or without labels, from a generator."""
     with torch.random.fork_rng(devices=_devices(generator)):
         torch.manual_seed(
             int(torch.randint(2**62, (), generator=generator, device=generator.device))
@@ -283,7 +282,7 @@ def refine(joint: Joint, posterior: Tensor, *place: Any) -> Fitted:
     Args:
         joint: log p(x, z) of the block.
         posterior: draws of q(z | x) to start from, ``(draws, n, D)``, not used again.
-        place: what the seed of the noise is made of.
+        place: from which the seed of the noise is made.
     """
     generator = generator_of(joint.x.device, *place)
     return _Refinement(joint, generator).run(posterior)
@@ -300,7 +299,7 @@ class _Refinement:
         self.unexplored = torch.zeros(len(joint), dtype=torch.bool, device=joint.x.device)
 
     def run(self, posterior: Tensor) -> Fitted:
-        """One fit from the posterior; more where starts disagree or a pilot fails."""
+        """One fit from the posterior; more if starts disagree or a pilot fails."""
         usual = self._start(torch.arange(len(self.joint), device=self.joint.x.device))
         loc, scale = posterior.mean(0), posterior.std(0)
         fine = loc.isfinite() & scale.isfinite()
@@ -334,7 +333,7 @@ class _Refinement:
         return fit(joint, *self._start(index), self.units[index], self.generator, stages)
 
     def _longer(self, index: Tensor) -> Student:
-        """The best fits of some rows, with a longer climb."""
+        """The best fits of some rows, with a longer ascent."""
         best = self.masses[index].argmax(-1)
         found = self.fits[0].rows(index)
         for k, other in enumerate(self.fits[1:], 1):
@@ -346,7 +345,7 @@ class _Refinement:
         return found
 
     def _add(self, found: Student, index: Tensor | None = None) -> None:
-        """Takes one more fit of each datum, or of some."""
+        """Adds a fit of each datum, or of some."""
         joint = self.joint if index is None else self.joint.rows(index)
         mass = _mass(joint, found, self.generator)
         if index is not None:
@@ -373,7 +372,7 @@ class _Refinement:
     def _mixture(self) -> Mixed:
         masses = torch.cat([self.masses, self.prior_mass], -1)
         there = masses.isfinite()
-        there[:, 0] |= ~self.masses.isfinite().any(-1)  # A fit that hits nothing is one as well.
+        there[:, 0] |= ~self.masses.isfinite().any(-1)  # A fit without mass counts as well.
         there[:, -1] = True
         even = there.double() / there.sum(-1, keepdim=True)
         share = masses.masked_fill(~masses.isfinite(), -math.inf).softmax(-1).nan_to_num(0.0)
@@ -382,7 +381,7 @@ class _Refinement:
         return Mixed(parts, ((1 - _EVEN) * share + _EVEN * even).log())
 
     def _failed(self, index: Tensor) -> Tensor:
-        """Which of some rows have too high a k-hat in pilot draws, which are thrown away."""
+        """Which of some rows have too high a k-hat in pilot draws, which are not used again."""
         mixture = self._mixture().rows(index)
         z = mixture.sample(_PILOT_DRAWS, self.generator)
         weights = self.joint.rows(index).log_prob(z) - mixture.log_prob(z)
@@ -412,7 +411,7 @@ def _compare(fits: list[Student], masses: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _singles(same: Tensor, matter: Tensor) -> Tensor:
-    """Whether a mode that matters was found once: by Good and Turing, others are likely.
+    """Whether a mode that matters was found only once: by Good and Turing, others are likely.
 
     Good, "The population frequencies of species" (Biometrika 1953).
     """

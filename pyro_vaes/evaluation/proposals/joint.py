@@ -1,4 +1,4 @@
-"""Log p(x, z) of some data as a function of z, with its gradient: what proposals are fitted to."""
+"""Log p(x, z) of some data as a function of z, with its gradient: the target of proposals."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from pyro_vaes.vae import VAE
 __all__ = ["Joint", "frozen"]
 
 
-# A gradient costs two evaluations more: a backward pass is about twice a forward one.
+# A gradient costs two further evaluations: a backward pass takes about two forward ones.
 GRADIENT_COST = 3
 
 
 @contextmanager
 def frozen(vae: VAE) -> Iterator[None]:
-    """Parameters that ask for no gradient, so that a graph leads to z alone; afterwards as before.
+    """Freezes the parameters, so that gradients are taken in z alone; restores them afterwards.
 
-    Autograd then keeps nothing for the weights, and no ``.grad`` is ever written.
+    Autograd then stores nothing for the weights, and no ``.grad`` is written.
     """
     learned = [parameter for parameter in vae.parameters() if parameter.requires_grad]
     for parameter in learned:
@@ -89,7 +89,7 @@ class Joint:
         return out
 
     def gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Log p(x | z) and log p(z), added up, and the gradient in z, ``(draws, n, D)``.
+        """Log p(x | z) + log p(z) and its gradient in z, ``(draws, n, D)``.
 
         Raises:
             RuntimeError: if log p(x | z) has no gradient in z.

@@ -1,14 +1,14 @@
 """A proposal per datum: a Student's t fitted to p(z | x) by variational inference.
 
-An encoder's draws are a poor proposal where the encoder is poor, and the estimate of log p(x) is
-then the failure of the importance sampler. Here each datum gets its own location and covariance,
-the model fixed: first a diagonal normal, then a full covariance, then the same again in the
-coordinates that the covariance whitens. Draws come from a Student's t with 10 degrees of freedom of
-that location and scale: its tails are heavier than the posterior's, so that weights are bounded.
+An encoder's draws are a poor proposal where the encoder is poor, and the estimate of log p(x) then
+measures the importance sampler. Here each datum gets its own location and covariance, with the
+model fixed: first a diagonal normal, then a full covariance, then the same again in the coordinates
+that the covariance whitens. Draws come from a Student's t of that location and scale with 10
+degrees of freedom: its tails are heavier than the posterior's, so that weights are bounded.
 
-Steps are taken in units of the prior, not of the encoder's scale, which may be wrong by factors.
-The gradient leaves out the score of q (Roeder, Wu, Duvenaud, "Sticking the landing", 2017): it has
-no noise where q is p(z | x).
+Steps are taken in units of the prior, not of the encoder's scale, which may be far off. The
+gradient leaves out the score of q (Roeder, Wu, Duvenaud, "Sticking the landing", 2017): it has no
+noise where q is p(z | x).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 
-# Above this many latent dimensions a covariance is a diagonal and this many directions.
+# Above this many latent dimensions a covariance is a diagonal plus this many directions.
 MAX_FULL, RANK = 64, 32
 
 _DEGREES = 10
@@ -55,7 +55,7 @@ _STEP = 0.03
 # Newton steps where the covariance is of low rank.
 _NEWTON = 3
 
-# By the last step the rate has fallen by this share.
+# Total decay of the rate, as a share.
 _DECAY = 0.97
 
 
@@ -100,7 +100,7 @@ class LowRank:
     """The covariance A A' with A = S (I + U V'): a diagonal S, and U and V ``(n, D, R)``.
 
     U V' may narrow directions as well as widen them, which a diagonal plus a product U U' cannot:
-    data say something of a few directions of z, and leave the rest as wide as the prior.
+    data determine a few directions of z, and leave the rest as wide as the prior.
     """
 
     scale: Tensor
@@ -130,7 +130,7 @@ class LowRank:
         return white / self.scale
 
     def log_det(self) -> Tensor:
-        """Log of the size of det A, ``(n,)``."""
+        """Log abs det A, ``(n,)``."""
         return self.scale.log().sum(-1) + torch.linalg.slogdet(self._inner()).logabsdet
 
     def double(self) -> LowRank:
@@ -185,7 +185,7 @@ class Student:
         return Student(self.loc[index], self.shape.rows(index))
 
     def put(self, index: Tensor, other: Student) -> Student:
-        """With those of some of the data replaced."""
+        """With the fits of some of the data replaced."""
         pairs = [
             mine.index_copy(0, index, new)
             for mine, new in zip(self._tensors(), other._tensors(), strict=True)
@@ -224,12 +224,12 @@ def fit(
 
     Args:
         joint: the target.
-        loc: where to start, ``(n, D)``.
-        scale: with which scale, ``(n, D)``.
+        loc: initial location, ``(n, D)``.
+        scale: initial scale, ``(n, D)``.
         units: the prior's scale, ``(D,)`` or ``(n, D)``.
         generator: of the noise.
-        stages: of the diagonal, of the full covariance, of the same in whitened coordinates, if
-            there are more.
+        stages: for the diagonal, for the full covariance, and optional further ones in whitened
+            coordinates.
     """
     diagonal, full, *more = stages
     log_scale = (scale / units).clamp(*_START).log()
@@ -245,10 +245,10 @@ def fit(
 
 
 def _informed(joint: Joint, loc: Tensor, units: Tensor, generator: torch.Generator) -> LowRank:
-    """The prior's scale, and that of p(z | x) in the directions of which the data say most.
+    """The prior's scale, and that of p(z | x) in the directions that the data determine most.
 
-    They are the leading ones of gradients near the location (Cui et al., "Likelihood-informed
-    dimension reduction for nonlinear inverse problems", 2014), the scale there is from curvature.
+    They are the leading directions of gradients near the location (Cui et al., "Likelihood-informed
+    dimension reduction for nonlinear inverse problems", 2014); their scale comes from curvature.
     """
     near = 0.3 * _noise((2 * RANK, *loc.shape), loc, generator)
     slopes = units * joint.gradient(loc + units * near)[1].nan_to_num(0.0, 0.0, 0.0)
@@ -265,8 +265,8 @@ def _informed(joint: Joint, loc: Tensor, units: Tensor, generator: torch.Generat
 def _uphill(joint: Joint, loc: Tensor, shape: LowRank) -> Tensor:
     """Locations after Newton steps, each taken where it raises log p(x, z).
 
-    In many dimensions a diagonal fit ends far off, in units of the scale in the narrow directions:
-    farther than the steps of a climb reach.
+    In many dimensions a diagonal fit ends many scales away in the narrow directions, beyond the
+    reach of gradient steps.
     """
     for _ in range(_NEWTON):
         value, slope = joint.gradient(loc.unsqueeze(0))
@@ -279,7 +279,7 @@ def _uphill(joint: Joint, loc: Tensor, shape: LowRank) -> Tensor:
 def improve(joint: Joint, found: Student, stage: Stage, generator: torch.Generator) -> Student:
     """Improves a fit in the coordinates that its scale matrix whitens.
 
-    One of low rank keeps its directions there, and changes its location and scales.
+    One of low rank keeps its directions and changes its location and scales.
     """
     zero, shape = torch.zeros_like(found.loc), found.shape
     below = None if isinstance(shape, LowRank) else torch.zeros_like(shape.tril)

@@ -1,0 +1,301 @@
+"""The commands that apply a model to rows: ``score``, ``encode`` and ``reconstruct``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pyro_vaes.cli.evaluate import label_number, open_run
+from pyro_vaes.cli.flags import PLACE, SEED
+from pyro_vaes.cli.outputs import PICTURES, TABLES, check_out, write_array, write_table
+from pyro_vaes.core.choices import PROPOSALS
+from pyro_vaes.runs.options import ConfigError
+from pyro_vaes.runs.schema import DEVICES, read_config
+
+if TYPE_CHECKING:
+    from pyro_vaes.evaluation.scores import Scores
+    from pyro_vaes.runs.new_data import NewRows
+    from pyro_vaes.vae import VAE
+
+__all__ = [
+    "Use",
+    "encode_command",
+    "reconstruct_command",
+    "rows_options",
+    "score_command",
+    "use",
+]
+
+# Rows, at most, that new ones are compared with, and that a picture shows.
+_REFERENCE, _SHOWN = 1000, 12
+# A p-value that is worth a look.
+_UNUSUAL = 0.01
+_SPLITS = ("train", "val", "test")
+
+
+# --- what these commands share --------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Use:
+    """A trained model and the rows that it is applied to.
+
+    Attributes:
+        run: the run folder.
+        vae: the model.
+        record: what its weights say of the run.
+        rows: what it is applied to.
+        suffix: of the file to write.
+    """
+
+    run: Path
+    vae: VAE
+    record: Mapping[str, Any]
+    rows: NewRows
+    suffix: str
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What the run knows of its data."""
+        facts: Mapping[str, Any] = self.record["data"]
+        return facts
+
+    def known(self, *written: str) -> dict[str, Any]:
+        """What stands before the columns that are written: what is known of each row.
+
+        Raises:
+            ConfigError: if two columns would have one name.
+        """
+        known = dict(self.rows.carried) or {"row": range(len(self.rows.x))}
+        for name in written:
+            if name in known:
+                raise ConfigError(
+                    f"Invalid value for '--data': expected no column called {name!r} there, which "
+                    "is a column of the output. Rename it."
+                )
+        return known
+
+
+def rows_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that say which model, which rows, and where to."""
+    for option in (
+        click.option("--out", type=PLACE, required=True, help="The file to write."),
+        click.option("--label", help="The label of all rows, for a conditional model."),
+        click.option(
+            "--split",
+            type=click.Choice(_SPLITS),
+            help="Rows of the run's own data instead.  [default: test, without --data]",
+        ),
+        click.option("--data", type=PLACE, help="A file of rows with the columns of the run's."),
+        click.argument("run", type=PLACE),
+    ):
+        command = option(command)
+    return command
+
+
+def use(
+    run: Path,
+    data: Path | None,
+    split: str | None,
+    label: str | None,
+    out: Path,
+    suffixes: Sequence[str] = (*TABLES, ".npy"),
+    pictures: bool = False,
+) -> Use:
+    """Opens a run and reads the rows that are asked for, all of it checked.
+
+    Args:
+        run: the run folder.
+        data: a file of rows, or None for those of the run.
+        split: which of the latter.
+        label: of all rows, if they bring none.
+        out: the file to write.
+        suffixes: what it may be.
+        pictures: whether it may be a picture where the data are images.
+
+    Raises:
+        InputError: in one line, before anything is written.
+    """
+    from pyro_vaes.runs.new_data import checked
+
+    vae, record = open_run(run)
+    image_shape = record["data"]["image_shape"]
+    why = " (the data are no images)" if pictures and not image_shape else ""
+    allowed = (*suffixes, *(PICTURES if pictures and image_shape else ()))
+    suffix = check_out(out, allowed, why, data)
+    rows = checked(_rows(run, record, data, split, label), vae, data)
+    for note in rows.notes:
+        click.echo(note)
+    return Use(run, vae, record, rows, suffix)
+
+
+def _rows(
+    run: Path, record: dict[str, Any], data: Path | None, split: str | None, label: str | None
+) -> NewRows:
+    import torch
+
+    from pyro_vaes.runs.new_data import NewRows, own_data, read_new
+
+    config = read_config(run)
+    number = None if label is None else label_number(record["data"], label)
+    if data is not None:
+        if split is not None:
+            raise ConfigError(
+                f"Invalid value for '--split': expected none beside --data; got {split}."
+            )
+        return read_new(data, config, run, record, label=number)
+    split = split or "test"
+    own = getattr(own_data(config, run, record), split).frozen()
+    y = own.y if record["data"]["num_labels"] else None
+    if number is not None:
+        y = torch.full((len(own),), number)
+    return NewRows(own.x, y, {}, (f"Rows: the {len(own)} {split} rows of the run's own data.",))
+
+
+# --- commands -------------------------------------------------------------------------------------
+
+
+@click.command("score")
+@rows_options
+@click.option(
+    "--samples", type=click.IntRange(min=1), default=1000, show_default=True, help="Draws per row."
+)
+@click.option(
+    "--proposal",
+    type=click.Choice(PROPOSALS),
+    default="auto",
+    show_default=True,
+    help="What z is drawn from to estimate log p(x), as for evaluate.",
+)
+@click.option(
+    "--against",
+    type=click.Choice(("train", "val", "none")),
+    default="train",
+    show_default=True,
+    help="The run's rows that a score's p-value compares with; val is fair if training overfitted.",
+)
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the draws.")
+@click.option(
+    "--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="Where."
+)
+def score_command(
+    run: Path,
+    data: Path | None,
+    split: str | None,
+    label: str | None,
+    out: Path,
+    samples: int,
+    proposal: str,
+    against: str,
+    seed: int,
+    device: str,
+) -> None:
+    """Scores rows: log p(x) in nats, its error, and a p-value, one line a row."""
+    from pyro_vaes.evaluation.scores import score
+    from pyro_vaes.runs.build import device_of_flag
+
+    place = device_of_flag(device)
+    used = use(run, data, split, label, out)
+    names = ("log_p", "log_p_se", "pareto_k", "unreliable", "p_value")
+    known = used.known(*names)
+    vae = used.vae.to(place)
+    options: dict[str, Any] = {"num_samples": samples, "proposal": proposal, "seed": seed}
+    compared = None if against == "none" else _reference(used, against)
+    scores = score(vae, used.rows.x, used.rows.y, **options)
+    columns = _columns(scores)
+    if compared is not None:
+        columns["p_value"] = scores.p_values(score(vae, *compared[:2], **options)).cpu().numpy()
+        low = int((columns["p_value"] <= _UNUSUAL).sum())
+        click.echo(
+            f"{compared[2]} {low} of {len(scores)} are {_UNUSUAL} or less; of rows like those of "
+            f"the run about {_UNUSUAL * len(scores):.3g} would be."
+        )
+    if used.suffix == ".npy":
+        import numpy as np
+
+        write_array(out, np.stack([np.asarray(c, dtype=np.float64) for c in columns.values()], 1))
+        click.echo(f"Columns: {', '.join(columns)}.")
+    else:
+        write_table(out, {**known, **columns})
+    for warning in scores.warnings:
+        click.echo(f"Warning: {warning}")
+    click.echo(f"{len(scores)} rows scored by {scores.proposal} draws, in nats: {out}")
+
+
+def _columns(scores: Scores) -> dict[str, Any]:
+    columns = {"log_p": scores.log_p, "log_p_se": scores.log_p_se}
+    for name in ("pareto_k", "unreliable"):
+        if (values := getattr(scores, name)) is not None:
+            columns[name] = values
+    return {name: values.cpu().numpy() for name, values in columns.items()}
+
+
+def _reference(used: Use, against: str) -> tuple[Any, Any, str]:
+    """Rows of the run to compare with, their labels, and what to say of them."""
+    import torch
+
+    from pyro_vaes.runs.new_data import own_data
+
+    own = getattr(own_data(read_config(used.run), used.run, used.record), against).frozen()
+    count = min(len(own), _REFERENCE)
+    index = torch.linspace(0, len(own) - 1, count).round().long()
+    name = {"train": "training", "val": "validation"}[against]
+    some = f"{count} " if count == len(own) else f"{count} of the {len(own)} "
+    y = own.y[index] if own.y is not None and used.facts["num_labels"] else None
+    return own.x[index], y, f"p-values compare with {some}{name} rows of the run."
+
+
+@click.command("encode")
+@rows_options
+def encode_command(
+    run: Path, data: Path | None, split: str | None, label: str | None, out: Path
+) -> None:
+    """Encodes rows: posterior means as a table or array, or a picture of them over the prior."""
+    used = use(run, data, split, label, out, (*TABLES, ".npy", *PICTURES))
+    if used.suffix in PICTURES:
+        from pyro_vaes import plotting
+        from pyro_vaes.data.splits import Split
+
+        rows = Split(used.rows.x, used.rows.y)
+        plotting.save_figure(plotting.latent_space(used.vae, rows, num=len(rows)), out)
+    else:
+        codes = used.vae.encode(used.rows.x, used.rows.y).numpy()
+        if used.suffix == ".npy":
+            write_array(out, codes)
+        else:
+            columns = {f"z{i}": codes[:, i] for i in range(codes.shape[1])}
+            write_table(out, {**used.known(*columns), **columns})
+    click.echo(f"{len(used.rows.x)} rows encoded: {out}")
+
+
+@click.command("reconstruct")
+@rows_options
+def reconstruct_command(
+    run: Path, data: Path | None, split: str | None, label: str | None, out: Path
+) -> None:
+    """Reconstructs rows: means of p(x given z) at their codes, in the units of the data."""
+    from pyro_vaes.runs.new_data import element_names
+
+    used = use(run, data, split, label, out, pictures=True)
+    count = len(used.rows.x)
+    if used.suffix in PICTURES:
+        from pyro_vaes import plotting
+        from pyro_vaes.data.splits import Split
+
+        count = min(count, _SHOWN)
+        rows, shape = Split(used.rows.x, used.rows.y), used.facts["image_shape"]
+        plotting.save_figure(plotting.reconstructions(used.vae, rows, shape, num=count), out)
+    else:
+        made = used.vae.reconstruct(used.rows.x, used.rows.y).numpy()
+        if used.suffix == ".npy":
+            write_array(out, made)
+        else:
+            names = element_names(used.facts)
+            columns = dict(zip(names, made.reshape(count, -1).T, strict=True))
+            write_table(out, {**used.known(*names), **columns})
+    some = "" if count == len(used.rows.x) else "The first "
+    click.echo(f"{some}{count} rows reconstructed: {out}")

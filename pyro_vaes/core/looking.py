@@ -1,0 +1,62 @@
+"""Looking at a module or a distribution without changing anything."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["in_evaluation_mode", "in_pieces", "mean_of"]
+
+
+# Draws for a mean without a closed form, and numbers drawn at once.
+_MEAN_DRAWS = 512
+_MEAN_NUMBERS = 2**20
+
+
+@contextmanager
+def in_evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients; afterwards each module is back in its mode."""
+    modes = [(part, part.training) for part in module.modules()]
+    with torch.no_grad():
+        module.eval()
+        try:
+            yield
+        finally:
+            for part, training in modes:
+                part.training = training
+
+
+def mean_of(distribution: Any) -> Tensor:
+    """The mean of a distribution, or the average of fixed draws if it has no analytic one."""
+    try:
+        return cast(Tensor, distribution.mean)
+    except NotImplementedError:
+        numbers = math.prod((*distribution.batch_shape, *distribution.event_shape))
+        most = max(1, _MEAN_NUMBERS // max(1, numbers))
+        pieces = [min(most, _MEAN_DRAWS - done) for done in range(0, _MEAN_DRAWS, most)]
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return cast(
+                Tensor,
+                sum(distribution.sample((count,)).sum(0) for count in pieces) / _MEAN_DRAWS,
+            )
+
+
+def in_pieces(
+    work: Callable[[Any, Tensor | None], Tensor], rows: Any, y: Tensor | None, size: int
+) -> Tensor:
+    """Applies a function to rows and their labels, so many of them at a time."""
+    result = None
+    for start in range(0, len(rows), size):
+        piece = slice(start, start + size)
+        part = work(rows[piece], None if y is None else y[piece])
+        if result is None:
+            result = part.new_empty(len(rows), *part.shape[1:])
+        # Copied, since small results kept among large freed ones fragment the memory.
+        result[piece] = part
+    return cast(Tensor, result)

@@ -1,0 +1,253 @@
+"""Rows for a trained model: its own, found again, and new ones, read as it knows its data.
+
+Nothing is guessed anew. Columns are those that the run was trained on, by name; labels have the
+numbers that they had; pictures have their channels where they were.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_vaes.core.errors import DataError
+from pyro_vaes.data.dataset import NAMES, DataSet
+from pyro_vaes.data.files import SUFFIXES, read, read_columns
+from pyro_vaes.data.pictures import list_pictures, read_pictures
+from pyro_vaes.data.precision import in_single
+from pyro_vaes.data.spreadsheets import SUFFIXES as TABLES
+from pyro_vaes.data.spreadsheets import Columns, TableOptions
+from pyro_vaes.data.tables import LABEL_KEYS, check_rows, read_labels, suffix_of
+from pyro_vaes.runs.build import data_of
+from pyro_vaes.runs.schema import RunConfig
+from pyro_vaes.storage.files import RunFolderError
+from pyro_vaes.storage.older import writer
+from pyro_vaes.vae import VAE, check_data
+
+__all__ = ["NewRows", "checked", "element_names", "own_data", "read_new"]
+
+
+@dataclasses.dataclass(frozen=True)
+class NewRows:
+    """Rows that a model is applied to.
+
+    Attributes:
+        x: ``(n, *event_shape)``.
+        y: labels ``(n,)``, or None for a model without.
+        carried: what is known of each row besides, by name: it goes with it to the output.
+        notes: what there is to say.
+    """
+
+    x: Tensor
+    y: Tensor | None
+    carried: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+# --- the run's own data ---------------------------------------------------------------------------
+
+
+def own_data(config: RunConfig, run: Path, record: Mapping[str, Any]) -> DataSet:
+    """The data that a run was trained on, from any folder.
+
+    A relative path counts from the working folder or from a folder above the run's, whichever has
+    the very data: they are known by their digest.
+
+    Raises:
+        InputError: beginning with what was expected, if they are not there any more.
+    """
+    complaint = f"Expected the data that {run} was trained on"
+    found = None
+    for place in _places(config, run):
+        try:
+            found = data_of(place, complaint)
+        except DataError:
+            continue
+        if found.digest == record["data"]["digest"]:
+            return found
+    if found is None:
+        data_of(config, complaint)  # Says why.
+    raise RunFolderError(
+        f"{complaint}; got others, as they are read now. (It was written by {writer(record)}.)"
+    )
+
+
+def _places(config: RunConfig, run: Path) -> Iterator[RunConfig]:
+    """The configuration with each path at which its data may lie."""
+    yield config
+    source = Path(config.data.source).expanduser()
+    if config.data.source in NAMES or source.is_absolute():
+        return
+    for folder in run.resolve().parents:
+        if (folder / source).exists() and (folder / source).resolve() != source.resolve():
+            data = dataclasses.replace(config.data, source=str(folder / source))
+            yield dataclasses.replace(config, data=data)
+
+
+# --- new rows -------------------------------------------------------------------------------------
+
+
+def read_new(
+    path: Path,
+    config: RunConfig,
+    run: Path,
+    record: Mapping[str, Any],
+    label: int | None = None,
+) -> NewRows:
+    """Reads rows that a run has not seen, by what it knows of its data.
+
+    Args:
+        path: a file of any kind that a run can be trained on, or a folder of pictures.
+        config: the options of the run.
+        run: its folder.
+        record: what its weights say of its data.
+        label: of all rows, which then need none of their own.
+
+    Raises:
+        DataError: for what cannot be read, or are no rows of this model.
+    """
+    facts = record["data"]
+    labelled = label is None and bool(facts["num_labels"])
+    carried: Mapping[str, Any] = {}
+    notes: list[str] = []
+    try:
+        if suffix_of(path) in TABLES:
+            x, labels, carried = _from_table(path, config, run, record, labelled, notes)
+        elif path.is_dir() and suffix_of(path) not in SUFFIXES:
+            x, labels, carried = _from_pictures(path, notes)
+        else:
+            x, labels = _from_arrays(path, facts, notes)
+        rows = _shaped(x, facts, notes)
+        y = _numbered(labels, facts, len(rows)) if labelled else None
+    except DataError as error:
+        reason = str(error).removeprefix(f"{path.expanduser()}: ")
+        raise DataError(f"Invalid value for '--data' ({path}): {reason}") from error
+    if label is not None:
+        y = torch.full((len(rows),), label)
+    return NewRows(rows, y, carried, tuple(notes))
+
+
+def _from_table(
+    path: Path,
+    config: RunConfig,
+    run: Path,
+    record: Mapping[str, Any],
+    labelled: bool,
+    notes: list[str],
+) -> tuple[Any, Any, Mapping[str, Any]]:
+    columns = _columns(config, run, record)
+    if columns is None:  # As many as the run's, in the same order.
+        header = {"auto": None, "first-row": True, "none": False}[config.data.header]
+        drop = () if config.data.drop == "none" else tuple(config.data.drop.split(","))
+        pairs, _ = read(path, None, TableOptions(header, "", drop), notes)
+        return pairs["all"][0], None, {}
+    x, labels, carried = read_columns(path, columns, labelled)
+    if carried:
+        shown = ", ".join(map(repr, list(carried)[:10])) + ", ..." * (len(carried) > 10)
+        notes.append(f"Not seen by the model, and carried to the output: {shown}.")
+    return x, labels, carried
+
+
+def _columns(config: RunConfig, run: Path, record: Mapping[str, Any]) -> Columns | None:
+    """The names of a run's columns; those of an earlier version's run are in its data alone."""
+    facts = record["data"]
+    if "columns" in facts:
+        names = facts["columns"]
+        return None if names is None else Columns(tuple(names), facts.get("label_column"))
+    return own_data(config, run, record).columns
+
+
+def _from_pictures(folder: Path, notes: list[str]) -> tuple[Any, Any, Mapping[str, Any]]:
+    paths, labels = list_pictures(folder.expanduser())
+    x = read_pictures(folder.expanduser(), notes)["x"]
+    names = [str(path.relative_to(folder.expanduser())) for path in paths]
+    return x, labels or None, {"file": np.array(names)}
+
+
+def _from_arrays(path: Path, facts: Mapping[str, Any], notes: list[str]) -> tuple[Any, Any]:
+    """Rows and labels of a file of arrays; labels as they stand there."""
+    pairs, _ = read(path)
+    if "all" not in pairs:
+        raise DataError("Expected arrays called x (and y); got splits.")
+    if facts.get("columns"):
+        notes.append("An array names no columns: they are taken in the order of the run's.")
+    labels = None
+    if suffix_of(path) == ".npz":
+        with np.load(path.expanduser(), allow_pickle=False) as arrays:
+            keys = [key for key in arrays if key.lower() in LABEL_KEYS and "x" in arrays]
+            labels = arrays[keys[0]] if keys else None
+    return pairs["all"][0], labels
+
+
+def _shaped(x: Any, facts: Mapping[str, Any], notes: list[str]) -> Tensor:
+    """Rows in the shape of the run's data, in single precision."""
+    rows, shape = check_rows(x), tuple(facts["event_shape"])
+    last = (*shape[1:], shape[0])  # Where pictures may have their channels.
+    if facts["image_shape"] and len(shape) == 3 and rows.shape[1:] == last != shape:
+        rows = rows.movedim(-1, 1).contiguous()
+        notes.append("The pictures' channels, which stood last, were moved to the front.")
+    if tuple(rows.shape[1:]) != shape:
+        raise DataError(
+            f"Expected rows of shape {shape}, as the run's are; got {tuple(rows.shape[1:])}."
+        )
+    rows = in_single(rows)
+    if rows.is_floating_point() and bool(rows.isinf().any()):
+        raise DataError("Expected numbers within the range of float32; got larger ones.")
+    return rows
+
+
+def _numbered(labels: Any, facts: Mapping[str, Any], count: int) -> Tensor:
+    """Labels with the numbers that they have in the run."""
+    if labels is None:
+        raise DataError(
+            "Expected a label for each row of a conditional model; got none. (For all rows the "
+            "same one: --label.)"
+        )
+    names = facts.get("label_names")
+    if names:
+        place = {name: i for i, name in enumerate(names)}
+        words = [_word(label) for label in np.asarray(labels).tolist()]
+        strange = [word for word in words if word not in place]
+        if strange:
+            raise DataError(
+                f"Expected labels among {', '.join(names[:10])}{', ...' * (len(names) > 10)}; got "
+                f"{strange[0]}."
+            )
+        return torch.tensor([place[word] for word in words])
+    y = read_labels(labels, count)
+    if int(y.max()) >= facts["num_labels"]:
+        raise DataError(f"Expected labels in 0..{facts['num_labels'] - 1}; got {int(y.max())}.")
+    return y
+
+
+def _word(label: Any) -> str:
+    """A label as its run names it: whole numbers, which a table may hold as 3.0, without point."""
+    whole = isinstance(label, float) and label.is_integer()
+    return str(int(label)) if whole else str(label)
+
+
+def checked(rows: NewRows, vae: VAE, path: Path | None) -> NewRows:
+    """The rows, if the model can take them.
+
+    Raises:
+        DataError: if it cannot: levels beyond its own, for instance.
+    """
+    try:
+        check_data(vae, rows.x, rows.y)
+    except DataError:
+        raise
+    except ValueError as error:
+        raise DataError(f"Invalid value for '--data' ({path}): {error}") from error
+    return rows
+
+
+def element_names(facts: Mapping[str, Any]) -> list[str]:
+    """A name for each element of a datum: those of its columns, or else numbers."""
+    if facts.get("columns"):
+        return list(facts["columns"])
+    return [f"x{i}" for i in range(int(np.prod(facts["event_shape"])))]

@@ -7,6 +7,8 @@ from .data.splits import Split as Split
 from .data.splits import pseudo_inputs as pseudo_inputs
 from .evaluation.evaluator import evaluate as evaluate
 from .evaluation.evaluator import log_marginal as log_marginal
+from .evaluation.imputation import Imputation as Imputation
+from .evaluation.imputation import impute as impute
 from .evaluation.results import Evaluation as Evaluation
 from .evaluation.scores import Scores as Scores
 from .evaluation.scores import nearest_rows as nearest_rows
@@ -17,12 +19,18 @@ from .inference.elbo import ELBO as ELBO
 from .inference.elbo import BetaELBO as BetaELBO
 from .inference.info import InfoELBO as InfoELBO
 from .inference.svi import FastSVI as FastSVI
+from .networks.columns import OneHotColumns as OneHotColumns
 from .networks.convolutions import ConvDecoder as ConvDecoder
 from .networks.convolutions import ConvEncoder as ConvEncoder
 from .networks.mlp import MLP as MLP
 from .networks.mlp import GatedMLP as GatedMLP
 from .parts.chains import ChainPosterior as ChainPosterior
 from .parts.chains import ChainPrior as ChainPrior
+from .parts.columns import TableLikelihood as TableLikelihood
+from .parts.correlated import LowRankNormalLikelihood as LowRankNormalLikelihood
+from .parts.correlated import StudentTLikelihood as StudentTLikelihood
+from .parts.counts import NegativeBinomialLikelihood as NegativeBinomialLikelihood
+from .parts.counts import PoissonLikelihood as PoissonLikelihood
 from .parts.gtm import GTMPrior as GTMPrior
 from .parts.gtm import GTMPseudoInputs as GTMPseudoInputs
 from .parts.likelihoods import AutoregressiveLikelihood as AutoregressiveLikelihood

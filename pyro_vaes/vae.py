@@ -18,6 +18,7 @@ from pyro_vaes.core.described import Described
 from pyro_vaes.core.labels import as_labels, takes_labels, with_labels
 from pyro_vaes.core.looking import in_evaluation_mode, in_pieces, mean_of
 from pyro_vaes.core.paths import bulk_of, line, walks
+from pyro_vaes.core.support import check_support
 
 __all__ = ["VAE", "check_data", "check_labels", "drawn", "evaluating", "mean_of"]
 
@@ -300,8 +301,8 @@ class VAE(Described):
             array = np.asarray(value) if np.ndim(value) else np.array(value)
             if array.dtype.kind not in "biuf":
                 raise ValueError(f"Expected {what} that are real numbers; got {array.dtype}.")
-            if np.ma.is_masked(value):
-                raise ValueError(f"Expected {what} without gaps; got masked values.")
+            if np.ma.is_masked(value):  # What is masked was not seen.
+                array = np.ma.filled(value.astype(np.float64), np.nan)
             if array.dtype not in (np.uint8, np.float32):
                 array = array.astype(np.float64 if array.dtype.kind == "f" else int)
             value = torch.from_numpy(np.array(array))
@@ -394,15 +395,32 @@ def check_data(vae: VAE, x: Tensor, y: Tensor | None = None) -> None:
         y: labels ``(n,)`` or None.
 
     Raises:
-        ValueError: for another event shape, for labels that are missing or out of range, or for
-            values outside the levels of a likelihood over levels.
+        ValueError: for another event shape, for labels that are missing or out of range, for
+            values outside the levels of a likelihood over levels, or for gaps (NaN) that a part
+            cannot take.
     """
     check_labels(vae, x, y)
     with evaluating(vae):
         label = None if y is None else y[:1]
         likelihood = vae.p_x(drawn(vae.q_z(vae._data(x[:1]), label)), label)
         for first in range(0, len(x), _PIECE):
-            check_support(likelihood, vae._data(x[first : first + _PIECE]), first)
+            rows = vae._data(x[first : first + _PIECE])
+            check_support(likelihood, rows, first)
+            _check_codes(vae, rows, y, first)
+
+
+def _check_codes(vae: VAE, x: Tensor, y: Tensor | None, first: int) -> None:
+    """Refuses a row with gaps of which a posterior makes NaN, as one of a user's own may."""
+    gaps = x.isnan().flatten(1).any(1)
+    if not bool(gaps.any()):
+        return
+    row = int(gaps.nonzero()[0])
+    label = None if y is None else y[first + row : first + row + 1]
+    if bool(drawn(vae.q_z(x[row : row + 1], label)).isnan().any()):
+        raise ValueError(
+            f"Expected a posterior that takes gaps; got NaN codes of row {first + row} (counted "
+            "from 0), which has NaN in it. Give its network zeros there, as NormalPosterior does."
+        )
 
 
 def check_labels(vae: VAE, x: Tensor, y: Any) -> Tensor | None:
@@ -415,26 +433,3 @@ def check_labels(vae: VAE, x: Tensor, y: Any) -> Tensor | None:
     if y is None and not vae.conditional:
         return None
     return vae._check_labels(y, len(x))
-
-
-def check_support(likelihood: Any, x: Tensor, first: int = 0) -> None:
-    """Refuses values between or beyond the levels of a likelihood, rows counted from ``first``.
-
-    Without Pyro's validation a value between two levels would be scored like any other.
-    """
-    try:
-        support = likelihood.support
-    except (AttributeError, NotImplementedError):  # Your own likelihood may have none.
-        return
-    if not support.is_discrete:
-        return
-    wrong = ~support.check(x).reshape(-1, len(x)).all(0)
-    if bool(wrong.any()):
-        row = int(wrong.nonzero()[0])
-        base = getattr(support, "base_constraint", support)
-        top = getattr(base, "upper_bound", None)
-        levels = f"{base}" if top is None else f"whole numbers up to {torch.as_tensor(top).max():g}"
-        raise ValueError(
-            f"Expected the likelihood's levels, {levels}; got values from {x[row].min():g} to "
-            f"{x[row].max():g} in row {first + row} (counted from 0)."
-        )

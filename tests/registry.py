@@ -23,6 +23,9 @@ from pyro_vaes.inference.elbo import ELBO, BetaELBO
 from pyro_vaes.inference.info import InfoELBO
 from pyro_vaes.networks.mlp import MLP
 from pyro_vaes.parts.chains import ChainPosterior, ChainPrior
+from pyro_vaes.parts.columns import TableLikelihood
+from pyro_vaes.parts.correlated import LowRankNormalLikelihood, StudentTLikelihood
+from pyro_vaes.parts.counts import NegativeBinomialLikelihood, PoissonLikelihood
 from pyro_vaes.parts.gtm import GTMPrior, GTMPseudoInputs
 from pyro_vaes.parts.likelihoods import (
     AutoregressiveLikelihood,
@@ -54,7 +57,11 @@ class Case:
         own: whether the part is made of the library's modules alone, and so can be rebuilt.
         mixes: for priors: whether it is given a posterior.
         tells_mean: for likelihoods: whether its distribution has its mean in closed form.
-        support: for likelihoods: "binary", "levels" (0..NUM_LEVELS - 1) or "real".
+        codes: for likelihoods: whether elements are numbers of categories, which have no mean.
+        rows: for likelihoods: whether a datum is a row ``(D,)`` and nothing else.
+        takes_gaps: for likelihoods: whether NaN is left out of its log-probability.
+        support: for likelihoods: "binary", "levels" (0..NUM_LEVELS - 1), "counts", "mixed" (columns
+            of several kinds) or "real".
     """
 
     build: Callable[..., Any]
@@ -64,6 +71,9 @@ class Case:
     own: bool = True
     mixes: bool = False
     tells_mean: bool = True
+    takes_gaps: bool = True
+    rows: bool = False
+    codes: bool = False
     support: str = "real"
 
     def make(
@@ -90,8 +100,10 @@ def scramble(module: nn.Module, scale: float = 1.0) -> nn.Module:
             fan_in = parameter.shape[-1] if parameter.dim() > 1 else 1
             parameter.normal_(0.0, scale / math.sqrt(fan_in))
         for part in module.modules():
-            if isinstance(part, NormalLikelihood):  # Its logs of scales are PACE times larger.
-                part.log_scale.div_(part.PACE)
+            # Logs of scales and the like are PACE times larger.
+            for key, parameter in part.named_parameters(recurse=False):
+                if key.startswith("log_") and (hasattr(part, "PACE") or hasattr(part, "columns")):
+                    parameter.div_(NormalLikelihood.PACE)
     return module
 
 
@@ -189,6 +201,11 @@ def _vamp_of_grid(
     return VampPrior(posterior, grid)
 
 
+def _masked_normal(latent_dim: int, event_shape: Shape, labels: int) -> NormalPosterior:
+    network = MLP(2 * math.prod(event_shape) + labels, [8])
+    return NormalPosterior(network, latent_dim, event_shape, labels, mask=True)
+
+
 def _full_normal(latent_dim: int, event_shape: Shape, labels: int) -> FullNormalPosterior:
     return FullNormalPosterior(_encoder(event_shape, labels), latent_dim, event_shape, labels)
 
@@ -230,13 +247,41 @@ def _chain_posterior(
     return ChainPosterior(first, link(base), upward=upward, prior=prior)
 
 
-def _levels(likelihood: type, tells_mean: bool = True, **options: Any) -> Case:
+def _levels(
+    likelihood: type, tells_mean: bool = True, takes_gaps: bool = True, **options: Any
+) -> Case:
     return Case(
         lambda d, shape, labels: likelihood(
             _decoder(d, labels), shape, NUM_LEVELS, labels, **options
         ),
         tells_mean=tells_mean,
+        takes_gaps=takes_gaps,
         support="levels",
+    )
+
+
+def _correlated(likelihood: type, **options: Any) -> Case:
+    return Case(
+        lambda d, shape, labels: likelihood(_decoder(d, labels), shape, labels, **options),
+        takes_gaps=False,
+    )
+
+
+def _table(*kinds: Any, **flags: Any) -> Case:
+    """Columns of these kinds in turn; data of other shapes than a row's are flat ones."""
+
+    def build(latent_dim: int, event_shape: Shape, labels: int) -> nn.Module:
+        chosen = [kinds[i % len(kinds)] for i in range(math.prod(event_shape))]
+        columns = [(f"c{i}", *kind) for i, kind in enumerate(chosen)]
+        return TableLikelihood(_decoder(latent_dim, labels), columns, labels)
+
+    return Case(build, rows=True, **flags)
+
+
+def _counts(likelihood: type, **options: Any) -> Case:
+    return Case(
+        lambda d, shape, labels: likelihood(_decoder(d, labels), shape, labels, **options),
+        support="counts",
     )
 
 
@@ -275,6 +320,7 @@ PRIORS: dict[str, Case] = {
 POSTERIORS: dict[str, Case] = {
     "normal": Case(_normal),
     "full_normal": Case(_full_normal),
+    "masked_normal": Case(_masked_normal),
     "chain": Case(_chain_posterior, min_latent_dim=2),
     "chain_upward": Case(lambda *args: _chain_posterior(*args, upward=True), min_latent_dim=2),
     "chain_given_prior": Case(
@@ -311,16 +357,40 @@ LIKELIHOODS: dict[str, Case] = {
     "ordinal_sharp": _levels(OrdinalLikelihood, sharpness=True),
     "beta_binomial": _levels(BetaBinomialLikelihood),
     "discretized_logistic": _levels(DiscretizedLogisticLikelihood),
-    "autoregressive": _levels(AutoregressiveLikelihood, tells_mean=False, hidden_dims=[8]),
+    "autoregressive": _levels(
+        AutoregressiveLikelihood, tells_mean=False, takes_gaps=False, hidden_dims=[8]
+    ),
     "autoregressive_binary": Case(
         lambda d, shape, labels: AutoregressiveLikelihood(
             _decoder(d, labels), shape, 2, labels, hidden_dims=[8, 9]
         ),
         tells_mean=False,
+        takes_gaps=False,
         support="binary",
     ),
     "normal": Case(lambda d, shape, labels: NormalLikelihood(_decoder(d, labels), shape, labels)),
-    "own": Case(OwnLikelihood, own=False),
+    "poisson": _counts(PoissonLikelihood),
+    "poisson_inflated": _counts(PoissonLikelihood, zero_inflated=True),
+    "negative_binomial": _counts(NegativeBinomialLikelihood),
+    "negative_binomial_inflated": _counts(NegativeBinomialLikelihood, zero_inflated=True),
+    "student_t": _correlated(StudentTLikelihood),
+    "student_t_diagonal": _correlated(StudentTLikelihood, full=False),
+    "low_rank_normal": _correlated(LowRankNormalLikelihood, rank=1),
+    "full_normal": _correlated(LowRankNormalLikelihood, rank=None),
+    "table_real": _table(("real",)),
+    "table_count": _table(("count",), support="counts"),
+    "table_binary": _table(("binary",), support="binary"),
+    "table_category": _table(("category", NUM_LEVELS), support="levels", codes=True),
+    "table_ordinal": _table(("ordinal", NUM_LEVELS), support="levels"),
+    "table": _table(
+        ("positive",),
+        ("category", NUM_LEVELS),
+        ("hurdle",),
+        ("count",),
+        support="mixed",
+        codes=True,
+    ),
+    "own": Case(OwnLikelihood, own=False, takes_gaps=False),
 }
 
 OBJECTIVES: dict[str, Callable[[], Any]] = {
@@ -384,5 +454,17 @@ def data(likelihood: str, *shape: int) -> Tensor:
     support = LIKELIHOODS[likelihood].support
     if support == "real":
         return torch.randn(*shape)
+    if support == "mixed":
+        kinds = torch.arange(shape[-1]) % 4
+        made = [
+            torch.rand(shape),
+            data("categorical", *shape),
+            torch.randn(shape),
+            data("poisson", *shape),
+        ]
+        made[2] = torch.where(torch.rand(shape) < 0.3, 0.0, made[2])
+        return torch.stack(made, -1).gather(-1, kinds.expand(shape).unsqueeze(-1))[..., 0]
+    if support == "counts":
+        return torch.poisson(torch.full(shape, 3.0))
     levels = 2 if support == "binary" else NUM_LEVELS
     return torch.randint(0, levels, shape).to(torch.get_default_dtype())

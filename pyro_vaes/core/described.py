@@ -38,6 +38,14 @@ _MODULES: Mapping[str, tuple[str, ...]] = {
     "flows.recipes": ("FlowRecipe",),
     "networks.convolutions": ("ConvDecoder", "ConvEncoder"),
     "networks.mlp": ("GatedMLP", "MLP"),
+    "networks.columns": ("OneHotColumns",),
+    "parts.columns": ("TableLikelihood",),
+    "parts.correlated": (
+        "CorrelatedLikelihood",
+        "LowRankNormalLikelihood",
+        "StudentTLikelihood",
+    ),
+    "parts.counts": ("CountLikelihood", "NegativeBinomialLikelihood", "PoissonLikelihood"),
     "parts.chains": ("ChainPosterior", "ChainPrior"),
     "parts.gtm": ("GTMPrior", "GTMPseudoInputs", "Grid"),
     "parts.likelihoods": (
@@ -58,7 +66,7 @@ _MODULES: Mapping[str, tuple[str, ...]] = {
         "Posterior",
         "_Scaled",
     ),
-    "parts.units": ("InUnits",),
+    "parts.units": ("ElementUnits", "InUnits"),
     "parts.priors": ("FlowPrior", "MixturePrior", "NormalPrior", "VampPrior"),
     "vae": ("VAE",),
 }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,27 +21,31 @@ from pyro_vaes.core.described import plain
 from pyro_vaes.core.errors import DataError
 from pyro_vaes.data.augmentation import augment_images, binarize, compose
 from pyro_vaes.data.files import SUFFIXES, read
-from pyro_vaes.data.guesses import find_images, is_bytes, oddities
+from pyro_vaes.data.guesses import (
+    LIKELIHOODS,
+    Kind,
+    find_images,
+    is_bytes,
+    kind_of,
+    note_gaps,
+    oddities,
+    whole_again,
+)
+from pyro_vaes.data.mixed.codec import Codec
+from pyro_vaes.data.mixed.groups import shares
 from pyro_vaes.data.named import read_digits, read_torchvision
 from pyro_vaes.data.precision import in_single
 from pyro_vaes.data.splits import Split
 from pyro_vaes.data.spreadsheets import Columns, TableOptions
-from pyro_vaes.data.tables import ROWS, Pair, suffix_of
+from pyro_vaes.data.tables import ROWS, Pair, num_gaps, suffix_of
 
 __all__ = ["DataSet", "load_data"]
 
 
-Kind = Literal["binary", "levels", "real"]
 Binarization = Literal["dynamic", "threshold", "grey"]
 
 NAMES = ("digits", "fashion_mnist", "mnist")
 BINARIZATIONS = ("dynamic", "threshold", "grey")
-LIKELIHOODS: dict[Kind, str] = {"binary": "bernoulli", "levels": "ordinal", "real": "normal"}
-
-# Whole numbers are taken for levels up to this many, the grey values of a byte.
-_MOST_LEVELS = 256
-# More than this and a likelihood over levels would not fit into memory.
-_MOST_LEVELS_ON_REQUEST = 2**16
 # The last rows of torchvision's training files are kept for validation.
 _TORCHVISION_VALIDATION_ROWS = 10_000
 # One fixed draw, whatever the run's seed, so that test figures can be compared.
@@ -61,7 +65,8 @@ class DataSet:
         train: rows for training.
         val: rows for validation.
         test: rows for the final evaluation.
-        kind: ``binary`` (0 and 1), ``levels`` (whole numbers from 0) or ``real``.
+        kind: ``binary`` (0 and 1), ``levels`` (whole numbers from 0 to a highest one), ``counts``
+            (whole numbers from 0 without one), ``real``, or ``table`` (columns of several kinds).
         num_levels: the number of levels, 0 included; None unless the kind is ``levels``.
         num_labels: the number of labels, 0 included; None without labels.
         image_shape: ``(C, H, W)`` if a datum is an image, else None; x may hold it flat.
@@ -69,6 +74,7 @@ class DataSet:
         label_names: the classes in the order of their labels, if these had to be numbered.
         notes: sentences on guesses about the source and on oddities in the data.
         columns: the names of a table's columns, None where there are none.
+        codec: of a table with columns of several kinds: how rows are written as numbers.
     """
 
     name: str
@@ -83,6 +89,7 @@ class DataSet:
     label_names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
     columns: Columns | None = None
+    codec: Codec | None = None
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -112,7 +119,13 @@ class DataSet:
     def describe(self) -> str:
         """A summary: sizes, the kind of the values and why, and all guesses."""
         labels = f" with labels 0..{self.num_labels - 1}" if self.num_labels else ""
-        kind = {"binary": "binary", "levels": f"{self.num_levels} levels", "real": "real numbers"}
+        kind = {
+            "binary": "binary",
+            "levels": f"{self.num_levels} levels",
+            "counts": "counts",
+            "real": "real numbers",
+            "table": "a table",
+        }
         return (
             f"{self.name}: {len(self.train)} training, {len(self.val)} validation and "
             f"{len(self.test)} test rows of shape {self.event_shape}{labels}, taken for "
@@ -120,6 +133,16 @@ class DataSet:
             f"the default likelihood is {self.default_likelihood}."
             + "".join(f" {note}" for note in self.notes)
         )
+
+    def rows(self, x: Any) -> Any:
+        """Numbers ``(n, D)`` of a table as a data frame with its names, words, dates and rounding.
+
+        Raises:
+            DataError: for data that are no table with columns of several kinds.
+        """
+        if self.codec is None:
+            raise DataError(f"Expected a table with columns of several kinds; got {self.kind}.")
+        return self.codec.rows(x.detach().cpu() if isinstance(x, Tensor) else x)
 
     @property
     def labels(self) -> tuple[int, ...]:
@@ -142,6 +165,11 @@ class DataSet:
             raise DataError(
                 f"Expected images to augment; got rows of shape {self.event_shape}. Say how they "
                 "are images with image_shape=(C, H, W)."
+            )
+        if num_gaps(self.train.x):
+            raise DataError(
+                f"Expected images without gaps to augment; got {num_gaps(self.train.x)} values "
+                "that were not seen (NaN). Moves would spread them: leave them out (--augment 0)."
             )
         binary = self.kind == "binary" and self.train.transform is None
         moves = augment_images(
@@ -166,6 +194,10 @@ def load_data(
     header: bool | None = None,
     label_column: str | None = None,
     drop: Sequence[str] = (),
+    missing: Literal["keep", "refuse"] = "keep",
+    types: Mapping[str, Any] | None = None,
+    group: Any = None,
+    split: Literal["random", "time"] = "random",
 ) -> DataSet:
     """Loads a data set by name, from a file, or from memory.
 
@@ -179,9 +211,12 @@ def load_data(
       permutation makes them.
 
     Values that are all 0 or 1 are taken for binary, whole numbers from 0 in at most 256 levels for
-    levels, everything else for real numbers; ``describe()`` of the result says which and why, with
-    all other guesses. Bytes of shape ``(H, W)``, ``(C, H, W)`` or ``(H, W, C)`` with one to
-    four channels are taken for images if at least 4 pixels wide and high, other rows only if
+    levels, larger ones for counts if one in ten is 0 and rows are not images, everything else for
+    real numbers; ``describe()`` of the result says which and why, with all other guesses. Whole
+    numbers with rounding errors are rounded. Gaps (NaN, blank and NA cells, masked values) are
+    values that were not seen: they stay NaN and are left out of log p(x), and ``describe()`` says
+    how many there are. Bytes of shape ``(H, W)``, ``(C, H, W)`` or ``(H, W, C)`` with one to four
+    channels are taken for images if at least 4 pixels wide and high, other rows only if
     ``image_shape`` says so.
 
     >>> data = pv.load_data(torch.randn(100, 4), labels=["cat", "dog"] * 50)
@@ -191,7 +226,8 @@ def load_data(
     Args:
         source: see above.
         labels: one label per row of your own data: words or integers, numbered from 0 if needed.
-        kind: ``binary``, ``levels`` or ``real``; None to infer it from the values.
+        kind: ``binary``, ``levels``, ``counts``, ``real`` or ``table``; None to infer it from the
+            values.
         num_levels: number of levels; None for the highest level plus one. Implies ``levels``.
         image_shape: ``(C, H, W)`` of rows that are images, flat or not; ``(H, W)`` for grey ones.
             Rows of shape ``(H, W, C)`` are transposed. ``()`` for rows that are not images.
@@ -205,6 +241,12 @@ def load_data(
         header: of a text file: whether the first row holds names; None to detect it.
         label_column: of a table: the name of the label column, ``""`` for none; None to detect it.
         drop: of a table: names of columns to leave out.
+        missing: whether gaps are kept, or refused.
+        types: of a table: kinds of columns by name (:data:`~pyro_vaes.core.columns.KINDS`,
+            ``date``, ``drop``, or the values of an ordinal in order); others are guessed, and said.
+        group: rows with the same value stay in one split: a column of a table, left out of the
+            data, or one value for each row.
+        split: ``random``, or ``time``: the first rows train, the last ones test.
 
     Returns:
         The data set, on the CPU, float32; bytes stay bytes until a batch needs them.
@@ -216,6 +258,7 @@ def load_data(
     notes: list[str] = []
     options = TableOptions(header, label_column, tuple(drop))
     label_names: tuple[str, ...] | None = None
+    codec = None
     name = source if isinstance(source, str) and source in NAMES else None
     if name is not None and labels is not None:
         raise DataError(f"Expected no labels= with {name}, which has its own.")
@@ -227,20 +270,31 @@ def load_data(
         splits = _torchvision(name, root, binarization or "dynamic")
         image_shape = image_shape or (1, 28, 28)
     else:
+        table = None if kind is None else kind == "table"
+        column = group if isinstance(group, str) else None
+        options = TableOptions(header, label_column, tuple(drop), types or {}, table, column)
         pairs, label_names = _read(source, labels, options, notes)
         first = pairs.get("train", pairs.get("all"))
         shape = tuple(first[0].shape[1:]) if first else ()
         image_shape, turned = find_images(shape, image_shape, is_bytes(source), notes)
         if turned:
             pairs = {key: (x.movedim(-1, 1).contiguous(), y) for key, (x, y) in pairs.items()}
-        splits = _own(pairs, val_fraction, test_fraction, int(plain(seed)))
+        codec, group = options.extras.get("codec"), options.extras.get("group", group)
+        splits = _own(pairs, val_fraction, test_fraction, int(plain(seed)), group, split)
+        if kind != "real" and codec is None:
+            splits = whole_again(splits, notes)
         name = Path(source).name if isinstance(source, (str, Path)) else "data"
     train, val, test = splits
     if not train.event_shape == val.event_shape == test.event_shape:
         shapes = ", ".join(str(split.event_shape) for split in splits)
         raise DataError(f"Expected splits with rows of one shape; got {shapes}.")
+    note_gaps(splits, missing, notes)
     # Splits with a random transform are left out: the model sees other values than are stored.
-    found, num_levels, reason = _kind([s.x for s in splits if not s.transform], kind, num_levels)
+    known = [s.x for s in splits if not s.transform]
+    found: Kind = "table"
+    reason = "it has columns of several kinds" if kind is None else "that was asked for"
+    if codec is None:
+        found, num_levels, reason = kind_of(known, kind, num_levels, bool(image_shape))
     if train.transform is not None:
         reason += " (for training, grey ones are drawn anew at each batch)"
     notes += oddities(train, splits, found, label_names)
@@ -257,6 +311,7 @@ def load_data(
         label_names=label_names,
         notes=tuple(notes),
         columns=options.found[-1] if options.found else None,
+        codec=codec,
     )
 
 
@@ -305,9 +360,16 @@ def _read(
 
 
 def _own(
-    pairs: dict[str, Pair], val_fraction: float, test_fraction: float, seed: int
+    pairs: dict[str, Pair],
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+    group: Any,
+    split: str,
 ) -> list[Split]:
     if "all" not in pairs:
+        if group is not None or split != "random":
+            raise DataError("Expected no group or split of data that bring their splits.")
         return [_single(pairs[key]) for key in ("train", "val", "test")]
     whole = _single(pairs["all"])
     if not (val_fraction > 0 and test_fraction > 0 and val_fraction + test_fraction < 1):
@@ -319,63 +381,15 @@ def _own(
     num_test, num_val = (max(1, round(n * share)) for share in (test_fraction, val_fraction))
     if num_test + num_val >= n:
         raise DataError(f"Expected rows enough for three splits; got {n}.")
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    test, val, train = torch.split(order, [num_test, num_val, n - num_test - num_val])
     return [
         Split(whole.x[index], None if whole.y is None else whole.y[index])
-        for index in (train, val, test)
+        for index in shares(n, num_test, num_val, seed, group, split)
     ]
 
 
 def _single(pair: Pair) -> Split:
     """The rows in single precision or bytes, on the CPU."""
     x = in_single(pair[0].cpu())
-    if x.is_floating_point() and not all(part.isfinite().all() for part in x.split(ROWS)):
+    if x.is_floating_point() and any(part.isinf().any() for part in x.split(ROWS)):
         raise DataError("Expected numbers within the range of float32; got larger ones.")
     return Split(x, None if pair[1] is None else pair[1].cpu())
-
-
-def _whole(x: Tensor) -> bool:
-    return not x.is_floating_point() or all(
-        bool((part == part.floor()).all()) for part in x.split(ROWS)
-    )
-
-
-def _kind(
-    parts: list[Tensor], asked: str | None, num_levels: int | None
-) -> tuple[Kind, int | None, str]:
-    """The kind of the values, their number of levels, and the reason."""
-    low, high = min(float(x.min()) for x in parts), max(float(x.max()) for x in parts)
-    whole = low >= 0 and all(map(_whole, parts))
-    if num_levels is not None:
-        if num_levels < 2:
-            raise DataError(f"Expected num_levels of at least 2; got {num_levels}.")
-        if asked not in (None, "levels"):
-            raise DataError(f"Expected num_levels only for kind='levels'; got kind={asked!r}.")
-        asked = "levels"
-    if asked is None:
-        if whole and high <= 1:
-            return "binary", None, "all values are 0 or 1"
-        if whole and high < _MOST_LEVELS:
-            return "levels", int(high) + 1, f"all values are whole numbers from {low:g} to {high:g}"
-        if low < 0:
-            why = "some values are negative"
-        elif whole:
-            why = f"whole numbers up to {high:g} are more than {_MOST_LEVELS} levels"
-        else:
-            why = "some values are not whole numbers"
-        return "real", None, why
-    if asked not in LIKELIHOODS:
-        raise DataError(f"Expected kind among {', '.join(LIKELIHOODS)}; got {asked!r}.")
-    if asked == "binary" and not (whole and high <= 1):
-        raise DataError(f"Expected values of 0 and 1 for kind='binary'; got {low:g} to {high:g}.")
-    if asked == "levels":
-        most = (num_levels or _MOST_LEVELS_ON_REQUEST) - 1
-        if not whole or high > most:
-            fractions = "" if whole or low < 0 else ", fractions among them"
-            raise DataError(
-                f"Expected levels that are whole numbers from 0 to {most}; "
-                f"got values from {low:g} to {high:g}{fractions}."
-            )
-        num_levels = num_levels or max(2, int(high) + 1)
-    return asked, num_levels, "that was asked for"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,15 +14,41 @@ from torch import Tensor
 
 from pyro_vaes.core.errors import DataError
 from pyro_vaes.data.splits import Split
-from pyro_vaes.data.tables import ROWS, suffix_of
+from pyro_vaes.data.tables import ROWS, filled, num_gaps, suffix_of
 
-__all__ = ["find_images", "is_bytes", "oddities"]
+__all__ = [
+    "LIKELIHOODS",
+    "Kind",
+    "find_images",
+    "is_bytes",
+    "kind_of",
+    "note_gaps",
+    "oddities",
+    "whole_again",
+]
 
 
+Kind = Literal["binary", "levels", "counts", "real", "table"]
+LIKELIHOODS: dict[Kind, str] = {
+    "binary": "bernoulli",
+    "levels": "ordinal",
+    "counts": "negative_binomial",
+    "real": "normal",
+    "table": "table",
+}
+
+# Whole numbers are taken for levels up to this many, the grey values of a byte.
+_MOST_LEVELS = 256
+# More than this and a likelihood over levels would not fit into memory.
+_MOST_LEVELS_ON_REQUEST = 2**16
+# Larger ones are taken for counts if at least this share of them is 0.
+_ZEROS_OF_COUNTS = 0.1
 # Of pictures: grey, grey with transparency, colour, colour with transparency.
 _CHANNELS = (1, 2, 3, 4)
 # A value this many typical distances from the median is questioned.
 _FAR_OUT = 1e6
+# Rounding errors of whole numbers, at most: a millionth of their size, within these bounds.
+_ROUNDING = (1e-4, 1e-2)
 # Most rows from which typical distances are estimated.
 _SOME = 10_000
 
@@ -50,8 +77,14 @@ def oddities(
     train: Split, splits: Sequence[Split], kind: str, names: tuple[str, ...] | None
 ) -> list[str]:
     """Oddities in the data, in sentences."""
-    notes, x = [], train.x.flatten(1)
-    still = (x == x[0]).all(0) if kind == "real" else torch.tensor(False)
+    notes, x = [], filled(train.x).flatten(1)
+    never = train.x.isnan().flatten(1).all(0)
+    if bool(never.any()):
+        notes.append(
+            f"{int(never.sum())} of {x.shape[1]} elements (element {int(never.nonzero()[0])}) have "
+            "no value in training: nothing can be learned of them."
+        )
+    still = (x == x[0]).all(0) & ~never if kind == "real" else torch.tensor(False)
     if bool(still.any()):
         i = int(still.nonzero()[0])
         notes.append(
@@ -84,6 +117,51 @@ def _farthest(x: Tensor) -> tuple[float, int] | None:
             place = int(far.argmax())
             most, found = float(far.max()), (float(part.flatten()[place]), place % x.shape[1])
     return found
+
+
+def whole_again(splits: Sequence[Split], notes: list[str]) -> list[Split]:
+    """Whole numbers in the place of those that missed one by the rounding of a computation.
+
+    Only if all do, none is negative, and no element loses what varied: 250.00002 is a count of 250,
+    but data that are small altogether are no whole numbers.
+    """
+    parts = [part.flatten(1) for split in splits for part in split.x.split(ROWS)]
+    if not parts[0].is_floating_point() or not any(map(_misses, parts)):
+        return list(splits)
+    off = parts[0].new_zeros(parts[0].shape[1])
+    low, high = off + math.inf, off - math.inf
+    for part in parts:
+        near = part.round().nan_to_num(0.0)
+        missed = (part - near).nan_to_num(0.0).abs()
+        if bool((missed > (1e-6 * near).clamp(*_ROUNDING)).any()) or near.min() < 0:
+            return list(splits)
+        low, high = torch.minimum(low, near.amin(0)), torch.maximum(high, near.amax(0))
+        off = torch.maximum(off, missed.amax(0))
+    if high.max() < 1 or bool(((low == high) & (off > 0)).any()):
+        return list(splits)
+    notes.append(f"Values up to {float(off.max()):.1g} off whole numbers were rounded to them.")
+    return [dataclasses.replace(split, x=split.x.round()) for split in splits]
+
+
+def _misses(part: Tensor) -> bool:
+    return bool(((part != part.round()) & ~part.isnan()).any())
+
+
+def note_gaps(splits: Sequence[Split], missing: str, notes: list[str]) -> None:
+    """Says how many values were not seen; refuses them if that was asked for."""
+    if missing not in ("keep", "refuse"):
+        raise DataError(f"Expected missing among keep, refuse; got {missing!r}.")
+    gaps, values = (sum(of(s.x) for s in splits) for of in (num_gaps, Tensor.numel))
+    if not gaps:
+        return
+    if gaps == values:
+        raise DataError("Expected numbers; got gaps (NaN) alone.")
+    if missing == "refuse":
+        raise DataError(f"Expected data without gaps (missing='refuse'); got {gaps} of {values}.")
+    notes.append(
+        f"{gaps} of {values} values ({gaps / values:.1%}) are gaps, values that were not seen: "
+        "they are left out of log p(x)."
+    )
 
 
 def find_images(
@@ -126,3 +204,63 @@ def _asked_shape(
         )
     # Channels that stand last must be moved: to read them otherwise would mix pixels.
     return shape, event_shape == (*shape[1:], shape[0]) and event_shape != shape
+
+
+def _whole(x: Tensor) -> bool:
+    return not x.is_floating_point() or all(
+        bool(((part == part.floor()) | part.isnan()).all()) for part in x.split(ROWS)
+    )
+
+
+def kind_of(
+    parts: list[Tensor], asked: str | None, num_levels: int | None, images: bool
+) -> tuple[Kind, int | None, str]:
+    """The kind of the values, their number of levels, and the reason."""
+    seen = [x[~x.isnan()] if num_gaps(x) else x for x in parts]
+    low, high = (
+        min(float(x.min()) for x in seen if len(x)),
+        max(float(x.max()) for x in seen if len(x)),
+    )
+    whole = low >= 0 and all(map(_whole, parts))
+    if num_levels is not None:
+        if num_levels < 2:
+            raise DataError(f"Expected num_levels of at least 2; got {num_levels}.")
+        if asked not in (None, "levels"):
+            raise DataError(f"Expected num_levels only for kind='levels'; got kind={asked!r}.")
+        asked = "levels"
+    if asked is None:
+        if whole and high <= 1:
+            return "binary", None, "all values are 0 or 1"
+        if whole and high < _MOST_LEVELS:
+            return "levels", int(high) + 1, f"all values are whole numbers from {low:g} to {high:g}"
+        if low < 0:
+            why = "some values are negative"
+        elif whole:
+            why = f"whole numbers up to {high:g} are more than {_MOST_LEVELS} levels"
+            zeros = sum(int((x == 0).sum()) for x in seen) / sum(x.numel() for x in seen)
+            if zeros >= _ZEROS_OF_COUNTS and not images:
+                return "counts", None, f"{why}, and {zeros:.0%} of them are 0"
+            why += " (if they are counts, say kind='counts')"
+        else:
+            why = "some values are not whole numbers"
+        return "real", None, why
+    if asked == "table":
+        raise DataError("Expected a data frame, or a file of rows, for kind='table'; got others.")
+    if asked not in LIKELIHOODS:
+        raise DataError(f"Expected kind among {', '.join(LIKELIHOODS)}; got {asked!r}.")
+    if asked == "binary" and not (whole and high <= 1):
+        raise DataError(f"Expected values of 0 and 1 for kind='binary'; got {low:g} to {high:g}.")
+    if asked == "counts" and not whole:
+        raise DataError(
+            f"Expected whole numbers from 0 for kind='counts'; got values from {low:g} to {high:g}."
+        )
+    if asked == "levels":
+        most = (num_levels or _MOST_LEVELS_ON_REQUEST) - 1
+        if not whole or high > most:
+            fractions = "" if whole or low < 0 else ", fractions among them"
+            raise DataError(
+                f"Expected levels that are whole numbers from 0 to {most}; "
+                f"got values from {low:g} to {high:g}{fractions}."
+            )
+        num_levels = num_levels or max(2, int(high) + 1)
+    return asked, num_levels, "that was asked for"

@@ -44,11 +44,13 @@ def in_single(x: Tensor) -> Tensor:
 
 def _rounding(table: Tensor, rounded: Tensor) -> tuple[Tensor, Tensor]:
     """The largest error of each element and its spread, a part of the rows at a time."""
-    first = table[0].double()
+    first = table[0].double().nan_to_num(0.0)
     error, total, squares = (torch.zeros_like(first) for _ in range(3))
     for part, near in zip(table.split(_ROWS), rounded.split(_ROWS), strict=True):
-        exact = part.double()
-        error = torch.maximum(error, (near.double() - exact).abs().amax(0))
+        # A gap has no digits to lose: it stands at the first row's value, or at zero.
+        exact = torch.where(part.isnan(), first, part.double())
+        near = torch.where(part.isnan(), first, near.double())
+        error = torch.maximum(error, (near - exact).abs().amax(0))
         total += (exact - first).sum(0)
         squares += (exact - first).square().sum(0)
     mean = total / len(table)

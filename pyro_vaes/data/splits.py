@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_vaes.core.checks import positive
 from pyro_vaes.core.errors import DataError
 from pyro_vaes.data.augmentation import Transform
-from pyro_vaes.data.tables import ROWS, check_rows, read_labels, read_pair
+from pyro_vaes.data.tables import ROWS, check_rows, filled, read_labels, read_pair
 
 __all__ = ["Init", "Split", "as_split", "batches", "labelled_pseudo_inputs", "pseudo_inputs"]
 
@@ -32,7 +32,8 @@ class Split:
 
     Attributes:
         x: ``(n, *event_shape)``, float32 (or float64, if given so); levels are whole numbers in it,
-            or bytes, which are converted batch by batch; memory-mapped files stay mapped.
+            or bytes, which are converted batch by batch; memory-mapped files stay mapped. NaN is a
+            value that was not seen.
         y: labels ``(n,)``, int64, or None.
         transform: applied to each training batch with fresh randomness (dynamic binarisation,
             augmentation), or None.
@@ -210,7 +211,7 @@ def pseudo_inputs(
     """
     positive(num=num)
     split = as_split(x)
-    rows = split.x
+    rows = filled(split.x)
     low, high = split.numbers(rows.amin(0)), split.numbers(rows.amax(0))
     device = torch.device("cpu") if generator is None else generator.device
 

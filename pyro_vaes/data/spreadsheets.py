@@ -12,13 +12,14 @@ import gzip
 import itertools
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pyro_vaes.core.errors import DataError
+from pyro_vaes.data.mixed.codec import codec_of
 
 __all__ = ["SUFFIXES", "Columns", "TableOptions", "pick_columns", "read_frame", "read_table"]
 
@@ -53,13 +54,21 @@ class TableOptions:
         header: whether the first row holds the names of the columns; None to detect it.
         label_column: the name of the column of labels; ``""`` for none, None to detect it.
         drop: names of columns to leave out.
+        types: kinds of columns by name; any makes it a table of columns of several kinds.
+        table: whether it is one; None to detect it: a column of words makes it one.
+        group: the name of a column whose values say which rows stay together.
         found: takes the columns of what was read, where they have names.
+        extras: takes the ``codec`` of a table of several kinds, and the ``group`` of each row.
     """
 
     header: bool | None = None
     label_column: str | None = None
     drop: tuple[str, ...] = ()
+    types: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    table: bool | None = None
+    group: str | None = None
     found: list[Columns] = dataclasses.field(default_factory=list, compare=False)
+    extras: dict[str, Any] = dataclasses.field(default_factory=dict, compare=False)
 
 
 def read_table(path: Path, options: TableOptions, notes: list[str]) -> tuple[Any, bool]:
@@ -117,6 +126,7 @@ def _read_text(path: Path, options: TableOptions, notes: list[str]) -> tuple[Any
         )
     frame.index = frame.index + 1 + skipped  # The line of each row.
     frame = frame[~_blank(path, frame)]
+    _check_whole(path, frame, separator)
     if header and len(frame) and len(names) != frame.shape[1]:
         raise DataError(
             f"Expected a name for each column; got {len(names)} names and {frame.shape[1]} columns."
@@ -143,21 +153,30 @@ def read_frame(
     names = [str(name) for name in frame.columns]
     letters = dict(zip(range(len(names)), map(_letter, range(len(names))), strict=True))
     _check_named(options, names)
-    dropped = {i for i, name in enumerate(names) if name in options.drop}
+    dropped = {i for i, name in enumerate(names) if name in (*options.drop, options.group)}
     if named:
         dropped |= _indices(frame, names, dropped, options, notes)
     label = _label(frame, names, dropped, options, notes) if named else None
     kept = [i for i in range(len(names)) if i not in dropped and i != label]
     if not len(frame) or not kept:
         raise DataError(f"Expected rows with numbers in them; got {len(frame)} of {len(kept)}.")
-    columns = []
-    for i in kept:
-        place = f"column {names[i]!r} ({letters[i]})" if named else f"column {letters[i]}"
-        columns.append(_numbers(frame.iloc[:, i], place, notes))
+    if options.group is not None:
+        options.extras["group"] = frame.iloc[:, names.index(options.group)].to_numpy()
+    chosen = frame.iloc[:, kept].set_axis([names[i] if named else letters[i] for i in kept], axis=1)
+    if _is_mixed(chosen, options):
+        codec = options.extras["codec"] = codec_of(chosen, options.types, notes)
+        found: dict[str, Any] = {"x": codec.numbers(chosen)}
+    else:
+        places = [f"column {names[i]!r} ({letters[i]})" if named else letters[i] for i in kept]
+        places = [place if named else f"column {place}" for place in places]
+        pairs = zip(kept, places, strict=True)
+        found = {"x": np.stack([_numbers(frame.iloc[:, i], p, notes) for i, p in pairs], axis=1)}
     if named:
         of_labels = None if label is None else names[label]
-        options.found.append(Columns(tuple(names[i] for i in kept), of_labels))
-    found: dict[str, Any] = {"x": np.stack(columns, axis=1)}
+        in_row = [names[i] for i in kept]
+        if "codec" in options.extras:
+            in_row = [column.name for column in options.extras["codec"].columns]
+        options.found.append(Columns(tuple(in_row), of_labels))
     if label is not None:
         if frame.iloc[:, label].isna().any():
             line = frame.index[frame.iloc[:, label].isna()][0]
@@ -258,16 +277,34 @@ def _blank(path: Path, frame: Any) -> Any:
     """Which rows are blank lines; a row of empty cells is not."""
     empty = frame.isna().all(axis=1).to_numpy().copy()
     if empty.any():
-        opened: Any = gzip.open if path.suffix.lower() == ".gz" else open
-        with opened(path, "rt", encoding="utf-8-sig") as file:
-            texts = dict(enumerate(file, 1))
+        texts = _lines(path)
         for i in np.flatnonzero(empty):
             empty[i] = not texts.get(int(frame.index[i]), "").strip()
     return empty
 
 
+def _lines(path: Path) -> dict[int, str]:
+    """The lines of a file by their numbers, counted from 1."""
+    opened: Any = gzip.open if path.suffix.lower() == ".gz" else open
+    with opened(path, "rt", encoding="utf-8-sig") as file:
+        return dict(enumerate(file, 1))
+
+
+def _check_whole(path: Path, frame: Any, separator: str) -> None:
+    """Refuses a line with fewer cells than the others: pandas would take the rest for gaps."""
+    ends = frame.index[frame.iloc[:, -1].isna()] if frame.shape[1] > 1 else []
+    texts = _lines(path) if len(ends) else {}
+    for line in ends:
+        cells = texts.get(int(line), "").rstrip("\n").split(separator)
+        if len(cells) < frame.shape[1] and '"' not in texts.get(int(line), '"'):
+            raise DataError(
+                f"Expected {frame.shape[1]} cells in line {line}; got {len(cells)}. Is it cut off?"
+            )
+
+
 def _check_named(options: TableOptions, names: Sequence[str]) -> None:
-    for name in (*options.drop, *([options.label_column] if options.label_column else [])):
+    named = filter(None, (options.label_column, options.group))
+    for name in (*options.drop, *named):
         if name not in names:
             known = ", ".join(filter(None, names))
             raise DataError(f"Expected a column called {name!r}; got {known}.")
@@ -333,6 +370,25 @@ def _classes(column: Any) -> bool:
     return bool(distinct <= (_MOST_CLASSES if column.dtype.kind in "iu" else len(column) / 2))
 
 
+def _is_mixed(frame: Any, options: TableOptions) -> bool:
+    """Whether columns are of several kinds: if that was asked for, or most cells of one are words.
+
+    A few words among numbers are an error in the file, not a category.
+    """
+    import pandas as pd
+
+    if options.table is not None or options.types:
+        return bool(options.table or options.types)
+    for _, column in frame.items():
+        if pd.api.types.is_numeric_dtype(column.dtype):
+            continue
+        there = ~_gaps(column)
+        words = pd.to_numeric(column, errors="coerce").isna().to_numpy() & there
+        if words.sum() > there.sum() / 2:
+            return True
+    return False
+
+
 # --- cells --------------------------------------------------------------------------------------
 
 
@@ -345,17 +401,23 @@ def _numbers(column: Any, place: str, notes: list[str]) -> Any:
         values = column.to_numpy(dtype=np.float64, na_value=np.nan)
     else:
         values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64)
-    bad = ~np.isfinite(values)
+    bad = ~np.isfinite(values) & ~_gaps(column)
     if not bad.any():
         return values
     line, cell = column.index[bad][0], column[bad].iloc[0]
-    gap = bool(pd.isna(cell)) or not str(cell).strip()
-    got = "a gap" if gap else str(cell) if isinstance(cell, float) else repr(str(cell))
-    remedy = "Drop such rows or fill them in." if gap else "Leave the column out, or number it."
+    got = str(cell) if isinstance(cell, float) else repr(str(cell))
     raise DataError(
         f"Expected a number in line {line}, {place}; got {got} ({int(bad.sum())} of {len(bad)} "
-        f"rows are so). {remedy}"
+        "rows are so). Leave the column out, or number it."
     )
+
+
+def _gaps(column: Any) -> Any:
+    """Which cells hold no value: NaN, NA, and blanks, also in quotes."""
+    gaps = column.isna().to_numpy()
+    if column.dtype.kind in "OT" or str(column.dtype).startswith("str"):
+        gaps = gaps | (column.astype(str).str.strip() == "").to_numpy()
+    return gaps
 
 
 def _letter(i: int) -> str:

@@ -1,7 +1,8 @@
 """Reads data in memory into checked tensors.
 
-The result is a pair: rows ``x`` of shape ``(n, *event_shape)``, finite, floating or bytes,
-and labels ``y`` of shape ``(n,)``, int64, or None. Nothing that is read is ever executed.
+The result is a pair: rows ``x`` of shape ``(n, *event_shape)``, floating or bytes, and labels
+``y`` of shape ``(n,)``, int64, or None. Numbers are finite; NaN is a value that was not seen.
+Nothing that is read is ever executed.
 """
 
 from __future__ import annotations
@@ -27,7 +28,17 @@ from pyro_vaes.core.errors import DataError
 from pyro_vaes.data.class_names import Names
 from pyro_vaes.data.precision import in_single
 
-__all__ = ["LABEL_KEYS", "ROWS", "Pair", "check_rows", "read_labels", "read_pair", "suffix_of"]
+__all__ = [
+    "LABEL_KEYS",
+    "ROWS",
+    "Pair",
+    "check_rows",
+    "filled",
+    "num_gaps",
+    "read_labels",
+    "read_pair",
+    "suffix_of",
+]
 
 
 Pair = tuple[Tensor, Tensor | None]
@@ -190,13 +201,14 @@ def _unpack(item: Any) -> tuple[Any, Any]:
 def _as_tensor(value: Any, what: str) -> Tensor:
     """A tensor of numbers, floating ones as they are (at least float32), without gradient."""
     if isinstance(value, np.ma.MaskedArray):
-        if np.ma.is_masked(value):
+        if np.ma.is_masked(value) and what != "data":
             gaps = int(np.ma.getmaskarray(value).sum())
             raise DataError(
                 f"Expected {what} without gaps; got {gaps} masked (missing) values. Drop such rows "
                 "or fill them in."
             )
-        value = value.data
+        masked = np.ma.is_masked(value)
+        value = np.ma.filled(value.astype(float), np.nan) if masked else value.data
     if isinstance(value, Tensor) and value.layout != torch.strided:
         value = value.to_dense()
     elif hasattr(value, "toarray") and hasattr(value, "tocsr"):  # SciPy's sparse matrices.
@@ -239,7 +251,10 @@ def _torch_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def check_rows(value: Any) -> Tensor:
-    """Rows as a floating tensor or as bytes, refused if empty or not finite."""
+    """Rows as a floating tensor or as bytes, refused if empty or infinite.
+
+    NaN is a value that was not seen: a likelihood leaves it out, or refuses it.
+    """
     x = _as_tensor(value, "data")
     if x.dtype not in (torch.float32, torch.float64, torch.uint8):
         x = in_single(x)
@@ -250,14 +265,36 @@ def check_rows(value: Any) -> Tensor:
         )
     if not x.numel():
         raise DataError(f"Expected rows with numbers in them; got shape {tuple(x.shape)}.")
-    if x.is_floating_point() and not all(part.isfinite().all() for part in x.split(ROWS)):
-        bad = ~torch.isfinite(x).flatten(1).all(1)
-        what = "NaN" if torch.isnan(x).any() else "infinity"
+    if x.is_floating_point() and any(part.isinf().any() for part in x.split(ROWS)):
+        bad = x.isinf().flatten(1).any(1)
         raise DataError(
-            f"Expected finite numbers; got {what} in row {int(bad.nonzero()[0])} (counted from 0; "
-            f"bad rows: {int(bad.sum())} of {len(x)}). Drop such rows or fill them in."
+            f"Expected finite numbers; got infinity in row {int(bad.nonzero()[0])} (counted from "
+            f"0; bad rows: {int(bad.sum())} of {len(x)}). Drop such rows, or put NaN for a value "
+            "that was not seen."
         )
     return x
+
+
+def num_gaps(x: Tensor) -> int:
+    """How many values were not seen (are NaN)."""
+    if not x.is_floating_point():
+        return 0
+    return sum(int(part.isnan().sum()) for part in x.split(ROWS))
+
+
+def filled(x: Tensor) -> Tensor:
+    """Rows whose gaps hold the mean of what was seen of their element, 0 if nothing was.
+
+    For starting points and checks, never for what is scored. Rows without gaps come back as they
+    are.
+
+    >>> filled(torch.tensor([[1.0, 5.0], [3.0, torch.nan]])).tolist()
+    [[1.0, 5.0], [3.0, 5.0]]
+    """
+    if not num_gaps(x):
+        return x
+    mean = x.double().nanmean(0).nan_to_num(0.0).to(x)
+    return torch.where(x.isnan(), mean, x)
 
 
 def suffix_of(path: Path) -> str:

@@ -2,6 +2,9 @@
 
 from pyro_vaes.distributions.autoregressive import AutoregressiveLevels
 from pyro_vaes.distributions.chains import Chain
+from pyro_vaes.distributions.correlated import Shaped, SharedStudentT
+from pyro_vaes.distributions.counts import Exposed, ZeroInflated
+from pyro_vaes.distributions.elements import Elements
 from pyro_vaes.distributions.levels import (
     CategoricalLevels,
     DiscretizedLogisticLevels,
@@ -15,8 +18,13 @@ __all__ = [
     "CategoricalLevels",
     "Chain",
     "DiscretizedLogisticLevels",
+    "Elements",
+    "Exposed",
     "FlowDistribution",
     "Mixture",
     "OrdinalLevels",
+    "Shaped",
+    "SharedStudentT",
     "VampDistribution",
+    "ZeroInflated",
 ]

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vaes.data.tables import filled
 from pyro_vaes.evaluation.draws import BLOCK_SAMPLES, seed_of
 from pyro_vaes.evaluation.results import Unavailable
 from pyro_vaes.inference.divergences import mmd2
@@ -165,7 +166,7 @@ def classifier(x: Tensor, y: Tensor) -> Any:
     rows = torch.randperm(len(x), generator=generator)[:_CLASSIFIER_ROWS].sort().values
     if len(y[rows].unique()) < 2:
         raise Unavailable("a classifier needs training data with at least two labels")
-    return SVC().fit(x[rows].flatten(1).cpu().numpy(), y[rows].cpu().numpy())
+    return SVC().fit(filled(x[rows]).flatten(1).cpu().numpy(), y[rows].cpu().numpy())
 
 
 def generate(vae: VAE, y: Tensor, seed: int) -> Tensor:
@@ -179,6 +180,6 @@ def generate(vae: VAE, y: Tensor, seed: int) -> Tensor:
 
 def class_accuracy(model: Any, x: Tensor, y: Tensor) -> tuple[float, float]:
     """The share of data that a classifier labels correctly, with its standard error."""
-    right = model.predict(x.flatten(1).cpu().numpy()) == y.cpu().numpy()
+    right = model.predict(filled(x).flatten(1).cpu().numpy()) == y.cpu().numpy()
     share = float(right.mean())
     return share, math.sqrt(share * (1 - share) / max(1, len(right) - 1))

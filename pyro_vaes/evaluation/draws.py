@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_vaes.vae import VAE, check_support, drawn
+from pyro_vaes.core.support import check_support
+from pyro_vaes.vae import VAE, drawn
 
 __all__ = [
     "Cost",
@@ -24,6 +25,7 @@ __all__ = [
     "chunk_of",
     "draws",
     "generator_of",
+    "joined",
     "row_blocks",
     "seed_of",
 ]
@@ -100,6 +102,13 @@ class Draws:
     def first(self, num: int) -> Draws:
         """The first few of them."""
         return Draws(*(getattr(self, field.name)[:num] for field in dataclasses.fields(self)))
+
+
+def joined(some: Iterable[Draws]) -> Draws:
+    """Draws that came in pieces, as one."""
+    pieces = list(some)
+    names = [field.name for field in dataclasses.fields(Draws)]
+    return Draws(*(torch.cat([getattr(piece, name) for piece in pieces]) for name in names))
 
 
 def row_blocks(vae: VAE, x: Tensor, y: Tensor | None) -> Iterator[RowBlock]:

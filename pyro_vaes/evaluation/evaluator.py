@@ -23,6 +23,7 @@ from torch import Tensor
 
 from pyro_vaes.core.checks import positive
 from pyro_vaes.data.splits import as_split
+from pyro_vaes.data.tables import num_gaps
 from pyro_vaes.evaluation import aggregate
 from pyro_vaes.evaluation import diagnostics as diag
 from pyro_vaes.evaluation.draws import chunk_of
@@ -66,7 +67,8 @@ def evaluate(
 
     Args:
         vae: the model.
-        data: a split, tensor, array, ``Dataset`` or ``DataLoader``.
+        data: a split, tensor, array, ``Dataset`` or ``DataLoader``. NaN is a value that was not
+            seen: all figures are then of what was seen, log p(x_seen).
         num_samples: S, draws per datum: of the posterior for the ELBO and its terms, and of the
             proposal for log p(x).
         proposal: the distribution of z to estimate log p(x) with. ``"encoder"``: the posterior.
@@ -105,7 +107,8 @@ def evaluate(
         found = way.run(x, y)
         values = found.values
         figures = _Figures(values)
-        figures.bounds(math.prod(x.shape[1:]))
+        gaps_in_x = num_gaps(x)
+        figures.bounds(math.prod(x.shape[1:]), gaps_in_x)
         figures.proposed(found, num_samples)
         if diagnostics:
             figures.curve(num_samples)
@@ -117,6 +120,7 @@ def evaluate(
         num_data=len(x),
         num_samples=num_samples,
         num_dimensions=math.prod(x.shape[1:]),
+        num_gaps=gaps_in_x,
         given_label=labels is not None,
         warnings=figures.warnings,
         reasons=figures.reasons,
@@ -221,7 +225,7 @@ class _Figures:
         except Unavailable as reason:
             self.reasons.update(dict.fromkeys(names, str(reason)))
 
-    def bounds(self, num_dimensions: int) -> None:
+    def bounds(self, num_dimensions: int, num_gaps: int) -> None:
         """The bounds and their terms; the three forms of the ELBO where they are known."""
         v = self.values
         kl = v["log_posterior"] - v["log_prior"]
@@ -230,6 +234,9 @@ class _Figures:
         self.put("elbo", elbo)
         for name, value in (("nll_bpd", -v["log_marginal"]), ("elbo_bpd", elbo)):
             self.put(name, value / (num_dimensions * math.log(2)))
+            if num_gaps:  # Data differ in how many dimensions were seen of them.
+                self.found[name] = self.found[f"{name}_se"] = math.nan
+                self.reasons[name] = f"{num_gaps} values were not seen"
         self.put("reconstruction", v["log_likelihood"])
         self.put("kl", kl)
         if "bound" not in v:

@@ -27,6 +27,7 @@ from pyro_vaes.evaluation.draws import (
     RowBlock,
     draws,
     generator_of,
+    joined,
     row_blocks,
     seed_of,
 )
@@ -46,7 +47,7 @@ from pyro_vaes.evaluation.proposals.refined import FIT_COST, MAX_FULL, RANK, Stu
 from pyro_vaes.evaluation.tally import Tally
 from pyro_vaes.vae import VAE, check_data, drawn
 
-__all__ = ["Found", "Pass", "best_elbos"]
+__all__ = ["Found", "Pass", "Weighted", "best_elbos"]
 
 
 # Blocks of rows that are fitted at once: a step of 64 rows costs half as much again per row.
@@ -82,6 +83,23 @@ class Found:
     evaluations: int = 0
     gap: float | None = None
     warnings: list[str] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True)
+class Weighted:
+    """Draws for a block of data, weighed as draws of p(z | x) by :attr:`.Draws.log_weight`.
+
+    Attributes:
+        block: the data.
+        draws: S of them.
+        fitted: the fit that they come from; None for the encoder.
+        notes: what to know of the proposal.
+    """
+
+    block: RowBlock
+    draws: Draws
+    fitted: Fitted | None
+    notes: list[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +153,35 @@ class Pass:
         found.values = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         found.evaluations = cost.evaluations
         return found
+
+    def weighted(self, x: Tensor, y: Tensor | None) -> Iterator[Weighted]:
+        """The draws of z from the proposal, weighed as draws of p(z | x), a block at a time.
+
+        Call inside ``evaluating``. Annealing leaves no draws to keep.
+
+        Raises:
+            ValueError: for a proposal that is not available with this model.
+        """
+        kind, notes = self._kind(x, y)
+        cost, blocks = Cost(), row_blocks(self.vae, x, y)
+        with ExitStack() as stack:
+            if kind != "encoder":
+                stack.enter_context(frozen(self.vae))
+            while group := list(itertools.islice(blocks, _TOGETHER)):
+                estimates = self._estimates(kind, group, 0, cost)
+                for block, fitted in zip(group, estimates, strict=True):
+                    yield Weighted(block, self._weighed(block, fitted, kind, cost), fitted, notes)
+
+    def _weighed(self, block: RowBlock, fitted: Fitted | None, kind: str, cost: Cost) -> Draws:
+        """All draws of a block, their densities those of the proposal."""
+        if fitted is None:
+            return joined(self._draws(block, self.num_samples, cost))
+        half = self.num_samples // 2 if kind == "mixed" else 0
+        source: Any = fitted.proposal
+        if half:
+            source = Balanced(block.posterior, source, half / self.num_samples)
+        own = [_judged(some, source) for some in self._draws(block, half, cost)]
+        return joined([*own, *self._draws(block, self.num_samples - half, cost, source)])
 
     def _kind(self, x: Tensor, y: Tensor | None) -> tuple[str, list[str]]:
         """The proposal that is used, and notes on it."""

@@ -21,7 +21,7 @@ _NOT_ASKED = "diagnostics were not asked for"
 # Figures without diagnostics.
 _BASIC = {"nll", "nll_bpd", "elbo", "elbo_bpd", "reconstruction", "kl"}
 _BASIC |= {f"{name}_se" for name in _BASIC}
-_BASIC |= {"num_data", "num_samples", "num_dimensions", "given_label", "warnings"}
+_BASIC |= {"num_data", "num_samples", "num_dimensions", "num_gaps", "given_label", "warnings"}
 _BASIC |= {"proposal", "proposal_notes", "decoder_evaluations", "cost"}
 
 # Figures of each datum, which are not in the flat object.
@@ -48,6 +48,7 @@ class Evaluation:
         num_data: number of data.
         num_samples: S, posterior draws per datum.
         num_dimensions: elements of a datum, for bits per dimension.
+        num_gaps: values that were not seen (NaN), left out of log p(x).
         given_label: whether all is given the label.
         nll: minus the importance-weighted estimate of log p(x).
         nll_bpd: the same in bits per dimension.
@@ -110,6 +111,7 @@ class Evaluation:
     num_data: int
     num_samples: int
     num_dimensions: int
+    num_gaps: int
     given_label: bool
     proposal: str
     proposal_notes: list[str]
@@ -240,6 +242,9 @@ class Evaluation:
     def _lines(self) -> Iterator[str]:
         given = "; all given the label: p(x|y), q(z|y), ..." if self.given_label else ""
         yield f"{self.num_data} data, {self.num_samples} samples each; nats per datum{given}"
+        if self.num_gaps:
+            total = self.num_data * self.num_dimensions
+            yield f"{self.num_gaps} of {total} values were not seen: log p(x) is of the others"
         mark = "  NOT TO BE TRUSTED" if self.trusted is False else ""
         yield self._row("-log p(x), importance weighted", "nll") + self._bits("nll") + mark
         if self.encoder_nll is not None:

@@ -18,8 +18,8 @@ from torch.nn import functional
 from pyro_vaes.core.checks import positive
 from pyro_vaes.core.described import Described
 from pyro_vaes.core.labels import append_labels
-from pyro_vaes.data.units import units_of
 from pyro_vaes.distributions.autoregressive import AutoregressiveLevels
+from pyro_vaes.distributions.elements import Elements
 from pyro_vaes.distributions.levels import (
     CategoricalLevels,
     DiscretizedLogisticLevels,
@@ -28,6 +28,7 @@ from pyro_vaes.distributions.levels import (
 from pyro_vaes.distributions.scaled_normal import ScaledNormal
 from pyro_vaes.networks.masked import AutoregressiveNetwork
 from pyro_vaes.networks.mlp import Network, check_network, shape_of
+from pyro_vaes.parts.units import ElementUnits
 
 __all__ = [
     "AutoregressiveLikelihood",
@@ -83,7 +84,8 @@ class Likelihood(Described):
     """A likelihood of independent elements, whose parameters a network computes from z.
 
     To add a likelihood, subclass it: set the number of parameters of an element and return the
-    distribution of the elements from :meth:`elements`.
+    distribution of the elements from :meth:`elements`. An element that is NaN was not seen, and is
+    left out of log p(x | z); see :class:`~pyro_vaes.distributions.elements.Elements`.
 
     Args:
         network: maps z (and the one-hot label) to features; ``in_features`` is
@@ -94,9 +96,11 @@ class Likelihood(Described):
 
     Attributes:
         x_range: ``(low, high)`` where the data are bounded, None otherwise.
+        stand_in: a value that every element may have.
     """
 
     x_range: tuple[float, float] | None = None
+    stand_in: float | Tensor = 0.0
 
     def __init__(
         self,
@@ -135,7 +139,8 @@ class Likelihood(Described):
     def forward(self, z: Tensor, y: Tensor | None = None) -> Any:
         outputs = self.head(self.network(append_labels(z, y, self.num_labels)))
         shape = (*outputs.shape[:-1], *self.event_shape, self.parameters_per_element)
-        return self.elements(outputs.reshape(shape)).to_event(len(self.event_shape))
+        elements = self.elements(outputs.reshape(shape))
+        return Elements(elements, len(self.event_shape), self.stand_in)
 
 
 class BernoulliLikelihood(Likelihood):
@@ -242,11 +247,13 @@ class OrdinalLikelihood(LevelLikelihood):
         table = x.flatten(1)
         counts = torch.zeros(table.shape[1], self.num_levels, dtype=torch.long, device=x.device)
         for rows in table.split(1024):
-            level = rows.T.ceil().clamp(0, self.num_levels - 1).long()
-            counts.scatter_add_(1, level, torch.ones_like(level))
+            seen = ~rows.T.isnan()
+            level = torch.where(seen, rows.T, 0).ceil().clamp(0, self.num_levels - 1).long()
+            counts.scatter_add_(1, level, seen.long())
         below = counts.cumsum(1)[:, :-1].reshape(*self.event_shape, -1)
         # Half a datum is added on either side, since a level that never occurs is not impossible.
-        self._set_thresholds(torch.logit((below + 0.5) / (len(x) + 1)))
+        total = counts.sum(1).reshape(*self.event_shape, 1)
+        self._set_thresholds(torch.logit((below + 0.5) / (total + 1)))
 
     @torch.no_grad()
     def _set_thresholds(self, thresholds: Tensor) -> None:
@@ -354,7 +361,7 @@ class AutoregressiveLikelihood(LevelLikelihood):
         return AutoregressiveLevels(logits, features, self.masked, self.event_shape)
 
 
-class NormalLikelihood(Likelihood):
+class NormalLikelihood(ElementUnits, Likelihood):
     """Real elements with a learned scale, one for each element, shared by all data.
 
     The network works in each element's own centre and spread, see :meth:`initialize_from`; scores,
@@ -399,46 +406,13 @@ class NormalLikelihood(Likelihood):
         self.min_scale = min_scale
         start = math.log(initial_scale - min_scale) / self.PACE
         self.log_scale = nn.Parameter(torch.full(self.event_shape, start))
-        self.register_buffer("center", torch.zeros(self.event_shape))
-        self.register_buffer("spread", torch.ones(self.event_shape))
-        self._followers: list[Any] = []
-
-    @property
-    def units(self) -> tuple[Tensor, Tensor]:
-        """The centre and spread of each element, both of shape ``event_shape``."""
-        return self.center, self.spread
+        self._start_units()
 
     @property
     def scale(self) -> Tensor:
         """The standard deviation of each element given z, in the units of the data."""
         learned = (self.PACE * self.log_scale).exp()
         return self.spread * (self.min_scale + learned)
-
-    @torch.no_grad()
-    def initialize_from(self, x: Any, shared: bool = False) -> None:
-        """Takes the centre and spread of each element from training data, before training.
-
-        They are buffers, saved with the weights. A VAE passes them to its posterior and prior,
-        whether it is made before or after the call.
-
-        Args:
-            x: training data ``(n, *event_shape)``, or a split.
-            shared: one centre and spread for all elements, as for pixels.
-
-        Raises:
-            ValueError: for data of another shape, or with values that are not finite.
-        """
-        center, spread = units_of(x, self.event_shape, shared)
-        for own, value in zip(self.units, (center, spread), strict=True):
-            own.copy_(value)
-        for follower in self._followers:
-            follower.set_units(*self.units)
-
-    def hand_on(self, part: Any) -> None:
-        """Passes :attr:`units` to a part that works on data, now and when they change."""
-        if not any(part is known for known in self._followers):
-            self._followers.append(part)
-        part.set_units(*self.units)
 
     def elements(self, parameters: Tensor) -> Any:
         center, spread = self.units

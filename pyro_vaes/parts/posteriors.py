@@ -105,12 +105,15 @@ class _Scaled(Described):
         self.half_range = torch.as_tensor(half_range).detach().to(like).expand(shape).clone()
 
     def _seen(self, x: Tensor) -> Tensor:
-        """Data as the network sees them, flat: ``(*batch, prod(event_shape))``."""
+        """Data as the network sees them, flat: ``(*batch, prod(event_shape))``.
+
+        What was not seen (NaN) is zero: Mattei and Frellsen, "MIWAE" (2019), section 3.
+        """
         center, half_range = self.center, self.half_range
         rows = flat(x, self.event_shape).to(center.dtype)
         if center.dim():
             center, half_range = center.flatten(), half_range.flatten()
-        return (rows - center) / half_range
+        return torch.where(rows.isnan(), 0.0, (rows - center) / half_range)
 
 
 class Posterior(_Scaled):
@@ -127,6 +130,9 @@ class Posterior(_Scaled):
         x_range: ``(low, high)``, the values that are mapped to -1 and 1: two numbers, or two
             tensors of the shape of a datum. If None, ``VAE`` takes the map from a likelihood that
             knows the range or the units of the data; otherwise x is not scaled.
+        mask: for data with gaps (NaN), for which the network is given zeros: give it also a mask,
+            as many ones (seen) and zeros after the values. It then has ``in_features`` of twice
+            the size of a datum, and the labels.
 
     Attributes:
         scores: whether the distribution scores any z, not only its own draws.
@@ -144,17 +150,21 @@ class Posterior(_Scaled):
         event_shape: Sequence[int] | None = None,
         num_labels: int = 0,
         x_range: Sequence[float] | None = None,
+        mask: bool = False,
     ) -> None:
         super().__init__()
         positive(latent_dim=latent_dim)
         check_network(network)
-        self.event_shape = shape_of(event_shape or (network.in_features - num_labels,))
-        expected = math.prod(self.event_shape) + num_labels
+        shown = 2 if mask else 1
+        self.event_shape = shape_of(event_shape or ((network.in_features - num_labels) // shown,))
+        expected = shown * math.prod(self.event_shape) + num_labels
         if network.in_features != expected:
             raise ValueError(
                 f"Expected a network with in_features={expected} (data of shape {self.event_shape}"
+                f"{' and their mask' if mask else ''}"
                 f"{f' and {num_labels} labels' if num_labels else ''}); got {network.in_features}."
             )
+        self.mask = mask
         self.network = cast(nn.Module, network)
         self.latent_dim = latent_dim
         self.num_labels = num_labels
@@ -166,7 +176,10 @@ class Posterior(_Scaled):
 
     def features(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """The network's features ``(*batch, out_features)`` of data ``(*batch, *event_shape)``."""
-        return cast(Tensor, self.network(append_labels(self._seen(x), y, self.num_labels)))
+        rows = self._seen(x)
+        if self.mask:
+            rows = torch.cat([rows, (~flat(x, self.event_shape).isnan()).to(rows)], -1)
+        return cast(Tensor, self.network(append_labels(rows, y, self.num_labels)))
 
     def from_features(self, features: Tensor) -> Any:
         """The distribution, given the network's features."""
@@ -195,8 +208,9 @@ class NormalPosterior(Posterior):
         event_shape: Sequence[int] | None = None,
         num_labels: int = 0,
         x_range: Sequence[float] | None = None,
+        mask: bool = False,
     ) -> None:
-        super().__init__(network, latent_dim, event_shape, num_labels, x_range)
+        super().__init__(network, latent_dim, event_shape, num_labels, x_range, mask)
         self.head = nn.Linear(self.out_features, 2 * latent_dim)
 
     def from_features(self, features: Tensor) -> Any:
@@ -226,8 +240,9 @@ class FullNormalPosterior(Posterior):
         event_shape: Sequence[int] | None = None,
         num_labels: int = 0,
         x_range: Sequence[float] | None = None,
+        mask: bool = False,
     ) -> None:
-        super().__init__(network, latent_dim, event_shape, num_labels, x_range)
+        super().__init__(network, latent_dim, event_shape, num_labels, x_range, mask)
         self.head = nn.Linear(self.out_features, 2 * latent_dim)
         rows, columns = torch.tril_indices(latent_dim, latent_dim, -1)
         # Index of each element of N in the output of its head; elsewhere that of the last, a zero.

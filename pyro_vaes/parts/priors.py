@@ -17,6 +17,7 @@ from pyro_vaes.core.bounds import held_bounds, hold_bounds
 from pyro_vaes.core.checks import positive
 from pyro_vaes.core.described import Described
 from pyro_vaes.core.labels import append_labels, as_labels, takes_labels, with_labels
+from pyro_vaes.data.tables import filled
 from pyro_vaes.distributions.mixtures import Mixture, VampDistribution
 from pyro_vaes.distributions.transformed import FlowDistribution
 from pyro_vaes.flows.recipes import FlowRecipe
@@ -196,6 +197,10 @@ class VampPrior(InUnits):
             )
         if not len(values):
             raise ValueError("Expected at least one pseudo-input; got none.")
+        if bool(values.isnan().any()) and not bool(values.isnan().all()):  # All: not yet loaded.
+            raise ValueError(
+                "Expected pseudo-inputs without gaps; got NaN in some. pseudo_inputs() fills them."
+            )
         self.posterior = posterior
         self.latent_dim: int | None = getattr(posterior, "latent_dim", None)
         self.num_components = len(values)
@@ -267,7 +272,7 @@ class VampPrior(InUnits):
         """
         if self.start is None:
             return None
-        deviation = torch.as_tensor(x).to(self.start).std(0, correction=0)
+        deviation = filled(torch.as_tensor(x)).to(self.start).std(0, correction=0)
         shift = (self.pseudo_inputs - self.start).abs()[:, deviation > 0]
         return (shift / deviation[deviation > 0]).median(-1).values
 

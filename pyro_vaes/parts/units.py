@@ -1,15 +1,16 @@
-"""Learned values in the data space, in the units of the data."""
+"""Units of the data: those that a likelihood takes from them, and values learned in them."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 
 from pyro_vaes.core.described import Described
+from pyro_vaes.data.units import units_of
 
-__all__ = ["InUnits"]
+__all__ = ["ElementUnits", "InUnits"]
 
 
 class InUnits(Described):
@@ -56,3 +57,49 @@ class InUnits(Described):
     def _from_data(self, values: Tensor) -> Tensor:
         center, spread = self._units
         return (values - center) / spread
+
+
+class ElementUnits(Described):
+    """The centre and spread of each element, which a likelihood takes from its training data.
+
+    They are buffers, saved with the weights. A VAE hands them on to its posterior and prior,
+    whether it is made before or after they are taken. A likelihood mixes this in and calls
+    :meth:`_start_units` in its constructor.
+    """
+
+    event_shape: tuple[int, ...]
+
+    def _start_units(self) -> None:
+        self.register_buffer("center", torch.zeros(self.event_shape))
+        self.register_buffer("spread", torch.ones(self.event_shape))
+        self._followers: list[Any] = []
+
+    @property
+    def units(self) -> tuple[Tensor, Tensor]:
+        """The centre and spread of each element, both of shape ``event_shape``."""
+        return cast(Tensor, self.center), cast(Tensor, self.spread)
+
+    @torch.no_grad()
+    def initialize_from(self, x: Any, shared: bool = False) -> None:
+        """Takes the centre and spread of each element from training data, before training.
+
+        Args:
+            x: training data ``(n, *event_shape)``, or a split.
+            shared: one centre and spread for all elements, as befits pixels.
+
+        Raises:
+            ValueError: for data of another shape, or with values that are infinite.
+        """
+        self._take(*units_of(x, self.event_shape, shared))
+
+    def _take(self, center: Tensor, spread: Tensor) -> None:
+        for own, value in zip(self.units, (center, spread), strict=True):
+            own.copy_(value)
+        for follower in self._followers:
+            follower.set_units(*self.units)
+
+    def hand_on(self, part: Any) -> None:
+        """Keeps a part that looks at data informed of :attr:`units`, from now on."""
+        if not any(part is known for known in self._followers):
+            self._followers.append(part)
+        part.set_units(*self.units)

@@ -14,12 +14,17 @@ from typing import Any, cast
 from torch import nn
 
 from pyro_vaes import flows
+from pyro_vaes.core.columns import Column
 from pyro_vaes.data.dataset import DataSet
 from pyro_vaes.data.splits import Init, labelled_pseudo_inputs, pseudo_inputs
+from pyro_vaes.data.tables import filled, num_gaps
 from pyro_vaes.data.units import units_of
 from pyro_vaes.inference.divergences import MMD, Adversarial
+from pyro_vaes.networks.columns import OneHotColumns
 from pyro_vaes.networks.convolutions import ConvDecoder
 from pyro_vaes.networks.mlp import MLP
+from pyro_vaes.parts.columns import TableLikelihood
+from pyro_vaes.parts.counts import CountLikelihood
 from pyro_vaes.parts.gtm import GTMPseudoInputs
 from pyro_vaes.parts.likelihoods import NormalLikelihood, OrdinalLikelihood
 from pyro_vaes.parts.posteriors import FlowPosterior, NormalPosterior
@@ -58,6 +63,21 @@ class Plan:
     def event_shape(self) -> list[int]:
         """The shape of a datum."""
         return list(self.data.event_shape)
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """The columns of a table of several kinds; none of other data."""
+        return () if self.data.codec is None else self.data.codec.columns
+
+    @property
+    def categories(self) -> list[int]:
+        """Of each column of a table the number of categories, 0 of one that is a number."""
+        return [column.size if column.kind == "category" else 0 for column in self.columns]
+
+    @property
+    def masked(self) -> bool:
+        """Whether the encoder is given a mask: of data with gaps, with dense layers."""
+        return self.config.network.kind != "conv" and num_gaps(self.data.train.x) > 0
 
     @property
     def prior_labels(self) -> int:
@@ -107,7 +127,9 @@ def _sizes(plan: Plan, decoder: bool) -> tuple[int, list[int]]:
     hidden = list(plan.config.network.hidden_dims)
     if decoder:
         return plan.latent_dim + plan.labels, hidden[::-1]
-    return math.prod(plan.event_shape) + plan.labels, hidden
+    mask = math.prod(plan.event_shape) if plan.masked else 0
+    inputs = sum(size or 1 for size in plan.categories) or math.prod(plan.event_shape)
+    return inputs + mask + plan.labels, hidden
 
 
 def convolutions(kind: Kind, plan: Plan, decoder: bool) -> nn.Module:
@@ -142,8 +164,9 @@ def _image_shape(data: DataSet) -> list[int]:
 def base_posterior(kind: Kind, plan: Plan) -> nn.Module:
     """A posterior whose network gives it all its parameters."""
     network, x_range = plan.network(decoder=False), _range_of_inputs(plan)
-    posterior = kind(network, plan.latent_dim, plan.event_shape, plan.labels, x_range)
-    return posterior
+    if any(plan.categories):
+        network = OneHotColumns(network, plan.categories)
+    return kind(network, plan.latent_dim, plan.event_shape, plan.labels, x_range, plan.masked)
 
 
 def _range_of_inputs(plan: Plan) -> list[Any] | None:
@@ -211,7 +234,7 @@ def vamp_prior(kind: Kind, plan: Plan, posterior: Any) -> nn.Module:
 def _pseudo_inputs(plan: Plan) -> tuple[Any, dict[str, Any]]:
     """Pseudo-inputs, and the options of a VampPrior that go with them."""
     parts, data, count = plan.config.parts, plan.data, plan.config.parts.prior_components
-    x = data.train.x
+    x = filled(data.train.x)
     bounds: list[Any] = [x.amin(0), x.amax(0)]
     if plan.pixels:
         bounds = [x.min().item(), x.max().item()]
@@ -266,6 +289,29 @@ def real_likelihood(kind: type[NormalLikelihood], plan: Plan) -> nn.Module:
     """A likelihood of real values, in the units of the data."""
     likelihood = kind(plan.network(decoder=True), plan.event_shape, plan.labels)
     likelihood.initialize_from(plan.data.train.x, shared=plan.pixels)
+    return likelihood
+
+
+def count_likelihood(kind: type[CountLikelihood], plan: Plan) -> nn.Module:
+    """A likelihood of counts, whose rates start at those of the data."""
+    return _of_counts(kind, plan, inflated=False)
+
+
+def inflated_likelihood(kind: type[CountLikelihood], plan: Plan) -> nn.Module:
+    """The same with other zeros than its own."""
+    return _of_counts(kind, plan, inflated=True)
+
+
+def _of_counts(kind: type[CountLikelihood], plan: Plan, inflated: bool) -> nn.Module:
+    likelihood = kind(plan.network(decoder=True), plan.event_shape, plan.labels, inflated)
+    likelihood.initialize_from(plan.data.train)
+    return likelihood
+
+
+def table_likelihood(kind: type[TableLikelihood], plan: Plan) -> nn.Module:
+    """A likelihood of rows with columns of several kinds."""
+    likelihood = kind(plan.network(decoder=True), plan.columns, plan.labels)
+    likelihood.initialize_from(plan.data.train)
     return likelihood
 
 

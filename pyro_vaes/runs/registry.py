@@ -29,6 +29,7 @@ class Row(NamedTuple):
 
 _KINGMA = "Kingma and Welling 2014"
 _DURKAN = "Durkan et al. 2019"
+_COUNTS = ("binary", "levels", "counts")
 _COMPONENTS = ("prior_components", "prior_weights")
 
 REGISTRY: dict[str, dict[str, Row]] = {
@@ -111,7 +112,48 @@ REGISTRY: dict[str, dict[str, Row]] = {
             _KINGMA,
             "real_likelihood",
             (),
-            ("binary", "levels", "real"),
+            ("binary", "levels", "counts", "real"),
+        ),
+        "student_t": Row(
+            "parts.correlated.StudentTLikelihood",
+            "Lange et al. 1989",
+            "real_likelihood",
+            (),
+            ("counts", "real"),
+        ),
+        "low_rank_normal": Row(
+            "parts.correlated.LowRankNormalLikelihood",
+            "Spearman 1904",
+            "real_likelihood",
+            (),
+            ("counts", "real"),
+        ),
+        "poisson": Row(
+            "parts.counts.PoissonLikelihood", "Lambert 1992", "count_likelihood", (), _COUNTS
+        ),
+        "negative_binomial": Row(
+            "parts.counts.NegativeBinomialLikelihood",
+            "Lopez et al. 2018",
+            "count_likelihood",
+            (),
+            _COUNTS,
+        ),
+        "zero_inflated_poisson": Row(
+            "parts.counts.PoissonLikelihood", "Lambert 1992", "inflated_likelihood", (), _COUNTS
+        ),
+        "zero_inflated_negative_binomial": Row(
+            "parts.counts.NegativeBinomialLikelihood",
+            "Lopez et al. 2018",
+            "inflated_likelihood",
+            (),
+            _COUNTS,
+        ),
+        "table": Row(
+            "parts.columns.TableLikelihood",
+            "Nazabal et al. 2020",
+            "table_likelihood",
+            (),
+            ("table",),
         ),
     },
     "network": {

@@ -79,7 +79,7 @@ class DataConfig(Section):
         "auto",
         "What the values are; auto: as they look.",
         name="kind",
-        choices=("auto", "binary", "levels", "real"),
+        choices=("auto", "binary", "levels", "counts", "real"),
     )
     num_levels: int = option(
         0, "Number of levels, 0 included; 0: the highest level and one.", least=0

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pyro_vaes.data.precision import in_single
 from pyro_vaes.data.splits import Split, batches
+from pyro_vaes.data.tables import filled
 from pyro_vaes.data.units import units_of
 from pyro_vaes.inference.elbo import ELBO, bound_terms
 from pyro_vaes.training.distributed import ALONE, Processes
@@ -170,7 +171,8 @@ def _strange_units(vae: VAE, x: Tensor) -> str | None:
         return None
     center, spread = (t.flatten() for t in units_of(x, x.shape[1:]))
     odd = (center.abs() > 10 * spread.clamp(min=1.0)) | (spread > 100)
-    odd |= (spread < 0.01) & (x.flatten(1).amin(0) < x.flatten(1).amax(0)).to(spread.device)
+    rows = filled(x).flatten(1)
+    odd |= (spread < 0.01) & (rows.amin(0) < rows.amax(0)).to(spread.device)
     if not bool(odd.any()):
         return None
     i = int(odd.nonzero()[0])
@@ -182,7 +184,7 @@ def _strange_units(vae: VAE, x: Tensor) -> str | None:
 
 def advice(vae: VAE, x: Tensor, otherwise: str = "Try a lower learning_rate, or clip_norm.") -> str:
     """Advice on a loss that is not finite; an outlier in the data is checked for first."""
-    rows = x.double().flatten(1)
+    rows = filled(x).double().flatten(1)
     middle = rows.median(0).values
     distance = (rows - middle).abs()
     usual = distance.median(0).values

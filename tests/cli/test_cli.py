@@ -208,12 +208,12 @@ def test_evaluation_where_it_is_asked_for(capsys, finished, monkeypatch):
 def bad_files(folder):
     x = np.random.default_rng(0).normal(size=(20, 4))
     np.save(folder / "objects.npy", np.array([{}, {}], dtype=object), allow_pickle=True)
-    np.save(folder / "nan.npy", np.where(x > 1, np.nan, x))
+    np.save(folder / "gaps.npy", np.full_like(x, np.nan))
     np.save(folder / "inf.npy", np.where(x > 1, np.inf, x))
     np.save(folder / "none.npy", np.zeros((0, 4)))
     np.save(folder / "labelless.npy", x)
     (folder / "empty.npy").write_bytes(b"")
-    (folder / "damaged.npy").write_bytes((folder / "nan.npy").read_bytes()[:100])
+    (folder / "damaged.npy").write_bytes((folder / "gaps.npy").read_bytes()[:100])
     (folder / "pickle.npz").write_bytes(pickle.dumps({"x": 1}))
     (folder / "ragged.csv").write_text("1,2,3\n4,5\n")
     (folder / "words.txt").write_text("hello")
@@ -223,7 +223,7 @@ def bad_files(folder):
     "name",
     [
         "objects.npy",
-        "nan.npy",
+        "gaps.npy",
         "inf.npy",
         "none.npy",
         "empty.npy",

@@ -100,9 +100,7 @@ def test_any_column_may_be_the_label(tmp_path):
 @pytest.mark.parametrize(
     ("cell", "match"),
     [
-        ("", r"number in line 4, column 'b' \(B\); got a gap \(1 of 20"),
-        ("NA", r"line 4, column 'b' \(B\); got a gap"),
-        ("red", r"line 4, column 'b' \(B\); got 'red'"),
+        ("red", r"number in line 4, column 'b' \(B\); got 'red'"),
         ("inf", r"line 4, column 'b' \(B\); got inf"),
     ],
 )
@@ -117,8 +115,22 @@ def test_errors_name_the_cell_as_a_spreadsheet_does(tmp_path, cell, match):
 def test_a_row_of_gaps_is_no_blank_line(tmp_path):
     lines = table().splitlines()
     lines[3] = ",,"
-    with pytest.raises(DataError, match="line 4"):
-        loaded(tmp_path, "\n".join(lines))
+    data = loaded(tmp_path, "\n".join(lines))
+    whole = torch.cat([data.train.x, data.val.x, data.test.x])
+    assert len(whole) == 20 and whole.isnan().all(1).sum() == 1
+
+
+@pytest.mark.parametrize("cell", ["", "NA", "nan", " ", '" "', "N/A"])
+def test_cells_without_a_value_are_gaps_and_counted(tmp_path, cell):
+    lines = table().splitlines()
+    first, _, third = lines[3].split(",")
+    lines[3] = f"{first},{cell},{third}"
+    data = loaded(tmp_path, "\n".join(lines))
+    whole = torch.cat([data.train.x, data.val.x, data.test.x])
+    assert whole.isnan().sum() == 1 and whole[:, 1].isnan().any()
+    assert "1 of 60 values (1.7%) are gaps" in data.describe()
+    with pytest.raises(DataError, match=r"without gaps .*got 1 of 60"):
+        loaded(tmp_path, "\n".join(lines), missing="refuse")
 
 
 def test_columns_beyond_z_have_two_letters(tmp_path):

@@ -25,9 +25,9 @@ from registry import (
 from torch import Tensor
 
 import pyro_vaes as pv
+from pyro_vaes.core.looking import mean_of
 from pyro_vaes.evaluation.evaluator import evaluate
 from pyro_vaes.storage.weights import load, save
-from pyro_vaes.vae import mean_of
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -112,7 +112,7 @@ def test_shapes_of_posteriors(name, num_labels, batch):
 @batches
 @likelihoods
 def test_shapes_of_likelihoods(name, num_labels, batch):
-    for event in [(4,), (1, 3, 2)]:
+    for event in [(4,)] if LIKELIHOODS[name].rows else [(4,), (1, 3, 2)]:
         likelihood = LIKELIHOODS[name].make(3, event, num_labels)
         d = likelihood(torch.randn(*batch, 3), *labels_for(num_labels, *batch))
         check_shapes(d, batch, event, True)
@@ -289,14 +289,33 @@ def check_levels(name: str, num_labels: int, num_levels: int) -> None:
                 > FALSE_ALARM
             )
             mean, told = (p[:, None] * every).sum(0), mean_of(d)[0]
-            if LIKELIHOODS[name].tells_mean:
+            if LIKELIHOODS[name].codes:  # The most probable one of each.
+                square = p.reshape(num_levels, num_levels)
+                assert told.tolist() == [square.sum(1).argmax(), square.sum(0).argmax()]
+            elif LIKELIHOODS[name].tells_mean:
                 torch.testing.assert_close(told, mean)
             else:
                 error = ((p[:, None] * (every - mean).square()).sum(0) / MEAN_DRAWS).sqrt()
                 assert ((told - mean).abs() < FOUR_SIGMA * error).all()
 
 
-@likelihoods
+@pytest.mark.parametrize(("name", "num_labels"), cases(LIKELIHOODS, support="counts"))
+def test_count_likelihoods_sum_to_one(name, num_labels):
+    """Over all counts there are, but for a tail that no draw has."""
+    every = torch.arange(20_000.0).unsqueeze(-1)
+    for _ in range(3):
+        with torch.no_grad():
+            d = LIKELIHOODS[name].make(3, (1,), num_labels)(
+                torch.randn(1, 3), *labels_for(num_labels, 1)
+            )
+            p, draws = d.log_prob(every.unsqueeze(1)).exp()[:, 0], d.sample((DRAWS,))[:, 0, 0]
+        assert p.sum().item() == pytest.approx(1, abs=1e-9)
+        counts = torch.bincount(draws.long(), minlength=len(p))
+        assert Histogram(counts.double(), p, 0.0).p_value > FALSE_ALARM
+        torch.testing.assert_close(mean_of(d)[0, 0], (p * every[:, 0]).sum())
+
+
+@pytest.mark.parametrize(("name", "num_labels"), cases(LIKELIHOODS, codes=False))
 def test_means_of_likelihoods_are_those_of_their_draws(name, num_labels):
     with torch.no_grad():
         d = LIKELIHOODS[name].make(3, (4,), num_labels)(

@@ -127,6 +127,14 @@ def test_a_categorical_has_no_mean():
     assert dist.Categorical(logits=torch.zeros(3)).mean.isnan()
 
 
+def test_a_zero_inflated_distribution_that_has_drawn_cannot_be_expanded():
+    """So counts have ``ZeroInflated``: Pyro keeps the gate next to its logits."""
+    inflated = dist.ZeroInflatedPoisson(torch.ones(3), gate_logits=torch.zeros(3))
+    inflated.sample()
+    with pytest.raises(ValueError, match="but not both"):
+        inflated.expand((2, 3))
+
+
 def test_trace_elbo_reads_its_loss_on_the_host():
     """So ``ELBO.tensor_loss`` sums log densities instead: a recording stops at ``.item()``."""
     from torch.fx.experimental.proxy_tensor import make_fx

@@ -8,10 +8,10 @@ import torch
 from registry import POSTERIORS, PRIORS, OwnPosterior, cases, make_vae, scramble
 
 from pyro_vaes import flows
+from pyro_vaes.core.looking import mean_of
 from pyro_vaes.networks.mlp import MLP
 from pyro_vaes.parts.posteriors import FlowPosterior, NormalPosterior
 from pyro_vaes.parts.priors import FlowPrior, MixturePrior, NormalPrior, VampPrior
-from pyro_vaes.vae import mean_of
 
 pytestmark = pytest.mark.usefixtures("float64")
 

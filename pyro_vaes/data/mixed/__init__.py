@@ -1,0 +1,1 @@
+"""Tables with columns of several kinds: guessed, numbered, and given back as rows."""

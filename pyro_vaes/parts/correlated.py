@@ -1,0 +1,176 @@
+"""Likelihoods of real elements whose noise is correlated, or has heavy tails in common.
+
+Their elements are not independent given z, so that none can be left out: data with gaps are
+refused. What is learned of the noise is shared by all data; only its centre depends on z.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, cast
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pyro_vaes.core.checks import positive
+from pyro_vaes.core.labels import append_labels
+from pyro_vaes.distributions.correlated import Shaped, SharedStudentT
+from pyro_vaes.networks.mlp import Network
+from pyro_vaes.parts.likelihoods import Likelihood
+from pyro_vaes.parts.units import ElementUnits
+
+__all__ = ["CorrelatedLikelihood", "LowRankNormalLikelihood", "StudentTLikelihood"]
+
+
+class CorrelatedLikelihood(ElementUnits, Likelihood):
+    """Real elements with one noise over all of them: what such likelihoods share.
+
+    A subclass returns the distribution of flat data around their centres from :meth:`around`.
+
+    Args:
+        network: see :class:`~pyro_vaes.parts.likelihoods.Likelihood`.
+        event_shape: shape of one datum, of D numbers.
+        num_labels: number of labels of a conditional likelihood p(x | z, y); 0 for none.
+        initial_scale: where the scales start, in spreads of each element; in the units of the data
+            as long as ``initialize_from`` has not been called.
+        min_scale: a floor under the scale of each element given those before it, in the same units.
+
+    Raises:
+        ValueError: for sizes that do not fit each other, or scales that are none.
+    """
+
+    # As in NormalLikelihood: a log of a scale moves ten times as fast as a weight.
+    PACE = 10.0
+
+    def __init__(
+        self,
+        network: Network,
+        event_shape: Sequence[int],
+        num_labels: int = 0,
+        initial_scale: float = 1.0,
+        min_scale: float = 1e-3,
+    ) -> None:
+        super().__init__(network, event_shape, num_labels)
+        if not 0 < min_scale < initial_scale < math.inf:
+            raise ValueError(
+                f"Expected 0 < min_scale < initial_scale; got {min_scale} and {initial_scale}."
+            )
+        self.min_scale, self.size = min_scale, math.prod(self.event_shape)
+        start = math.log(initial_scale - min_scale) / self.PACE
+        self.log_scale = nn.Parameter(torch.full((self.size,), start))
+        self._start_units()
+
+    @property
+    def scale(self) -> Tensor:
+        """The scales, ``(D,)``, in spreads of each element."""
+        return self.min_scale + (self.PACE * self.log_scale).exp()
+
+    @property
+    def spreads(self) -> Tensor:
+        """The spread of each element, ``(D,)``."""
+        return self.units[1].flatten()
+
+    def factor(self, below: Tensor | None) -> Tensor:
+        """The lower triangular factor of a covariance, ``(D, D)``, in the units of the data."""
+        lower = self.scale.diag()
+        if below is not None:
+            lower = lower + below.tril(-1)
+        return self.spreads.unsqueeze(-1) * lower
+
+    def around(self, loc: Tensor) -> Any:
+        """The distribution of flat data around centres ``(*batch, D)``."""
+        raise NotImplementedError
+
+    def forward(self, z: Tensor, y: Tensor | None = None) -> Any:
+        outputs = self.head(self.network(append_labels(z, y, self.num_labels)))
+        vectors = self.around(self.units[0].flatten() + self.spreads * outputs)
+        return vectors if len(self.event_shape) == 1 else Shaped(vectors, self.event_shape)
+
+
+class StudentTLikelihood(CorrelatedLikelihood):
+    """One multivariate Student's t for the whole datum, its scatter shared over z.
+
+    A datum far out in one element is expected to be so in the others: a few such rows decide a
+    normal's likelihood of a table. Lange, Little and Taylor, "Robust statistical modeling using the
+    t distribution" (JASA 1989). It is parametrised by its covariance C and degrees of freedom
+    df > 2, with the scale matrix (df - 2) / df C, so that df can be learned without C in its way.
+    See :class:`CorrelatedLikelihood` for the other arguments.
+
+    >>> likelihood = pv.StudentTLikelihood(pv.MLP(2, [8]), event_shape=(3,))
+    >>> likelihood.initialize_from(torch.randn(50, 3))
+    >>> likelihood(torch.zeros(5, 2)).sample().shape
+    torch.Size([5, 3])
+
+    Args:
+        full: a full covariance; False for a diagonal one, which many columns and few rows want.
+        initial_df: degrees of freedom at the start, above 2.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        event_shape: Sequence[int],
+        num_labels: int = 0,
+        full: bool = True,
+        initial_df: float = 6.5,
+        initial_scale: float = 1.0,
+        min_scale: float = 1e-3,
+    ) -> None:
+        super().__init__(network, event_shape, num_labels, initial_scale, min_scale)
+        if not 2 < initial_df < math.inf:
+            raise ValueError(f"Expected initial_df above 2; got {initial_df}.")
+        self.log_df = nn.Parameter(torch.tensor(math.log(initial_df - 2) / self.PACE))
+        self.below = nn.Parameter(torch.zeros(self.size, self.size)) if full else None
+
+    @property
+    def df(self) -> Tensor:
+        """The degrees of freedom, above 2."""
+        return 2 + (self.PACE * self.log_df).exp()
+
+    def around(self, loc: Tensor) -> Any:
+        shrink = ((self.df - 2) / self.df).sqrt()
+        return SharedStudentT(self.df, loc, shrink * self.factor(self.below))
+
+
+class LowRankNormalLikelihood(CorrelatedLikelihood):
+    """Normal noise that is correlated: of low rank and a diagonal, or of full covariance.
+
+    The noise of factor analysis, next to what z explains: neighbours in a smooth signal are off in
+    the same direction. See :class:`CorrelatedLikelihood` for the other arguments.
+
+    >>> likelihood = pv.LowRankNormalLikelihood(pv.MLP(2, [8]), event_shape=(1, 40), rank=3)
+    >>> likelihood(torch.zeros(5, 2)).log_prob(torch.zeros(5, 1, 40)).shape
+    torch.Size([5])
+
+    Args:
+        rank: columns of the factor W of the covariance W W' + diag; None for a full covariance.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        event_shape: Sequence[int],
+        num_labels: int = 0,
+        rank: int | None = 1,
+        initial_scale: float = 1.0,
+        min_scale: float = 1e-3,
+    ) -> None:
+        super().__init__(network, event_shape, num_labels, initial_scale, min_scale)
+        if rank is not None:
+            positive(rank=rank)
+        self.rank = rank
+        # At zero a factor of low rank would have no gradient.
+        start = (
+            torch.zeros(self.size, self.size)
+            if rank is None
+            else 0.1 * torch.randn(self.size, rank)
+        )
+        self.below = nn.Parameter(start)
+
+    def around(self, loc: Tensor) -> Any:
+        if self.rank is None:
+            return dist.MultivariateNormal(loc, scale_tril=self.factor(cast(Tensor, self.below)))
+        wide = self.spreads.unsqueeze(-1) * self.below
+        return dist.LowRankMultivariateNormal(loc, wide, (self.spreads * self.scale).square())

@@ -100,7 +100,7 @@ def _die(message: str, status: int) -> None:
 
 
 def _place(error: OSError) -> str:
-    name = "what was given" if error.filename is None else str(error.filename)
+    name = "the path given" if error.filename is None else str(error.filename)
     return name if len(name) <= _LONGEST else f"{name[:_LONGEST]}..."
 
 

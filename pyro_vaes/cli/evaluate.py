@@ -237,14 +237,14 @@ def _distances(run: Path, record: dict[str, Any]) -> Any:
 
 
 def _labels_to_sample(data: dict[str, Any], num: int, label: str | None) -> Any:
-    """The labels of samples: the one asked for, or those that the training rows have in turn."""
+    """The labels of samples: the given one, or in turn those of the training rows."""
     import torch
 
     num_labels = data["num_labels"]
     if label is None:
         if not num_labels:
             return None
-        # A class without rows was never learned.
+        # A class without training rows was not learned.
         there = torch.tensor(data.get("labels") or range(num_labels))
         return there[torch.arange(num) % len(there)]
     return label_number(data, label)
@@ -271,7 +271,7 @@ def label_number(data: dict[str, Any], label: str) -> int:
 
 @click.command("parts")
 def parts_command() -> None:
-    """Lists every part a flag can name, with the paper it comes from."""
+    """Lists the parts that flags can name, with their papers."""
     from pyro_vaes.runs.registry import catalogue
 
     click.echo(catalogue())
@@ -295,7 +295,7 @@ def open_run(run: Path) -> tuple[VAE, dict[str, Any]]:
 
 
 def _is_record(record: dict[str, Any], event_shape: tuple[int, ...] | None) -> bool:
-    """Whether a record says what a training run writes of its data: a file may say anything."""
+    """Whether a value is the record of a training run: a file may hold anything."""
     data = record.get("data")
     if not {"config", "digest"} <= record.keys() or not isinstance(data, dict):
         return False

@@ -214,11 +214,8 @@ def score_command(
             f"{compared[2]} {low} of {len(scores)} are {_UNUSUAL} or less; of rows like those of "
             f"the run about {_UNUSUAL * len(scores):.3g} would be."
         )
-        if bool(scores.gaps.any()):
-            click.echo(
-                f"{int(scores.gaps.sum())} rows have gaps, and so no p-value: their log p(x) "
-                "is of fewer columns."
-            )
+        if count := int(scores.gaps.sum()):
+            click.echo(f"Rows with gaps ({count}) have no p-value: their log p(x) is of less.")
     if used.suffix == ".npy":
         import numpy as np
 
@@ -283,7 +280,7 @@ def reconstruct_command(
     run: Path, data: Path | None, split: str | None, label: str | None, out: Path
 ) -> None:
     """Reconstructs rows: means of p(x given z) at their codes, in the units of the data."""
-    from pyro_vaes.runs.new_data import element_names
+    from pyro_vaes.runs.new_data import element_columns
 
     used = use(run, data, split, label, out, pictures=True)
     count = len(used.rows.x)
@@ -299,8 +296,7 @@ def reconstruct_command(
         if used.suffix == ".npy":
             write_array(out, made)
         else:
-            names = element_names(used.facts)
-            columns = dict(zip(names, made.reshape(count, -1).T, strict=True))
-            write_table(out, {**used.known(*names), **columns})
+            columns = element_columns(used.facts, made)
+            write_table(out, {**used.known(*columns), **columns})
     some = "" if count == len(used.rows.x) else "The first "
     click.echo(f"{some}{count} rows reconstructed: {out}")

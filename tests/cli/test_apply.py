@@ -441,6 +441,24 @@ def test_words_dates_and_rounding_go_in_and_come_out(mixed, tmp_path):
     assert again.kind == "table"
 
 
+def test_gaps_are_filled_and_all_else_stays(capsys, mixed, tmp_path):
+    new = pd.read_csv(mixed / "all.csv").iloc[:5]
+    new.loc[1, "island"] = np.nan
+    new.to_csv(tmp_path / "new.csv", index=False)
+    out = tmp_path / "filled.csv"
+    asked = ["impute", mixed / "run", "--data", tmp_path / "new.csv", *FAST]
+    assert run(*asked, "--out", out) == 0
+    assert "2 gaps in 2 rows filled" in capsys.readouterr().out
+    found = pd.read_csv(out)
+    assert list(found.columns) == ["id", "mass", "day", "island", "unreliable"]
+    seen = new.notna()
+    for name in ("id", "mass", "day", "island"):
+        assert found.loc[seen[name], name].tolist() == new.loc[seen[name], name].tolist()
+    assert 50 < found.loc[3, "mass"] < 90 and found.loc[1, "island"] in {"a", "b", "c"}
+    assert run(*asked, "--out", tmp_path / "filled.npy") == 0
+    assert not np.isnan(np.load(tmp_path / "filled.npy")).any()
+
+
 def test_a_word_that_the_run_does_not_know_is_refused(capsys, mixed, tmp_path):
     pd.read_csv(mixed / "all.csv").iloc[:3].assign(island="z").to_csv(tmp_path / "new.csv")
     asked = ["encode", mixed / "run", "--data", tmp_path / "new.csv", "--out", tmp_path / "a.csv"]

@@ -1,4 +1,4 @@
-"""The commands that apply a model to rows: ``score``, ``encode`` and ``reconstruct``."""
+"""The commands that apply a model to rows: ``score``, ``impute``, ``encode``, ``reconstruct``."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Use",
     "encode_command",
+    "impute_command",
     "reconstruct_command",
     "rows_options",
     "score_command",
@@ -214,11 +215,8 @@ def score_command(
             f"{compared[2]} {low} of {len(scores)} are {_UNUSUAL} or less; of rows like those of "
             f"the run about {_UNUSUAL * len(scores):.3g} would be."
         )
-        if bool(scores.gaps.any()):
-            click.echo(
-                f"{int(scores.gaps.sum())} rows have gaps, and so no p-value: their log p(x) "
-                "is of fewer columns."
-            )
+        if count := int(scores.gaps.sum()):
+            click.echo(f"Rows with gaps ({count}) have no p-value: their log p(x) is of less.")
     if used.suffix == ".npy":
         import numpy as np
 
@@ -254,6 +252,48 @@ def _reference(used: Use, against: str) -> tuple[Any, Any, str]:
     return own.x[index], y, f"p-values compare with {some}{name} rows of the run."
 
 
+@click.command("impute")
+@rows_options
+@click.option(
+    "--samples", type=click.IntRange(min=1), default=1000, show_default=True, help="Draws per row."
+)
+@click.option(
+    "--proposal",
+    type=click.Choice(("auto", "encoder", "refined")),
+    default="auto",
+    show_default=True,
+    help="What z is drawn from, as for evaluate.",
+)
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the draws.")
+def impute_command(
+    run: Path,
+    data: Path | None,
+    split: str | None,
+    label: str | None,
+    out: Path,
+    samples: int,
+    proposal: str,
+    seed: int,
+) -> None:
+    """Fills gaps in rows by their means given what was seen; a category by the most probable."""
+    from pyro_vaes.evaluation.imputation import impute
+    from pyro_vaes.runs.new_data import element_columns
+
+    used = use(run, data, split, label, out)
+    rows = used.rows
+    gaps = rows.x.isnan().flatten(1)
+    found = impute(used.vae, rows.x, samples, y=rows.y, proposal=proposal, seed=seed)
+    if used.suffix == ".npy":
+        write_array(out, found.x.numpy())
+    else:
+        columns = element_columns(used.facts, found.x.numpy())
+        columns["unreliable"] = found.unreliable.numpy()
+        write_table(out, {**used.known(*columns), **columns})
+    if doubtful := int(found.unreliable.sum()):
+        click.echo(f"Warning: what was filled in is not to be trusted in {doubtful} rows (k-hat).")
+    click.echo(f"{int(gaps.sum())} gaps in {int(gaps.any(1).sum())} rows filled: {out}")
+
+
 @click.command("encode")
 @rows_options
 def encode_command(
@@ -283,7 +323,7 @@ def reconstruct_command(
     run: Path, data: Path | None, split: str | None, label: str | None, out: Path
 ) -> None:
     """Reconstructs rows: means of p(x given z) at their codes, in the units of the data."""
-    from pyro_vaes.runs.new_data import element_names
+    from pyro_vaes.runs.new_data import element_columns
 
     used = use(run, data, split, label, out, pictures=True)
     count = len(used.rows.x)
@@ -299,8 +339,7 @@ def reconstruct_command(
         if used.suffix == ".npy":
             write_array(out, made)
         else:
-            names = element_names(used.facts)
-            columns = dict(zip(names, made.reshape(count, -1).T, strict=True))
-            write_table(out, {**used.known(*names), **columns})
+            columns = element_columns(used.facts, made)
+            write_table(out, {**used.known(*columns), **columns})
     some = "" if count == len(used.rows.x) else "The first "
     click.echo(f"{some}{count} rows reconstructed: {out}")

@@ -199,12 +199,12 @@ def _table(facts: dict[str, Any], samples: Any, labels: Any, mean: bool, near: A
     """The columns of samples: whole numbers where the data are, labels by name, distances."""
     import numpy as np
 
-    from pyro_vaes.runs.new_data import element_names
+    from pyro_vaes.runs.new_data import element_columns
 
-    values = samples.reshape(len(samples), -1).numpy()
-    if not mean and facts.get("kind", "real") != "real":
+    values = samples.numpy()
+    if not mean and facts.get("kind", "real") in ("binary", "levels", "counts"):
         values = values.astype(np.int64)
-    columns: dict[str, Any] = dict(zip(element_names(facts), values.T, strict=True))
+    columns = element_columns(facts, values)
     if labels is not None:
         numbers = np.broadcast_to(np.asarray(labels), (len(values),))
         names = facts.get("label_names")
@@ -220,12 +220,15 @@ def _distances(run: Path, record: dict[str, Any]) -> Any:
     from pyro_vaes.evaluation.scores import nearest_rows
     from pyro_vaes.runs.new_data import own_data
 
-    own, shared = own_data(read_config(run), run, record), bool(record["data"]["image_shape"])
+    own = own_data(read_config(run), run, record)
+    kinds = own.codec.columns if own.codec else ()
+    options: dict[str, Any] = {
+        "shared": bool(record["data"]["image_shape"]),
+        "classes": [i for i, column in enumerate(kinds) if column.kind in ("category", "binary")],
+    }
 
     def near(samples: Any) -> Any:
-        found, held_out = (
-            nearest_rows(x, own.train, shared=shared)[0] for x in (samples, own.test)
-        )
+        found, held_out = (nearest_rows(x, own.train, **options)[0] for x in (samples, own.test))
         click.echo(
             "Distance to the nearest training row, in standard deviations of an element: "
             f"median {found.median():.3f}, least {found.min():.3f}; of the test rows "
@@ -310,6 +313,16 @@ def _is_record(record: dict[str, Any], event_shape: tuple[int, ...] | None) -> b
         and (image is None or math.prod(image) == math.prod(data["event_shape"]))
         and (columns is None or (_is_words(columns) and [len(columns)] == data["event_shape"]))
         and isinstance(data.get("label_column"), (str, type(None)))
+        and _is_codec(data.get("codec"), columns)
+    )
+
+
+def _is_codec(value: Any, columns: Any) -> bool:
+    keys = {"column", "values", "decimals", "date"}
+    return value is None or (
+        isinstance(value, list)
+        and all(isinstance(one, dict) and one.keys() == keys for one in value)
+        and [one["column"][:1] for one in value] == [[name] for name in columns or ()]
     )
 
 

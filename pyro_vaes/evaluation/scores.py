@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -203,7 +204,9 @@ def _error(size: Tensor, count: int) -> Tensor:
     return ((count / size - 1).clamp(min=0) / (count - 1)).sqrt()
 
 
-def nearest_rows(x: Any, train: Any, *, shared: bool = False) -> tuple[Tensor, Tensor]:
+def nearest_rows(
+    x: Any, train: Any, *, shared: bool = False, classes: Sequence[int] = ()
+) -> tuple[Tensor, Tensor]:
     """How far each row is from its nearest training row, and which one that is.
 
     The distance is the root of the mean square of the elements' differences, each in standard
@@ -217,6 +220,7 @@ def nearest_rows(x: Any, train: Any, *, shared: bool = False) -> tuple[Tensor, T
         x: rows, as for :func:`.evaluate`.
         train: training rows.
         shared: one standard deviation for all elements, as befits pixels.
+        classes: numbers of elements that are classes: any two are one standard deviation apart.
 
     Returns:
         Distances ``(n,)``, float64, and numbers of training rows ``(n,)``.
@@ -235,29 +239,35 @@ def nearest_rows(x: Any, train: Any, *, shared: bool = False) -> tuple[Tensor, T
     spread = spread.flatten().to(known.x.device)
     near, place = [], []
     for some in rows.x.split(_ROWS):
-        best, index = _nearest(some.flatten(1).to(spread) / spread, known.x.flatten(1), spread)
+        each = some.flatten(1).to(spread) / spread
+        best, index = _nearest(each, known.x.flatten(1), spread, list(classes))
         near.append(best / spread.numel() ** 0.5)
         place.append(index)
     return torch.cat(near), torch.cat(place)
 
 
-def _nearest(some: Tensor, known: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
+def _nearest(
+    some: Tensor, known: Tensor, spread: Tensor, classes: list[int]
+) -> tuple[Tensor, Tensor]:
     """The least Euclidean distances and where they are, a part of the known rows at a time."""
     best = some.new_full((len(some),), torch.inf)
     index = torch.zeros(len(some), dtype=torch.long, device=some.device)
     for first in range(0, len(known), _ROWS):
-        least, at = _distances(some, known[first : first + _ROWS].double() / spread).min(1)
+        part = known[first : first + _ROWS].double() / spread
+        least, at = _distances(some, part, classes).min(1)
         index = torch.where(least < best, first + at, index)
         best = torch.minimum(best, least)
     return best, index
 
 
-def _distances(a: Tensor, b: Tensor) -> Tensor:
+def _distances(a: Tensor, b: Tensor, classes: list[int]) -> Tensor:
     """Euclidean distances ``(len(a), len(b))``; gaps (NaN) count like what was seen of both."""
-    if not (a.isnan().any() or b.isnan().any()):
+    if not (classes or a.isnan().any() or b.isnan().any()):
         # By products of matrices, copies would not be at distance 0.
         return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
     squares = (a[:, None] - b).square()
+    some = squares[..., classes]
+    squares[..., classes] = torch.where(some > 0, 1.0, some)
     seen = (~squares.isnan()).sum(-1)
     mean = squares.nansum(-1) / seen
     return torch.where(seen > 0, mean * a.shape[1], torch.inf).sqrt()

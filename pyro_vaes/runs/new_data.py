@@ -18,6 +18,7 @@ from torch import Tensor
 from pyro_vaes.core.errors import DataError
 from pyro_vaes.data.dataset import NAMES, DataSet
 from pyro_vaes.data.files import SUFFIXES, read, read_columns
+from pyro_vaes.data.mixed.codec import Codec
 from pyro_vaes.data.pictures import list_pictures, read_pictures
 from pyro_vaes.data.precision import in_single
 from pyro_vaes.data.spreadsheets import SUFFIXES as TABLES
@@ -29,7 +30,7 @@ from pyro_vaes.storage.files import RunFolderError
 from pyro_vaes.storage.older import writer
 from pyro_vaes.vae import VAE, check_data
 
-__all__ = ["NewRows", "checked", "element_names", "own_data", "read_new"]
+__all__ = ["NewRows", "checked", "element_columns", "element_names", "own_data", "read_new"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +147,8 @@ def _from_table(
         drop = () if config.data.drop == "none" else tuple(config.data.drop.split(","))
         pairs, _ = read(path, None, TableOptions(header, "", drop), notes)
         return pairs["all"][0], None, {}
-    x, labels, carried = read_columns(path, columns, labelled)
+    codec = _codec(record["data"])
+    x, labels, carried = read_columns(path, columns, labelled, codec)
     if carried:
         shown = ", ".join(map(repr, list(carried)[:10])) + ", ..." * (len(carried) > 10)
         notes.append(f"Not seen by the model, and copied to the output: {shown}.")
@@ -160,6 +162,11 @@ def _columns(config: RunConfig, run: Path, record: Mapping[str, Any]) -> Columns
         names = facts["columns"]
         return None if names is None else Columns(tuple(names), facts.get("label_column"))
     return own_data(config, run, record).columns
+
+
+def _codec(facts: Mapping[str, Any]) -> Codec | None:
+    """How the run's table is written as numbers, if its columns are of several kinds."""
+    return Codec.of(facts["codec"]) if facts.get("codec") else None
 
 
 def _from_pictures(folder: Path, notes: list[str]) -> tuple[Any, Any, Mapping[str, Any]]:
@@ -244,6 +251,27 @@ def checked(rows: NewRows, vae: VAE, path: Path | None) -> NewRows:
     except ValueError as error:
         raise DataError(f"Invalid value for '--data' ({path}): {error}") from error
     return rows
+
+
+def element_columns(facts: Mapping[str, Any], x: Any) -> dict[str, Any]:
+    """Rows as columns: by their names where they have some, with their words, dates and rounding.
+
+    Args:
+        facts: what a run knows of its data.
+        x: an array ``(n, *event_shape)``.
+    """
+    table = np.asarray(x).reshape(len(x), -1)
+    codec = _codec(facts)
+    if codec is None:
+        return dict(zip(element_names(facts), table.T, strict=True))
+    frame = codec.rows(table)
+    return {name: _written(column) for name, column in frame.items()}
+
+
+def _written(column: Any) -> Any:
+    if column.dtype.kind == "M":
+        column = column.dt.strftime("%Y-%m-%d")
+    return column.to_numpy(dtype=object, na_value=None)
 
 
 def element_names(facts: Mapping[str, Any]) -> list[str]:

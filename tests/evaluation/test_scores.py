@@ -209,6 +209,15 @@ def test_gaps_count_like_what_was_seen_of_both_rows():
     a = torch.tensor([[0.0, gap, 3.0], [gap, 1.0, gap], [gap, gap, 2.0]])
     b = torch.tensor([[1.0, 5.0, 3.0], [0.0, gap, gap]])
     expected = torch.tensor([[1.5**0.5, 0.0], [48**0.5, math.inf], [3**0.5, math.inf]])
-    torch.testing.assert_close(_distances(a, b), expected)
+    torch.testing.assert_close(_distances(a, b, []), expected)
     whole = torch.randn(4, 3)
-    torch.testing.assert_close(_distances(whole, b[:1]), torch.cdist(whole, b[:1]))
+    torch.testing.assert_close(_distances(whole, b[:1], []), torch.cdist(whole, b[:1]))
+
+
+def test_classes_are_alike_or_not():
+    train = torch.tensor([[0.0, 0.0], [4.0, 0.0], [8.0, 1.0], [8.0, 3.0]])
+    x = torch.tensor([[0.0, 3.0], [8.0, 2.0]])
+    distance, row = pv.nearest_rows(x, train, classes=[1])
+    # Half of the mean square of 0 and 1.
+    assert distance.tolist() == pytest.approx([0.5**0.5] * 2) and row.tolist() == [0, 2]
+    assert pv.nearest_rows(train, train, classes=[1])[0].tolist() == [0] * 4

@@ -278,7 +278,7 @@ def reconstruct_command(
     run: Path, data: Path | None, split: str | None, label: str | None, out: Path
 ) -> None:
     """Reconstructs rows: means of p(x given z) at their codes, in the units of the data."""
-    from pyro_vaes.runs.new_data import element_names
+    from pyro_vaes.runs.new_data import element_columns
 
     used = use(run, data, split, label, out, pictures=True)
     count = len(used.rows.x)
@@ -294,8 +294,7 @@ def reconstruct_command(
         if used.suffix == ".npy":
             write_array(out, made)
         else:
-            names = element_names(used.facts)
-            columns = dict(zip(names, made.reshape(count, -1).T, strict=True))
-            write_table(out, {**used.known(*names), **columns})
+            columns = element_columns(used.facts, made)
+            write_table(out, {**used.known(*columns), **columns})
     some = "" if count == len(used.rows.x) else "The first "
     click.echo(f"{some}{count} rows reconstructed: {out}")

@@ -199,12 +199,12 @@ def _table(facts: dict[str, Any], samples: Any, labels: Any, mean: bool, near: A
     """The columns of samples: whole numbers where the data are, labels by name, distances."""
     import numpy as np
 
-    from pyro_vaes.runs.new_data import element_names
+    from pyro_vaes.runs.new_data import element_columns
 
     values = samples.reshape(len(samples), -1).numpy()
-    if not mean and facts.get("kind", "real") != "real":
+    if not mean and facts.get("kind", "real") not in ("real", "table"):
         values = values.astype(np.int64)
-    columns: dict[str, Any] = dict(zip(element_names(facts), values.T, strict=True))
+    columns = element_columns(facts, values)
     if labels is not None:
         numbers = np.broadcast_to(np.asarray(labels), (len(values),))
         names = facts.get("label_names")

@@ -130,7 +130,7 @@ def _write(
     used: Use, out: Path, made: Any, known: dict[str, Any], steps: int, labels: list[str]
 ) -> None:
     """Writes data along paths: an array, a table, or a picture with a path in each line."""
-    from pyro_vaes.runs.new_data import element_names
+    from pyro_vaes.runs.new_data import element_columns
 
     if used.suffix == ".npy":
         write_array(out, made.numpy())
@@ -142,6 +142,5 @@ def _write(
         figure = plotting.image_grid(rows, shape, columns=steps, row_labels=labels)
         plotting.save_figure(figure, out)
     else:
-        names = element_names(used.facts)
-        columns = made.reshape(len(labels) * steps, -1).numpy().T
-        write_table(out, {**known, **dict(zip(names, columns, strict=True))})
+        rows = made.reshape(len(labels) * steps, -1).numpy()
+        write_table(out, {**known, **element_columns(used.facts, rows)})

@@ -107,13 +107,16 @@ def _read_file(path: Path, options: Any = None, notes: list[str] | None = None) 
         return _read_anndata(path) if suffix == ".h5ad" else _read_table(path, options, notes)
 
 
-def read_columns(path: Path, columns: Any, labelled: bool) -> tuple[Any, Any, Mapping[str, Any]]:
+def read_columns(
+    path: Path, columns: Any, labelled: bool, codec: Any = None
+) -> tuple[Any, Any, Mapping[str, Any]]:
     """Reads columns of a table that are known by name.
 
     Args:
         path: of the file, whose first row holds names.
         columns: :class:`~pyro_vaes.data.spreadsheets.Columns`.
         labelled: whether labels are needed.
+        codec: :class:`~pyro_vaes.data.mixed.codec.Codec` of a table of several kinds.
 
     Returns:
         See :func:`~pyro_vaes.data.spreadsheets.pick_columns`.
@@ -126,7 +129,7 @@ def read_columns(path: Path, columns: Any, labelled: bool) -> tuple[Any, Any, Ma
     path = path.expanduser()
     with _readable(path, suffix_of(path)):
         frame, _ = read_table(path, TableOptions(header=True), [])
-        return pick_columns(frame, columns, labelled)
+        return pick_columns(frame, columns, labelled, codec)
 
 
 @contextmanager

@@ -190,13 +190,16 @@ def read_frame(
     return found
 
 
-def pick_columns(frame: Any, columns: Columns, labelled: bool) -> tuple[Any, Any, dict[str, Any]]:
+def pick_columns(
+    frame: Any, columns: Columns, labelled: bool, codec: Any = None
+) -> tuple[Any, Any, dict[str, Any]]:
     """The columns of a table in an order that is known, whatever order they stand in.
 
     Args:
         frame: as :func:`read_table` reads it.
         columns: what is wanted, by name.
         labelled: whether labels are needed.
+        codec: how the columns are written as numbers, if they are of several kinds.
 
     Returns:
         ``x``, an array of numbers; the labels or None; and the columns that are not in x, by name.
@@ -219,13 +222,13 @@ def pick_columns(frame: Any, columns: Columns, labelled: bool) -> tuple[Any, Any
     if twice:
         raise DataError(f"Expected one column called {twice[0]!r}; got {names.count(twice[0])}.")
     at = {name: i for i, name in enumerate(names)}
-    x = np.stack(
-        [
-            _numbers(frame.iloc[:, at[name]], f"column {name!r} ({_letter(at[name])})", [])
-            for name in columns.names
-        ],
-        axis=1,
-    )
+    chosen = frame.iloc[:, [at[name] for name in columns.names]].set_axis(columns.names, axis=1)
+    places = [f"column {name!r} ({_letter(at[name])})" for name in columns.names]
+    if codec is not None:
+        x = codec.numbers(chosen)
+    else:
+        pairs = enumerate(places)
+        x = np.stack([_numbers(chosen.iloc[:, i], place, []) for i, place in pairs], axis=1)
     labels = frame.iloc[:, at[columns.label]].to_numpy() if labelled and columns.label else None
     rest = {
         name or f"column {_letter(i)}": frame.iloc[:, i].to_numpy()

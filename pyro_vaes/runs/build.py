@@ -148,7 +148,6 @@ def _values(data: DataSet) -> str:
         "binary": "binary values",
         "levels": f"levels 0..{(data.num_levels or 0) - 1}",
         "counts": "counts",
-        "counts": "counts",
         "real": "real values",
         "table": "columns of several kinds",
     }[data.kind]

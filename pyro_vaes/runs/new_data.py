@@ -18,6 +18,7 @@ from torch import Tensor
 from pyro_vaes.core.errors import DataError
 from pyro_vaes.data.dataset import NAMES, DataSet
 from pyro_vaes.data.files import SUFFIXES, read, read_columns
+from pyro_vaes.data.mixed.codec import Codec
 from pyro_vaes.data.pictures import list_pictures, read_pictures
 from pyro_vaes.data.precision import in_single
 from pyro_vaes.data.spreadsheets import SUFFIXES as TABLES
@@ -146,7 +147,8 @@ def _from_table(
         drop = () if config.data.drop == "none" else tuple(config.data.drop.split(","))
         pairs, _ = read(path, None, TableOptions(header, "", drop), notes)
         return pairs["all"][0], None, {}
-    x, labels, carried = read_columns(path, columns, labelled)
+    plain = record["data"].get("codec")
+    x, labels, carried = read_columns(path, columns, labelled, plain and Codec.of(plain))
     if carried:
         shown = ", ".join(map(repr, list(carried)[:10])) + ", ..." * (len(carried) > 10)
         notes.append(f"Not seen by the model, and carried to the output: {shown}.")
@@ -251,3 +253,14 @@ def element_names(facts: Mapping[str, Any]) -> list[str]:
     if facts.get("columns"):
         return list(facts["columns"])
     return [f"x{i}" for i in range(int(np.prod(facts["event_shape"])))]
+
+
+def element_columns(facts: Mapping[str, Any], values: Any) -> dict[str, Any]:
+    """Data ``(n, ...)`` as columns by name; those of a table as it had them, words included."""
+    rows = np.asarray(values).reshape(len(values), -1)
+    if facts.get("codec"):
+        frame = Codec.of(facts["codec"]).rows(rows)
+        for name in frame.select_dtypes("datetime"):
+            frame[name] = frame[name].dt.strftime("%Y-%m-%d")
+        return {name: frame[name].astype(object).where(frame[name].notna(), None) for name in frame}
+    return dict(zip(element_names(facts), rows.T, strict=True))

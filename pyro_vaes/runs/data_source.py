@@ -43,10 +43,25 @@ def _own_options(config: RunConfig) -> dict[str, Any]:
         "header": {"auto": None, "first-row": True, "none": False}[options.header],
         "label_column": {"auto": None, "none": ""}.get(options.label_column, options.label_column),
         "drop": () if options.drop == "none" else tuple(options.drop.split(",")),
+        "types": _types(options.types),
+        "missing": options.missing,
+        "group": None if options.group == "none" else options.group,
+        "split": options.split_by,
         "val_fraction": options.val_fraction,
         "test_fraction": options.test_fraction,
         "seed": options.split_seed,
     }
+
+
+def _types(text: str) -> dict[str, str]:
+    if text == "auto":
+        return {}
+    pairs = [pair.rpartition("=") for pair in text.split(",")]
+    if not all(name and kind for name, _, kind in pairs):
+        raise ConfigError(
+            f"Invalid value for '--types': expected NAME=KIND,NAME=KIND or auto; got {text!r}."
+        )
+    return {name: kind for name, _, kind in pairs}
 
 
 def _shape(text: str) -> tuple[int, ...] | None:

@@ -79,7 +79,7 @@ class DataConfig(Section):
         "auto",
         "What the values are; auto: as they look.",
         name="kind",
-        choices=("auto", "binary", "levels", "counts", "real"),
+        choices=("auto", "binary", "levels", "counts", "real", "table"),
     )
     num_levels: int = option(
         0, "Number of levels, 0 included; 0: the highest level and one.", least=0
@@ -94,6 +94,21 @@ class DataConfig(Section):
     )
     label_column: str = option("auto", "Name of a table's column of labels, or none.")
     drop: str = option("none", "Names of a table's columns to leave out: id,date.")
+    types: str = option(
+        "auto", "Kinds of a table's columns: grade=ordinal,visits=count; auto: as they look."
+    )
+    missing: str = option(
+        "keep",
+        "Blank, NA and NaN values: keep, left out of log p(x), or refuse.",
+        choices=("keep", "refuse"),
+    )
+    group: str = option("none", "Name of a column whose rows of equal value share one split.")
+    split_by: str = option(
+        "random",
+        "How own rows are split; time: in their order.",
+        name="split",
+        choices=("random", "time"),
+    )
     val_fraction: float = option(0.2, "Share of own rows for validation.", above=0, below=1)
     test_fraction: float = option(0.2, "Share of own rows for testing.", above=0, below=1)
     split_seed: int = option(0, "Seed of the split of own rows.", least=0)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -374,3 +375,38 @@ def test_parts_lists_what_the_flags_take(capsys):
     assert all(line.endswith("]") for line in text.splitlines() if line.startswith("  "))
     # No mark-up, nor what is left of it.
     assert not any(mark in text for mark in ("`", "~", ":class:", ":func:", " ."))
+
+
+def test_a_table_with_words_and_gaps_goes_in_and_comes_back(tmp_path, capsys):
+    random = np.random.default_rng(0)
+    days = np.datetime64("2020-01-01") + np.arange(120)
+    frame = pd.DataFrame(
+        {
+            "who": np.arange(120) // 3,
+            "island": random.choice(["Biscoe", "Dream"], 120),
+            "sort": random.choice(["a", "b", "c"], 120),
+            "mass": random.normal(4, 1, 120).round(2),
+            "visits": random.negative_binomial(1, 0.1, 120),
+            "day": days,
+        }
+    )
+    frame = frame.mask((random.random(frame.shape) < 0.05) & (frame.columns != "who"))
+    source, run = tmp_path / "birds.csv", tmp_path / "run"
+    frame.to_csv(source, index=False)
+    flags = ["--group", "who", "--types", "sort=ordinal", "--epochs", "2", "--samples", "20"]
+    main(["train", "--data", str(source), *flags, "--out", str(run)])
+    said = capsys.readouterr().out
+    assert "ordinal: sort (3)" in said and "are gaps" in said and "Likelihood: table" in said
+    main(["sample", str(run), "--num", "30", "--out", str(tmp_path / "made.csv")])
+    made = pd.read_csv(tmp_path / "made.csv", parse_dates=["day"])
+    assert list(made) == ["island", "sort", "mass", "visits", "day"]
+    assert set(made["island"]) <= {"Biscoe", "Dream"} and made["visits"].dtype.kind == "i"
+    main(
+        ["score", str(run), "--data", str(tmp_path / "made.csv"), "--out", str(tmp_path / "s.csv")]
+    )
+    assert np.isfinite(pd.read_csv(tmp_path / "s.csv")["log_p"]).all()
+    made.assign(island="Elba").to_csv(tmp_path / "other.csv", index=False)
+    with pytest.raises(SystemExit) as ended:
+        main(["score", str(run), "--data", str(tmp_path / "other.csv"), "--out", "s.csv"])
+    assert ended.value.code == 2
+    assert "one of Biscoe, Dream; got 'Elba' in line 2" in capsys.readouterr().err

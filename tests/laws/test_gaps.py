@@ -154,6 +154,21 @@ def test_log_marginal_is_the_marginal_of_what_was_seen(mask):
 # --- through training, saving and refusals -------------------------------------------------------
 
 
+@pytest.mark.parametrize(("name", "num_labels"), cases(LIKELIHOODS, labels=(0,), own=True))
+def test_a_recorded_step_of_every_likelihood_is_the_step(name, num_labels):
+    x, losses = data(name, 12, 4), []
+    if LIKELIHOODS[name].takes_gaps:
+        x = x.masked_fill(torch.rand(12, 4) < 0.3, torch.nan)
+    for mode in ("eager", "traced"):
+        torch.manual_seed(0)
+        vae = make_vae(likelihood=name)
+        pyro.set_rng_seed(1)
+        svi = pv.FastSVI(vae.model, vae.guide, Adam({"lr": 1e-2}), pv.ELBO(), mode=mode)
+        losses.append([svi.step(x) for _ in range(4)])
+        assert svi.mode == mode
+    assert losses[0] == pytest.approx(losses[1], rel=1e-9)
+
+
 @pytest.mark.parametrize("mode", ["eager", "traced"])
 def test_fast_svi_takes_the_steps_of_svi(mode):
     x = torch.randn(12, 4).masked_fill(torch.rand(12, 4) < 0.3, torch.nan)

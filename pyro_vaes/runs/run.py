@@ -95,7 +95,6 @@ def record_of(config: RunConfig, data: DataSet) -> dict[str, Any]:
             "columns": data.columns and list(data.columns.names),
             "codec": data.codec and data.codec.plain(),
             "label_column": data.columns and data.columns.label,
-            "codec": data.codec and data.codec.plain(),
             "digest": data.digest,
         },
     }

@@ -279,14 +279,3 @@ def element_names(facts: Mapping[str, Any]) -> list[str]:
     if facts.get("columns"):
         return list(facts["columns"])
     return [f"x{i}" for i in range(int(np.prod(facts["event_shape"])))]
-
-
-def element_columns(facts: Mapping[str, Any], values: Any) -> dict[str, Any]:
-    """Data ``(n, ...)`` as columns by name; those of a table as it had them, words included."""
-    rows = np.asarray(values).reshape(len(values), -1)
-    if facts.get("codec"):
-        frame = Codec.of(facts["codec"]).rows(rows)
-        for name in frame.select_dtypes("datetime"):
-            frame[name] = frame[name].dt.strftime("%Y-%m-%d")
-        return {name: frame[name].astype(object).where(frame[name].notna(), None) for name in frame}
-    return dict(zip(element_names(facts), rows.T, strict=True))

@@ -150,11 +150,16 @@ def _rows(
             )
         return read_new(data, config, run, record, label=number)
     split = split or "test"
-    own = getattr(own_data(config, run, record), split).frozen()
+    found = own_data(config, run, record)
+    own = getattr(found, split).frozen()
     y = own.y if record["data"]["num_labels"] else None
     if number is not None:
         y = torch.full((len(own),), number)
-    return NewRows(own.x, y, {}, (f"Rows: the {len(own)} {split} rows of the run's own data.",))
+    # A row is known by its place in the file, where that is known.
+    carried = {} if found.places is None else {"row": found.places[split].tolist()}
+    return NewRows(
+        own.x, y, carried, (f"Rows: the {len(own)} {split} rows of the run's own data.",)
+    )
 
 
 # --- commands -------------------------------------------------------------------------------------

@@ -75,6 +75,8 @@ class DataSet:
         notes: sentences on guesses about the source and on oddities in the data.
         columns: the names of a table's columns, None where there are none.
         codec: of a table with columns of several kinds: how rows are written as numbers.
+        places: by split, the numbers that its rows have in the source, from 0; None if the source
+            brought its splits.
     """
 
     name: str
@@ -90,6 +92,7 @@ class DataSet:
     notes: tuple[str, ...] = ()
     columns: Columns | None = None
     codec: Codec | None = None
+    places: Mapping[str, Tensor] | None = None
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -258,7 +261,7 @@ def load_data(
     notes: list[str] = []
     options = TableOptions(header, label_column, tuple(drop))
     label_names: tuple[str, ...] | None = None
-    codec = None
+    codec = places = None
     name = source if isinstance(source, str) and source in NAMES else None
     if name is not None and labels is not None:
         raise DataError(f"Expected no labels= with {name}, which has its own.")
@@ -280,7 +283,7 @@ def load_data(
         if turned:
             pairs = {key: (x.movedim(-1, 1).contiguous(), y) for key, (x, y) in pairs.items()}
         codec, group = options.extras.get("codec"), options.extras.get("group", group)
-        splits = _own(pairs, val_fraction, test_fraction, int(plain(seed)), group, split)
+        splits, places = _own(pairs, val_fraction, test_fraction, int(plain(seed)), group, split)
         if kind != "real" and codec is None:
             splits = whole_again(splits, notes)
         name = Path(source).name if isinstance(source, (str, Path)) else "data"
@@ -312,6 +315,7 @@ def load_data(
         notes=tuple(notes),
         columns=options.found[-1] if options.found else None,
         codec=codec,
+        places=places,
     )
 
 
@@ -366,11 +370,11 @@ def _own(
     seed: int,
     group: Any,
     split: str,
-) -> list[Split]:
+) -> tuple[list[Split], dict[str, Tensor] | None]:
     if "all" not in pairs:
         if group is not None or split != "random":
             raise DataError("Expected no group or split of data that bring their splits.")
-        return [_single(pairs[key]) for key in ("train", "val", "test")]
+        return [_single(pairs[key]) for key in ("train", "val", "test")], None
     whole = _single(pairs["all"])
     if not (val_fraction > 0 and test_fraction > 0 and val_fraction + test_fraction < 1):
         raise DataError(
@@ -381,10 +385,9 @@ def _own(
     num_test, num_val = (max(1, round(n * share)) for share in (test_fraction, val_fraction))
     if num_test + num_val >= n:
         raise DataError(f"Expected rows enough for three splits; got {n}.")
-    return [
-        Split(whole.x[index], None if whole.y is None else whole.y[index])
-        for index in shares(n, num_test, num_val, seed, group, split)
-    ]
+    index = shares(n, num_test, num_val, seed, group, split)
+    splits = [Split(whole.x[i], None if whole.y is None else whole.y[i]) for i in index]
+    return splits, dict(zip(("train", "val", "test"), index, strict=True))
 
 
 def _single(pair: Pair) -> Split:

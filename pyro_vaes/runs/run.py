@@ -93,7 +93,6 @@ def record_of(config: RunConfig, data: DataSet) -> dict[str, Any]:
             "label_names": data.label_names and list(data.label_names),
             "kind": data.kind,
             "columns": data.columns and list(data.columns.names),
-            "codec": data.codec and data.codec.plain(),
             "label_column": data.columns and data.columns.label,
             "digest": data.digest,
         },

@@ -743,3 +743,12 @@ def test_weights_are_part_of_what_a_run_was_started_with():
         Split(torch.zeros(2, 1), weights=weights).digest(digest)
         digests.append(digest.hexdigest())
     assert len(set(digests)) == 3
+
+
+def test_each_row_is_known_by_its_place_in_the_source():
+    x = np.random.default_rng(0).normal(size=(30, 2)).astype("float32")
+    data = load_data(x, seed=3)
+    for name in ("train", "val", "test"):
+        np.testing.assert_array_equal(getattr(data, name).x, x[data.places[name]])
+    assert sorted(torch.cat(list(data.places.values())).tolist()) == list(range(30))
+    assert load_data({"train_x": x, "val_x": x, "test_x": x}).places is None

@@ -14,10 +14,11 @@ exclude_patterns = ["_build"]
 nitpicky = True
 nitpick_ignore_regex = [
     # Their own pages would have to be fetched; the builtins Sphinx knows.
-    ("py:.*", r"(torch|pyro|numpy|collections\.abc|pathlib|Tensor|nn)(\..*)?"),
+    ("py:.*", r"(torch|pyro|numpy|sklearn|collections\.abc|pathlib|Tensor|nn)(\..*)?"),
     ("py:class", r"pyro_vaes\..*\._.*"),  # private bases
     ("py:class", r"pyro_vaes\..*\.T"),  # type variables
-    ("py:class", r"list\[dict\[str"),  # how Sphinx splits a field whose default it cannot read
+    # How Sphinx splits a field whose default it cannot read.
+    ("py:class", r"(list\[dict|tuple)\[str"),
 ]
 
 add_module_names = False

@@ -22,6 +22,8 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from pyro_vaes.data.dataset import DataSet, load_data
+from pyro_vaes.evaluation.imputation import impute
+from pyro_vaes.evaluation.reliability import UNRELIABLE
 from pyro_vaes.evaluation.scores import Scores, score, score_alone
 from pyro_vaes.runs.build import build
 from pyro_vaes.runs.run import train
@@ -43,7 +45,7 @@ _FEWEST = 3
 class VAEEstimator(  # type: ignore[misc]
     ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, BaseEstimator
 ):
-    """A VAE of rows of numbers.
+    """A VAE of rows of numbers, which may have gaps (NaN).
 
     >>> import numpy as np
     >>> X = np.random.default_rng(0).normal(5, 2, (60, 3))
@@ -124,6 +126,7 @@ class VAEEstimator(  # type: ignore[misc]
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        tags.input_tags.allow_nan = True
         return tags
 
     def fit(self, X: Any, y: Any = None) -> VAEEstimator:
@@ -182,13 +185,8 @@ class VAEEstimator(  # type: ignore[misc]
         """
         check_is_fitted(self)
         scores = self._scores(torch.tensor(self._rows(X), dtype=torch.float64))
-        unsure = None if scores.unreliable is None else float(scores.unreliable.double().mean())
-        if unsure is not None and unsure > 0.05:
-            warnings.warn(
-                f"log p(x) is not to be trusted for {unsure:.0%} of {len(scores)} rows (Pareto "
-                "k-hat). Take more num_samples, or proposal='auto'.",
-                stacklevel=2,
-            )
+        if scores.unreliable is not None:
+            _warn(scores.unreliable, "log p(x)")
         return scores.log_p.numpy()
 
     def _scores(self, rows: Tensor) -> Scores:
@@ -206,6 +204,19 @@ class VAEEstimator(  # type: ignore[misc]
         """The mean of ``score_samples``, by which a grid search chooses."""
         return float(self.score_samples(X).mean())
 
+    def impute(self, X: Any) -> Any:
+        """Rows with their gaps (NaN) filled by means of p(x_unseen | x_seen), see :func:`.impute`.
+
+        Draws are from fits to each row, whatever ``proposal``: an encoder may have seen no gaps.
+        Warns as ``score_samples`` does.
+        """
+        check_is_fitted(self)
+        rows = self._rows(X)
+        gaps = torch.tensor(rows, dtype=torch.float64)
+        found = impute(self.vae_, gaps, self.num_samples, seed=self._seed)
+        _warn(found.unreliable, "What was filled in")
+        return np.where(np.isnan(rows), found.x.numpy(), rows).astype(rows.dtype)
+
     def sample(self, n_samples: int = 1, random_state: Any = None) -> Any:
         """Draws rows ``(n_samples, d)`` from the model, in the units of the data."""
         check_is_fitted(self)
@@ -218,8 +229,21 @@ class VAEEstimator(  # type: ignore[misc]
         return self.latent_dim
 
     def _rows(self, X: Any, reset: bool = False, **checks: Any) -> Any:
-        """Rows as scikit-learn checks them."""
-        return validate_data(self, X, reset=reset, dtype=[np.float64, np.float32], **checks)
+        """Rows as scikit-learn checks them; NaN is a value that was not seen."""
+        kinds = [np.float64, np.float32]
+        return validate_data(
+            self, X, reset=reset, dtype=kinds, ensure_all_finite="allow-nan", **checks
+        )
+
+
+def _warn(unreliable: Tensor, what: str) -> None:
+    share = float(unreliable.double().mean())
+    if share > UNRELIABLE:
+        warnings.warn(
+            f"{what} is not to be trusted for {share:.0%} of {len(unreliable)} rows (Pareto "
+            "k-hat). Take more num_samples, or proposal='auto'.",
+            stacklevel=3,
+        )
 
 
 def _plain(value: Any) -> Any:

@@ -20,7 +20,7 @@ from pyro_vaes.core.looking import in_evaluation_mode, in_pieces, mean_of
 from pyro_vaes.core.paths import bulk_of, line, walks
 from pyro_vaes.core.support import check_support
 
-__all__ = ["VAE", "check_data", "check_labels", "drawn", "evaluating"]
+__all__ = ["VAE", "check_data", "check_labels", "drawn", "evaluating", "mean_of"]
 
 
 # Pyro keeps parameters in one global store by name, and a second module of the same name silently

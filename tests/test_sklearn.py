@@ -128,3 +128,20 @@ def test_lives_in_a_grid_search(rows):
 def test_parameters_are_checked_by_fit(rows, wrong, words):
     with pytest.raises(ValueError, match=words):
         VAEEstimator(**QUICK | wrong).fit(rows)
+
+
+def test_gaps_are_filled_from_what_was_seen(model, rows):
+    gaps = rows[:60].copy()
+    gaps[:, 1] = np.nan
+    filled = model.impute(gaps)
+    np.testing.assert_array_equal(filled[:, [0, 2]], gaps[:, [0, 2]])
+    error = ((filled[:, 1] - rows[:60, 1]) ** 2).mean() ** 0.5
+    assert error < 0.7 * rows[:, 1].std()
+    np.testing.assert_array_equal(model.impute(rows), rows)
+    assert np.isfinite(model.transform(gaps)).all() and np.isfinite(model.score(gaps))
+
+
+def test_learns_from_rows_with_gaps(model, rows):
+    gaps = np.where(np.random.default_rng(1).random(rows.shape) < 0.2, np.nan, rows)
+    other = VAEEstimator(1, **LONGER).fit(gaps)
+    assert other.score(rows) > model.score(rows) - 1

@@ -10,7 +10,12 @@ from contextlib import suppress
 import click
 
 from pyro_vaes._version import __version__
-from pyro_vaes.cli.apply import encode_command, reconstruct_command, score_command
+from pyro_vaes.cli.apply import (
+    encode_command,
+    impute_command,
+    reconstruct_command,
+    score_command,
+)
 from pyro_vaes.cli.course import report_command, reproduce, study_command
 from pyro_vaes.cli.evaluate import evaluate_command, parts_command, sample_command
 from pyro_vaes.cli.paths import interpolate_command, traverse_command
@@ -45,6 +50,7 @@ for command in (
     score_command,
     encode_command,
     reconstruct_command,
+    impute_command,
     interpolate_command,
     traverse_command,
     study_command,
@@ -100,7 +106,7 @@ def _die(message: str, status: int) -> None:
 
 
 def _place(error: OSError) -> str:
-    name = "what was given" if error.filename is None else str(error.filename)
+    name = "the path given" if error.filename is None else str(error.filename)
     return name if len(name) <= _LONGEST else f"{name[:_LONGEST]}..."
 
 

@@ -1,4 +1,4 @@
-"""The commands that apply a model to rows: ``score``, ``encode`` and ``reconstruct``."""
+"""The commands that apply a model to rows: ``score``, ``impute``, ``encode``, ``reconstruct``."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Use",
     "encode_command",
+    "impute_command",
     "reconstruct_command",
     "rows_options",
     "score_command",
@@ -145,7 +146,7 @@ def _rows(
     if data is not None:
         if split is not None:
             raise ConfigError(
-                f"Invalid value for '--split': expected none beside --data; got {split}."
+                f"Invalid value for '--split': expected none with --data; got {split}."
             )
         return read_new(data, config, run, record, label=number)
     split = split or "test"
@@ -214,6 +215,8 @@ def score_command(
             f"{compared[2]} {low} of {len(scores)} are {_UNUSUAL} or less; of rows like those of "
             f"the run about {_UNUSUAL * len(scores):.3g} would be."
         )
+        if count := int(scores.gaps.sum()):
+            click.echo(f"Rows with gaps ({count}) have no p-value: their log p(x) is of less.")
     if used.suffix == ".npy":
         import numpy as np
 
@@ -247,6 +250,48 @@ def _reference(used: Use, against: str) -> tuple[Any, Any, str]:
     some = f"{count} " if count == len(own) else f"{count} of the {len(own)} "
     y = own.y[index] if own.y is not None and used.facts["num_labels"] else None
     return own.x[index], y, f"p-values compare with {some}{name} rows of the run."
+
+
+@click.command("impute")
+@rows_options
+@click.option(
+    "--samples", type=click.IntRange(min=1), default=1000, show_default=True, help="Draws per row."
+)
+@click.option(
+    "--proposal",
+    type=click.Choice(("auto", "encoder", "refined")),
+    default="auto",
+    show_default=True,
+    help="What z is drawn from, as for evaluate.",
+)
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the draws.")
+def impute_command(
+    run: Path,
+    data: Path | None,
+    split: str | None,
+    label: str | None,
+    out: Path,
+    samples: int,
+    proposal: str,
+    seed: int,
+) -> None:
+    """Fills gaps in rows by their means given what was seen; a category by the most probable."""
+    from pyro_vaes.evaluation.imputation import impute
+    from pyro_vaes.runs.new_data import element_columns
+
+    used = use(run, data, split, label, out)
+    rows = used.rows
+    gaps = rows.x.isnan().flatten(1)
+    found = impute(used.vae, rows.x, samples, y=rows.y, proposal=proposal, seed=seed)
+    if used.suffix == ".npy":
+        write_array(out, found.x.numpy())
+    else:
+        columns = element_columns(used.facts, found.x.numpy())
+        columns["unreliable"] = found.unreliable.numpy()
+        write_table(out, {**used.known(*columns), **columns})
+    if doubtful := int(found.unreliable.sum()):
+        click.echo(f"Warning: what was filled in is not to be trusted in {doubtful} rows (k-hat).")
+    click.echo(f"{int(gaps.sum())} gaps in {int(gaps.any(1).sum())} rows filled: {out}")
 
 
 @click.command("encode")

@@ -201,8 +201,8 @@ def _table(facts: dict[str, Any], samples: Any, labels: Any, mean: bool, near: A
 
     from pyro_vaes.runs.new_data import element_columns
 
-    values = samples.reshape(len(samples), -1).numpy()
-    if not mean and facts.get("kind", "real") not in ("real", "table"):
+    values = samples.numpy()
+    if not mean and facts.get("kind", "real") in ("binary", "levels", "counts"):
         values = values.astype(np.int64)
     columns = element_columns(facts, values)
     if labels is not None:
@@ -220,12 +220,15 @@ def _distances(run: Path, record: dict[str, Any]) -> Any:
     from pyro_vaes.evaluation.scores import nearest_rows
     from pyro_vaes.runs.new_data import own_data
 
-    own, shared = own_data(read_config(run), run, record), bool(record["data"]["image_shape"])
+    own = own_data(read_config(run), run, record)
+    kinds = own.codec.columns if own.codec else ()
+    options: dict[str, Any] = {
+        "shared": bool(record["data"]["image_shape"]),
+        "classes": [i for i, column in enumerate(kinds) if column.kind in ("category", "binary")],
+    }
 
     def near(samples: Any) -> Any:
-        found, held_out = (
-            nearest_rows(x, own.train, shared=shared)[0] for x in (samples, own.test)
-        )
+        found, held_out = (nearest_rows(x, own.train, **options)[0] for x in (samples, own.test))
         click.echo(
             "Distance to the nearest training row, in standard deviations of an element: "
             f"median {found.median():.3f}, least {found.min():.3f}; of the test rows "
@@ -237,14 +240,14 @@ def _distances(run: Path, record: dict[str, Any]) -> Any:
 
 
 def _labels_to_sample(data: dict[str, Any], num: int, label: str | None) -> Any:
-    """The labels of samples: the one asked for, or those that the training rows have in turn."""
+    """The labels of samples: the given one, or in turn those of the training rows."""
     import torch
 
     num_labels = data["num_labels"]
     if label is None:
         if not num_labels:
             return None
-        # A class without rows was never learned.
+        # A class without training rows was not learned.
         there = torch.tensor(data.get("labels") or range(num_labels))
         return there[torch.arange(num) % len(there)]
     return label_number(data, label)
@@ -271,7 +274,7 @@ def label_number(data: dict[str, Any], label: str) -> int:
 
 @click.command("parts")
 def parts_command() -> None:
-    """Lists every part a flag can name, with the paper it comes from."""
+    """Lists the parts that flags can name, with their papers."""
     from pyro_vaes.runs.registry import catalogue
 
     click.echo(catalogue())
@@ -295,7 +298,7 @@ def open_run(run: Path) -> tuple[VAE, dict[str, Any]]:
 
 
 def _is_record(record: dict[str, Any], event_shape: tuple[int, ...] | None) -> bool:
-    """Whether a record says what a training run writes of its data: a file may say anything."""
+    """Whether a value is the record of a training run: a file may hold anything."""
     data = record.get("data")
     if not {"config", "digest"} <= record.keys() or not isinstance(data, dict):
         return False
@@ -310,6 +313,16 @@ def _is_record(record: dict[str, Any], event_shape: tuple[int, ...] | None) -> b
         and (image is None or math.prod(image) == math.prod(data["event_shape"]))
         and (columns is None or (_is_words(columns) and [len(columns)] == data["event_shape"]))
         and isinstance(data.get("label_column"), (str, type(None)))
+        and _is_codec(data.get("codec"), columns)
+    )
+
+
+def _is_codec(value: Any, columns: Any) -> bool:
+    keys = {"column", "values", "decimals", "date"}
+    return value is None or (
+        isinstance(value, list)
+        and all(isinstance(one, dict) and one.keys() == keys for one in value)
+        and [one["column"][:1] for one in value] == [[name] for name in columns or ()]
     )
 
 

@@ -58,7 +58,7 @@ def write_table(out: Path, columns: Mapping[str, Any]) -> None:
 
 
 def _cell(value: Any) -> str:
-    # A number of NumPy's has as few digits as tell it from its neighbours in its own precision.
+    # A number of NumPy's is written with as few digits as identify it in its own precision.
     return "" if value is None or value != value else str(value)
 
 

@@ -35,7 +35,7 @@ def interpolate_command(
     rows: str,
     steps: int,
 ) -> None:
-    """Goes on straight lines from the code of one row to that of the next."""
+    """Follows straight lines from the code of one row to that of the next."""
     used = use(run, data, split, label, out, pictures=True)
     chosen = _numbers(rows, "--rows", len(used.rows.x), least=2)
     x, y = used.rows.x[chosen], None if used.rows.y is None else used.rows.y[chosen]
@@ -105,7 +105,7 @@ def _units(used: Use, asked: str, latent_dim: int) -> list[int]:
 
 
 def _numbers(text: str, flag: str, count: int, least: int = 1) -> list[int]:
-    """Numbers from 0 to below a count, at least so many."""
+    """At least ``least`` numbers from 0 to below a count."""
     words = [word.strip() for word in text.split(",")]
     if not all(word.isascii() and word.isdecimal() and int(word) < count for word in words) or (
         len(words) < least

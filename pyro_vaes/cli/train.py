@@ -108,7 +108,7 @@ def _train(
         config, more = check_warmup_steps(config, explicit, steps)
         torch.manual_seed(config.training.seed)
         vae, choices = build(config, data)
-        if out is None or not (out / CHECKPOINT).exists():  # That has the weights to go on with.
+        if out is None or not (out / CHECKPOINT).exists():  # It has the weights.
             start_from_init(vae, config)
         trainer = trainer_of(vae, data, config)
     fresh = out is None
@@ -164,7 +164,7 @@ def _new_folder() -> Path:
             out.mkdir(parents=True)
             return out
         except FileExistsError:
-            if not os.path.lexists(out):  # What is in the way is "runs" itself.
+            if not os.path.lexists(out):  # "runs" itself exists and is no folder.
                 break
         except OSError as error:
             raise RunFolderError(f"Could not make {out}: {error.strerror or error}.") from error

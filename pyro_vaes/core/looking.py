@@ -32,7 +32,12 @@ def in_evaluation_mode(module: nn.Module) -> Iterator[None]:
 
 
 def mean_of(distribution: Any) -> Tensor:
-    """The mean of a distribution, or the average of fixed draws if it has no analytic one."""
+    """The mean of a distribution, or the average of fixed draws if it has no analytic one.
+
+    >>> from pyro_vaes.vae import mean_of
+    >>> mean_of(dist.Normal(1.0, 2.0))
+    tensor(1.)
+    """
     try:
         return cast(Tensor, distribution.mean)
     except NotImplementedError:
@@ -50,7 +55,7 @@ def mean_of(distribution: Any) -> Tensor:
 def in_pieces(
     work: Callable[[Any, Tensor | None], Tensor], rows: Any, y: Tensor | None, size: int
 ) -> Tensor:
-    """Applies a function to rows and their labels, so many of them at a time."""
+    """Applies a function to rows and their labels, ``size`` rows at a time."""
     result = None
     for start in range(0, len(rows), size):
         piece = slice(start, start + size)

@@ -12,7 +12,7 @@ from torch import Tensor
 __all__ = ["bulk_of", "line", "walks"]
 
 
-# Of so many fixed draws, sorted, these two hold 95 % between them.
+# Number of fixed draws, and the places of those between which, once sorted, 95 % of them lie.
 _DRAWS, _ENDS = 1000, (25, 974)
 
 

@@ -116,7 +116,7 @@ def read_columns(
         path: of the file, whose first row holds names.
         columns: :class:`~pyro_vaes.data.spreadsheets.Columns`.
         labelled: whether labels are needed.
-        codec: :class:`~pyro_vaes.data.mixed.codec.Codec` of a table of several kinds.
+        codec: :class:`~pyro_vaes.data.mixed.codec.Codec` of columns of several kinds.
 
     Returns:
         See :func:`~pyro_vaes.data.spreadsheets.pick_columns`.

@@ -52,7 +52,7 @@ def list_pictures(folder: Path) -> tuple[list[Path], list[str]]:
     """The pictures of a folder in the order of their names, and the names of their classes.
 
     Raises:
-        DataError: for a folder without pictures, or with pictures beside folders of them.
+        DataError: for a folder without pictures, or with both pictures and folders of them.
     """
     lone = _pictures(folder)
     classes = {sub.name: _pictures(sub) for sub in sorted(folder.iterdir()) if sub.is_dir()}

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from pyro_vaes.core.errors import DataError
-from pyro_vaes.data.mixed.codec import codec_of
+from pyro_vaes.data.mixed.codec import Codec, codec_of
 
 __all__ = ["SUFFIXES", "Columns", "TableOptions", "pick_columns", "read_frame", "read_table"]
 
@@ -191,7 +191,7 @@ def read_frame(
 
 
 def pick_columns(
-    frame: Any, columns: Columns, labelled: bool, codec: Any = None
+    frame: Any, columns: Columns, labelled: bool, codec: Codec | None = None
 ) -> tuple[Any, Any, dict[str, Any]]:
     """The columns of a table in an order that is known, whatever order they stand in.
 
@@ -199,7 +199,7 @@ def pick_columns(
         frame: as :func:`read_table` reads it.
         columns: what is wanted, by name.
         labelled: whether labels are needed.
-        codec: how the columns are written as numbers, if they are of several kinds.
+        codec: how columns of several kinds are written as numbers.
 
     Returns:
         ``x``, an array of numbers; the labels or None; and the columns that are not in x, by name.
@@ -223,12 +223,12 @@ def pick_columns(
         raise DataError(f"Expected one column called {twice[0]!r}; got {names.count(twice[0])}.")
     at = {name: i for i, name in enumerate(names)}
     chosen = frame.iloc[:, [at[name] for name in columns.names]].set_axis(columns.names, axis=1)
-    places = [f"column {name!r} ({_letter(at[name])})" for name in columns.names]
     if codec is not None:
         x = codec.numbers(chosen)
     else:
-        pairs = enumerate(places)
-        x = np.stack([_numbers(chosen.iloc[:, i], place, []) for i, place in pairs], axis=1)
+        places = [f"column {name!r} ({_letter(at[name])})" for name in columns.names]
+        pairs = zip(columns.names, places, strict=True)
+        x = np.stack([_numbers(chosen[name], place, []) for name, place in pairs], axis=1)
     labels = frame.iloc[:, at[columns.label]].to_numpy() if labelled and columns.label else None
     rest = {
         name or f"column {_letter(i)}": frame.iloc[:, i].to_numpy()

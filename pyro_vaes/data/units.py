@@ -84,4 +84,5 @@ def units_of(x: Any, event_shape: Sequence[int], shared: bool = False) -> tuple[
     never = low > high
     center, spread = center.masked_fill(never, 0.0), spread.masked_fill(never, 1.0)
     shape = tuple(event_shape)
-    return tuple(t.expand(rows[0].numel()).reshape(shape) for t in (center, spread))  # type: ignore[return-value]
+    center, spread = (t.expand(rows[0].numel()).reshape(shape) for t in (center, spread))
+    return center, spread

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
@@ -9,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from pyro_vaes.distributions.chains import Chain
 from pyro_vaes.distributions.mixtures import Mixture
 from pyro_vaes.distributions.normals import (
     diagonal_normal,
@@ -19,7 +21,13 @@ from pyro_vaes.evaluation.draws import BLOCK_SAMPLES, seed_of
 from pyro_vaes.evaluation.results import Unavailable
 from pyro_vaes.vae import VAE
 
-__all__ = ["AggregatedPosterior", "aggregate_plan", "log_sizes", "prior_marginals"]
+__all__ = [
+    "AggregatedPosterior",
+    "aggregate_plan",
+    "level_figures",
+    "log_sizes",
+    "prior_marginals",
+]
 
 
 # Numbers computed for the aggregated posterior of normals, and pairs (draw, datum) for any other,
@@ -208,3 +216,41 @@ def log_sizes(labels: Tensor | None, count: int) -> float:
         return math.log(count)
     sizes = labels.unique(return_counts=True)[1].double()
     return (sizes * sizes.log()).sum().item() / count
+
+
+def level_figures(
+    vae: VAE,
+    posteriors: Sequence[Any],
+    labels: Tensor | None,
+    z: Tensor,
+    active: Sequence[int] | None,
+) -> dict[str, Any]:
+    """E KL(q(z_l | x, z_>l) || p(z_l | z_>l)) of each level, top first, and its active units.
+
+    Args:
+        vae: the model.
+        posteriors: of the data, block by block.
+        labels: of the data, or None.
+        z: draws of each datum, ``(n, draws, latent_dim)``.
+        active: indices of the active units, None if unknown.
+
+    Raises:
+        Unavailable: if prior and posterior are not chains of the same levels, top first.
+    """
+    found, start = [], 0
+    for q in posteriors:
+        stop = start + q.batch_shape[0]
+        p = vae.p_z(None if labels is None else labels[start:stop])
+        if not (isinstance(q, Chain) and isinstance(p, Chain)):
+            raise Unavailable("prior and posterior are not both chains of levels")
+        if q.sizes != p.sizes or q.reverse:
+            raise Unavailable("the posterior does not draw the levels of the prior, top first")
+        draws = z[start:stop].transpose(0, 1)
+        found.append((q.level_log_probs(draws) - p.level_log_probs(draws)).mean(0))
+        start = stop
+    ends = list(itertools.accumulate(p.sizes, initial=0))
+    units = [sum(low <= u < high for u in active or ()) for low, high in itertools.pairwise(ends)]
+    return {
+        "level_kls": torch.cat(found).double().mean(0).tolist(),
+        "level_active_units": None if active is None else units,
+    }

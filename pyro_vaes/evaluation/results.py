@@ -95,6 +95,8 @@ class Evaluation:
         active_units: number of units whose posterior mean varies by more than 0.01 over the data.
         active: their indices, from 0.
         unit_variances: these variances.
+        level_kls: E KL(q(z_l | x, z_>l) || p(z_l | z_>l)) of each level of a chain, top first.
+        level_active_units: the active units of each.
         mmd2: unbiased squared maximum mean discrepancy between q(z) and p(z); without unit.
         class_accuracy: share of generated data x ~ p(x | y) to which a classifier trained on the
             real training data gives the label y.
@@ -173,6 +175,8 @@ class Evaluation:
     active_units: int | None = None
     active: list[int] | None = None
     unit_variances: list[float] | None = None
+    level_kls: list[float] | None = None
+    level_active_units: list[int] | None = None
     mmd2: float | None = None
     mmd2_se: float | None = None
     class_accuracy: float | None = None
@@ -265,6 +269,10 @@ class Evaluation:
         if self.approximation_gap is not None:
             yield self._row("approximation gap of the family", "approximation_gap")
             yield self._row("amortisation gap of the network", "amortisation_gap")
+        if self.level_kls is not None:
+            yield f"KL of each level, top first: {', '.join(f'{kl:.2f}' for kl in self.level_kls)}"
+        if self.level_active_units is not None:
+            yield f"active units of each level: {', '.join(map(str, self.level_active_units))}"
         yield "The KL, split"
         most = self.mutual_information_max
         yield self._row("  mutual information I_q(x; z)", "mutual_information") + (

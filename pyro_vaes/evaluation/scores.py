@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -40,6 +41,7 @@ class Scores:
             says nothing where the estimate is unreliable. Not a number for a single draw.
         pareto_k: Pareto k-hat of each row; None for fewer than 21 draws, and for annealing.
         unreliable: the rows whose estimate is not to be trusted; None if nobody knows.
+        gaps: the rows with gaps (NaN), whose log p(x) is of what was seen of them.
         num_samples: S, draws per row.
         proposal: what z was drawn from: ``encoder``, ``refined``, ``mixed`` or ``annealed``.
         warnings: what there is to say against the scores.
@@ -49,6 +51,7 @@ class Scores:
     log_p_se: Tensor
     pareto_k: Tensor | None
     unreliable: Tensor | None
+    gaps: Tensor
     num_samples: int
     proposal: str
     warnings: tuple[str, ...] = ()
@@ -69,7 +72,7 @@ class Scores:
             reference: scores by the same proposal from as many draws, of training or held-out rows.
 
         Returns:
-            ``(n,)``, float64.
+            ``(n,)``, float64; NaN for rows with gaps, whose scores do not compare with others'.
 
         Raises:
             ValueError: for scores that do not compare.
@@ -83,9 +86,12 @@ class Scores:
                 f"Expected reference scores by {ours[1]} draws of the {ours[0]} proposal, as these "
                 f"are; got {theirs[1]} of the {theirs[0]} one."
             )
-        ordered = reference.log_p.sort().values
+        ordered = reference.log_p[~reference.gaps].sort().values
+        if not len(ordered):
+            raise ValueError("Expected reference rows without gaps; got none.")
         as_low = torch.searchsorted(ordered, self.log_p.to(ordered), right=True)
-        return (as_low.double() + 1) / (len(ordered) + 1)
+        values = (as_low.double() + 1) / (len(ordered) + 1)
+        return torch.where(self.gaps, torch.nan, values)
 
 
 def score(
@@ -120,7 +126,7 @@ def score(
 
     Raises:
         TypeError: for a model that is no ``VAE``.
-        ValueError: for data that the parts cannot take, or a proposal that cannot be had with it.
+        ValueError: for data that the parts cannot take, or a proposal that does not suit the model.
     """
     chunk_size = _checked(vae, num_samples, chunk_size, proposal, start)
     x, labels = _on_device(vae, x)
@@ -128,7 +134,7 @@ def score(
     with evaluating(vae):
         way = Pass(vae, num_samples, seed, chunk_size, proposal, False, False, start)
         found = way.run(x, labels)
-    return _scores(found, num_samples)
+    return _scores(found, x, num_samples)
 
 
 def score_alone(vae: VAE, x: Any, *, num_samples: int, seed: int = 0) -> Scores:
@@ -155,7 +161,7 @@ def score_alone(vae: VAE, x: Any, *, num_samples: int, seed: int = 0) -> Scores:
                 tally.add(some)
             parts.append(tally.result())
     values = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return _scores(Found(values, [], "encoder", []), num_samples)
+    return _scores(Found(values, [], "encoder", []), x, num_samples)
 
 
 def _for_all_rows(shape: Any, dtype: Any, device: Any) -> Tensor:
@@ -164,7 +170,7 @@ def _for_all_rows(shape: Any, dtype: Any, device: Any) -> Tensor:
     return torch.randn(samples, 1, *rest, dtype=dtype, device=device).expand(shape)
 
 
-def _scores(found: Found, num_samples: int) -> Scores:
+def _scores(found: Found, x: Tensor, num_samples: int) -> Scores:
     count = CHAINS if found.proposal == "annealed" else num_samples
     unreliable, warnings = _judged(found, num_samples)
     return Scores(
@@ -172,6 +178,7 @@ def _scores(found: Found, num_samples: int) -> Scores:
         log_p_se=_error(found.values["effective_sample_size"], count),
         pareto_k=found.values.get("pareto_k"),
         unreliable=unreliable,
+        gaps=x.isnan().flatten(1).any(1),
         num_samples=num_samples,
         proposal=found.proposal,
         warnings=tuple(f"{text[0].upper()}{text[1:].rstrip('.')}." for text in warnings),
@@ -197,7 +204,9 @@ def _error(size: Tensor, count: int) -> Tensor:
     return ((count / size - 1).clamp(min=0) / (count - 1)).sqrt()
 
 
-def nearest_rows(x: Any, train: Any, *, shared: bool = False) -> tuple[Tensor, Tensor]:
+def nearest_rows(
+    x: Any, train: Any, *, shared: bool = False, classes: Sequence[int] = ()
+) -> tuple[Tensor, Tensor]:
     """How far each row is from its nearest training row, and which one that is.
 
     The distance is the root of the mean square of the elements' differences, each in standard
@@ -211,6 +220,7 @@ def nearest_rows(x: Any, train: Any, *, shared: bool = False) -> tuple[Tensor, T
         x: rows, as for :func:`.evaluate`.
         train: training rows.
         shared: one standard deviation for all elements, as befits pixels.
+        classes: numbers of elements that are classes: any two are one standard deviation apart.
 
     Returns:
         Distances ``(n,)``, float64, and numbers of training rows ``(n,)``.
@@ -218,39 +228,46 @@ def nearest_rows(x: Any, train: Any, *, shared: bool = False) -> tuple[Tensor, T
     Raises:
         ValueError: for rows of another shape.
     """
-    rows, known = as_split(x).frozen(), as_split(train).frozen()
+    known = as_split(train).frozen()
+    rows = as_split(x).frozen()
     if rows.event_shape != known.event_shape:
         raise ValueError(
             f"Expected rows of shape {known.event_shape}, as training rows are; "
             f"got {rows.event_shape}."
         )
     _, spread = units_of(known, known.event_shape, shared)
-    spread = spread.flatten()
+    spread = spread.flatten().to(known.x.device)
     near, place = [], []
     for some in rows.x.split(_ROWS):
-        best, index = _nearest(some.flatten(1).double() / spread, known.x.flatten(1), spread)
+        each = some.flatten(1).to(spread) / spread
+        best, index = _nearest(each, known.x.flatten(1), spread, list(classes))
         near.append(best / spread.numel() ** 0.5)
         place.append(index)
     return torch.cat(near), torch.cat(place)
 
 
-def _nearest(some: Tensor, known: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
+def _nearest(
+    some: Tensor, known: Tensor, spread: Tensor, classes: list[int]
+) -> tuple[Tensor, Tensor]:
     """The least Euclidean distances and where they are, a part of the known rows at a time."""
     best = some.new_full((len(some),), torch.inf)
-    index = torch.zeros(len(some), dtype=torch.long)
+    index = torch.zeros(len(some), dtype=torch.long, device=some.device)
     for first in range(0, len(known), _ROWS):
-        least, at = _distances(some, known[first : first + _ROWS].double() / spread).min(1)
+        part = known[first : first + _ROWS].double() / spread
+        least, at = _distances(some, part, classes).min(1)
         index = torch.where(least < best, first + at, index)
         best = torch.minimum(best, least)
     return best, index
 
 
-def _distances(a: Tensor, b: Tensor) -> Tensor:
+def _distances(a: Tensor, b: Tensor, classes: list[int]) -> Tensor:
     """Euclidean distances ``(len(a), len(b))``; gaps (NaN) count like what was seen of both."""
-    if not (a.isnan().any() or b.isnan().any()):
+    if not (classes or a.isnan().any() or b.isnan().any()):
         # By products of matrices, copies would not be at distance 0.
         return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
     squares = (a[:, None] - b).square()
+    some = squares[..., classes]
+    squares[..., classes] = torch.where(some > 0, 1.0, some)
     seen = (~squares.isnan()).sum(-1)
     mean = squares.nansum(-1) / seen
     return torch.where(seen > 0, mean * a.shape[1], torch.inf).sqrt()

@@ -1,11 +1,11 @@
 """How a study makes a claim: a few comparisons named beforehand, each tested once.
 
-What varies between two trainings of one model is their seed, so the seed is the unit: a comparison
-is one number a seed, the mean over the test rows of the paired difference, and the claim is a
-two-sided t test over these numbers with one degree of freedom fewer than seeds. (More test rows say
-more of these trained models, and nothing of the next ones.) All comparisons of a study pass through
-Holm's correction (Holm, "A simple sequentially rejective multiple test procedure", 1979). The rest
-of what a study found is described, not claimed.
+Two trainings of one model differ in their seed, so the seed is the unit: a comparison is one number
+per seed, the mean over the test rows of the paired difference, and the claim is a two-sided t test
+over these numbers with one degree of freedom fewer than seeds. (More test rows would only inform
+about these trained models.) All comparisons of a study pass through Holm's correction (Holm, "A
+simple sequentially rejective multiple test procedure", 1979). All other findings are described, not
+claimed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["MOST", "Claim", "Comparison", "claims", "holm"]
 # Comparisons that a study may name, seeds that a test needs, and the level of all tests together.
 MOST, SEEDS, LEVEL = 3, 5, 0.05
 
-# Figures that are made of the estimate of log p(x).
+# Figures computed from the estimate of log p(x).
 _OF_LOG_P = ("nll", "gap")
 
 
@@ -32,7 +32,7 @@ class Comparison:
     """A comparison that a study names before it is run.
 
     Attributes:
-        a: label of a cell; of several, that with the best ELBO on the validation rows is meant.
+        a: label of a cell; of several, the one with the best validation ELBO is compared.
         b: the same.
         key: of the figure.
         name: of the figure, in words.
@@ -48,11 +48,11 @@ class Comparison:
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """A comparison with what came of it.
+    """A comparison and its result.
 
     Attributes:
-        comparison: that was named.
-        a: the cell that was meant.
+        comparison: the comparison named.
+        a: the cell chosen.
         b: the other.
         difference: of a and b.
         obstacle: why it cannot be tested; empty if it can.
@@ -85,9 +85,9 @@ class Claim:
 
 
 def claims(o: Outcome, comparisons: Sequence[Comparison]) -> list[Claim]:
-    """Tests the comparisons whose cells there are."""
+    """Tests the comparisons whose cells are present."""
     found = list(_compared(o, comparisons))
-    # What cannot be tested counts among those named.
+    # Comparisons that cannot be tested still count in the correction.
     corrected = holm([1.0 if c.obstacle else c.difference.p for c in found])
     return [dataclasses.replace(c, p=p) for c, p in zip(found, corrected, strict=True)]
 

@@ -1,4 +1,4 @@
-"""Where the runs of a study are carried out: worker processes here, or a Ray cluster."""
+"""Engines that run the tasks of a study: local worker processes, or a Ray cluster."""
 
 from __future__ import annotations
 
@@ -27,36 +27,36 @@ __all__ = ["ENGINES", "Engine", "on_ray"]
 T = TypeVar("T")
 R = TypeVar("R")
 
-# A task that keeps killing its workers is the cause; this many nodes are not lost by chance.
+# After this many lost workers the task is the cause: nodes do not fail that often by chance.
 _RETRIES = 10
-# Seconds until a worker whose node was cut off has certainly ended and left its run folder.
+# Seconds until a worker on a disconnected node has ended and released its run folder.
 _PATIENCE = 120.0
-# Seconds in which a cluster's address must answer.
+# Seconds within which a cluster's address must answer.
 _ANSWER = 10.0
 
 
 def on_ray(
     do: Callable[[T], R], plan: Callable[[int], Sequence[T]], workers: int = 0
 ) -> Iterator[R]:
-    """Does tasks on a Ray cluster, one on each core.
+    """Runs tasks on a Ray cluster, one per core.
 
-    The cluster is the one that is connected to, or that of the environment variable
-    ``RAY_ADDRESS``, or one that runs on this machine, or one that is started here and ends with the
-    tasks. A task is done in the current folder, which all nodes must see by the same path; its
-    exceptions end all tasks, and so does closing the iterator. A task whose worker or node is lost
-    is done again elsewhere, so twice must be as good as once.
+    The cluster is the one already connected to, that of the environment variable ``RAY_ADDRESS``,
+    one running on this machine, or one started here for these tasks. A task runs in the current
+    folder, which all nodes must have at the same path. An exception of a task ends all tasks, and
+    so does closing the iterator. A task whose worker or node fails runs again elsewhere, so running
+    it twice must do no harm.
 
     Args:
-        do: does a task; importable on every node.
-        plan: the tasks for so many workers, in the order in which they begin.
-        workers: tasks at a time; 0 for one on each core of the cluster.
+        do: runs a task; importable on every node.
+        plan: the tasks for a number of workers, in the order in which they start.
+        workers: tasks at a time; 0 for one per core of the cluster.
 
     Yields:
         The result of each task, once, in any order.
 
     Raises:
         ConfigError: if Ray is not installed, or there is no cluster at ``RAY_ADDRESS``.
-        RunFolderError: if a task is lost time and again.
+        RunFolderError: if the workers of a task keep failing.
     """
     with _connection(workers) as ray:
         workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
@@ -75,8 +75,8 @@ def on_ray(
                     raise error.cause from error
                 except ray.exceptions.RayError as error:
                     raise RunFolderError(
-                        f"A run was lost {_RETRIES + 1} times with its Ray worker (out of "
-                        "memory?): what has finished is kept; the same command goes on."
+                        f"The Ray worker of a run failed {_RETRIES + 1} times (out of memory?). "
+                        "Finished runs are kept; the same command continues the study."
                     ) from error
                 yield result
         finally:
@@ -85,7 +85,7 @@ def on_ray(
 
 
 def _attempt(do: Callable[[T], R], task: T, folder: str) -> R:
-    """Does a task on a node, once the worker that had it before has left its run folder."""
+    """Runs a task on a node, once an earlier worker has released its run folder."""
     try:
         os.chdir(folder)
     except OSError as error:
@@ -104,7 +104,7 @@ def _attempt(do: Callable[[T], R], task: T, folder: str) -> R:
 
 
 def _reach(address: str) -> None:
-    """Raises an error if nothing listens at an address, which Ray would wait for for minutes."""
+    """Raises an error if nothing listens at an address; Ray itself would wait for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER).close()
@@ -112,7 +112,7 @@ def _reach(address: str) -> None:
 
 @contextmanager
 def _connection(workers: int) -> Iterator[Any]:
-    """Ray, connected to a cluster; a connection made here ends here."""
+    """Inside, Ray is connected to a cluster; a connection made here is closed on leaving."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Nothing is sent anywhere.
     try:
         import ray
@@ -132,7 +132,7 @@ def _connection(workers: int) -> Iterator[Any]:
             _reach(address)
             ray.init(address, **quiet)
         except (OSError, RuntimeError, ValueError) as error:
-            # No cluster is no error, one of another version is.
+            # A missing cluster is fine; one of another version is an error.
             if address != "auto" or not isinstance(error, ConnectionError):
                 raise ConfigError(
                     "Invalid value for '--engine': expected a Ray cluster to connect to; got "
@@ -155,7 +155,7 @@ Engine = Callable[[Plan, int], Iterator["list[dict[str, Any]]"]]
 
 
 def _start(threads: int) -> None:
-    """Sets up a worker: the terminal's Ctrl-C is for the study, which ends its workers itself."""
+    """Sets up a worker, which ignores Ctrl-C: the study ends its workers."""
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -164,7 +164,7 @@ def _start(threads: int) -> None:
 
 
 def _local(plan: Plan, workers: int) -> Iterator[list[dict[str, Any]]]:
-    """Over processes of this machine; over none of its own if one is enough."""
+    """Runs tasks in processes of this machine, or in this one if one is enough."""
     workers = workers or _cores()
     tasks = plan(workers)
     if workers == 1 or len(tasks) == 1:
@@ -177,13 +177,13 @@ def _local(plan: Plan, workers: int) -> Iterator[list[dict[str, Any]]]:
         for future in as_completed([pool.submit(perform, task) for task in tasks]):
             yield future.result()
     except BaseException as error:
-        # What the workers are doing goes on from its checkpoints.
+        # Their runs can be resumed from checkpoints.
         for process in list((pool._processes or {}).values()):
             process.terminate()
         if isinstance(error, BrokenProcessPool):
             raise RunFolderError(
-                "A process of the study was killed (out of memory?): what has finished is kept; "
-                "the same command goes on."
+                "A process of the study was killed (out of memory?). Finished runs are kept; the "
+                "same command continues the study."
             ) from error
         raise
     finally:

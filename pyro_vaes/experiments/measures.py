@@ -1,4 +1,4 @@
-"""What a study measures of a trained run beyond :func:`pyro_vaes.evaluate`."""
+"""Measures of a trained run beyond :func:`pyro_vaes.evaluate`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _BINS = 10
 
 
 def training_rows(vae: VAE, data: DataSet, samples: int) -> dict[str, float]:
-    """NLL of as many training rows as there are test rows: over-fitting shows beside theirs."""
+    """NLL of training rows, as many as test rows: the difference to test NLL shows over-fitting."""
     count = len(data.test)
     x = data.train.frozen().x[:count]
     y = None if data.train.y is None or not vae.conditional else data.train.y[:count]
@@ -31,11 +31,10 @@ def training_rows(vae: VAE, data: DataSet, samples: int) -> dict[str, float]:
 
 
 def components_used(vae: VAE, data: DataSet, samples: int) -> dict[str, float]:
-    """How many distinct components of a mixture prior are used: exp of I(k; z) under q(z) p(k | z).
+    """The number of distinct components of a mixture prior in use: exp I(k; z) under q(z) p(k | z).
 
-    That is exp of the entropy of the components' shares of q(z), less what is left of it once z is
-    known: K if K components far apart do as much work each, 1 if one does it all, and 1 as well
-    for K copies of one.
+    I(k; z) is the entropy of the components' shares of q(z) minus that given z. The number is K for
+    K separate components with equal shares, 1 if one has all of q(z), and 1 for K copies of one.
     """
     with evaluating(vae):
         torch.manual_seed(0)
@@ -51,13 +50,13 @@ def components_used(vae: VAE, data: DataSet, samples: int) -> dict[str, float]:
 
 
 def pseudo_inputs_moved(vae: VAE, data: DataSet, samples: int) -> dict[str, float]:
-    """How far the median pseudo-input moved, in units of each element's standard deviation."""
+    """The median distance that pseudo-inputs moved, in standard deviations of each element."""
     moved = vae.prior.moved(data.train.x) if isinstance(vae.prior, VampPrior) else None
     return {} if moved is None else {"pseudo_inputs_moved": moved.median().item()}
 
 
 def generated_classes(vae: VAE, data: DataSet, samples: int) -> dict[str, Any]:
-    """Accuracy on generated digits, a thousand a class, of a classifier trained on real ones."""
+    """Accuracy on generated data, a thousand per class, of a classifier trained on real data."""
     if not vae.conditional or data.train.y is None or data.num_labels is None:
         return {}
     judge = classifier(data.train.x, data.train.y)
@@ -71,11 +70,11 @@ def generated_classes(vae: VAE, data: DataSet, samples: int) -> dict[str, Any]:
 
 
 def calibration(vae: VAE, data: DataSet, samples: int) -> dict[str, Any]:
-    """Whether the probabilities that p(x | z) gives to single pixels are those that come true.
+    """Whether the probabilities of p(x | z) for single pixels agree with frequencies.
 
-    The event is that a pixel of a test image is in the upper half of the levels, its probability
-    that under p(x | z) at a posterior draw of z. ``calibration_error`` is the mean distance of the
-    two over ten bins of probability, weighed by their counts (Guo et al. 2017, equation 3).
+    The event is that a pixel of a test image is in the upper half of the levels; its probability is
+    that under p(x | z) at a posterior draw of z. ``calibration_error`` is the mean distance between
+    frequency and probability over ten bins, weighted by count (Guo et al. 2017, equation 3).
     """
     with evaluating(vae):
         torch.manual_seed(0)
@@ -96,7 +95,7 @@ def reliability(probability: Tensor, happened: Tensor) -> dict[str, Any]:
 
     Args:
         probability: of each event, ``(n,)``.
-        happened: whether it did, ``(n,)``.
+        happened: whether it occurred, ``(n,)``.
     """
     place = (probability.double() * _BINS).long().clamp(max=_BINS - 1)
     counts = torch.bincount(place, minlength=_BINS).double()

@@ -1,7 +1,6 @@
-"""What a study found: one row a run, paired comparisons on the same data, and words for them.
+"""The outcome of a study: one row per run, paired comparisons on the same data, and sentences.
 
-These words describe. What may be claimed of a comparison is said in
-:mod:`pyro_vaes.experiments.claims`.
+The sentences describe; :mod:`pyro_vaes.experiments.claims` tests what may be claimed.
 """
 
 from __future__ import annotations
@@ -25,18 +24,18 @@ from pyro_vaes.vae import VAE
 __all__ = ["DAGGER", "Difference", "Outcome", "joined"]
 
 
-#: The mark of a figure that is not to be trusted.
+#: The mark of an unreliable figure.
 DAGGER = "†"
 
 
 class Difference(NamedTuple):
-    """Mean of a difference, a number a seed, and its standard errors.
+    """The mean of a difference over seeds, and its standard errors.
 
     Attributes:
         mean: over the seeds.
         error: standard error of the mean over the seeds; NaN for one seed.
-        seeds: how many.
-        rows: standard error over the test rows of these seeds' models, where there is one a row.
+        seeds: the number of seeds.
+        rows: standard error over the test rows for these models, if there is a value per row.
     """
 
     mean: float
@@ -46,12 +45,12 @@ class Difference(NamedTuple):
 
     @classmethod
     def of(cls, values: np.ndarray, rows: float = math.nan) -> Difference:
-        """From one value a seed."""
+        """From one value per seed."""
         return cls(float(values.mean()), _error(values), len(values), rows)
 
     @property
     def p(self) -> float:
-        """Of a two-sided t test of no difference; 1 for one seed."""
+        """The p value of a two-sided t test of no difference; 1 for one seed."""
         if not self.error > 0:  # One seed, or seeds that agree to the last bit.
             return float(self.error != 0 or self.mean == 0)
         return 2 * float(stdtr(self.seeds - 1, -abs(self.mean) / self.error))
@@ -66,8 +65,8 @@ class Outcome:
 
     Attributes:
         name: the study.
-        data: what the runs were trained on.
-        table: one row a run: ``label``, ``seed``, what varies, all figures.
+        data: the data of the runs.
+        table: one row per run: ``label``, ``seed``, the factors, all figures.
         log_marginal: of each test datum, by label and seed.
         folders: of the runs, by label and seed.
         quick: whether this is a rehearsal, too short for claims.
@@ -82,11 +81,11 @@ class Outcome:
 
     @property
     def labels(self) -> list[str]:
-        """What the cells are called, in the order of the grid."""
+        """The labels of the cells, in the order of the grid."""
         return list(dict.fromkeys(self.table["label"]))
 
     def vae(self, label: str) -> VAE:
-        """The trained model of a cell, of the first seed that has one."""
+        """The trained model of a cell, for the first seed that has one."""
         seed = self.table.loc[self.table["label"] == label, "seed"].min()
         return load(self.folders[label, int(seed)])
 
@@ -97,7 +96,7 @@ class Outcome:
         return [[json.loads(line) for line in some] for some in lines]
 
     def values(self, label: str, key: str) -> np.ndarray:
-        """A figure of a cell, one value a seed."""
+        """A figure of a cell, one value per seed."""
         column = self.table.loc[self.table["label"] == label, key]
         return column.astype(float).dropna().to_numpy()
 
@@ -109,7 +108,7 @@ class Outcome:
         return float(values.mean()), _error(values)
 
     def untrusted(self, label: str) -> bool:
-        """Whether the estimate of log p(x) is unreliable for too many data, or nobody knows."""
+        """Whether the estimate of log p(x) is unreliable for too many data, or is unchecked."""
         if "share_unreliable" not in self.table:
             return True
         rows = self.table.loc[self.table["label"] == label, "share_unreliable"].astype(float)
@@ -138,13 +137,13 @@ class Outcome:
         return Difference.of((rows[a] - rows[b]).astype(float).dropna().to_numpy())
 
     def compared(self, a: str, b: str) -> str:
-        """In words: by how much the NLL of one cell is below that of another."""
+        """A sentence on the difference in NLL of two cells."""
         gap = self.paired(a, b)
         way = "lower" if gap.mean < 0 else "higher"
         return f"NLL is {gap} nats {way} with {self.marked(a)} than with {self.marked(b)}"
 
     def ranked(self, reference: str, others: Sequence[str]) -> list[str]:
-        """Sentences on which cells have a lower NLL than the reference, and which a higher one."""
+        """Sentences on the cells with a lower NLL than the reference, and with a higher one."""
         gaps = {label: self.paired(label, reference) for label in others if label != reference}
         sentences = []
         for way, chosen in (
@@ -157,7 +156,7 @@ class Outcome:
         return sentences
 
     def chosen(self, among: Sequence[str]) -> str | None:
-        """Of cells that there are, that with the best ELBO on the validation rows; or None."""
+        """Among the cells present, the one with the best validation ELBO; None without any."""
         there = [label for label in among if label in self.labels]
         if len(there) < 2:
             return there[0] if there else None

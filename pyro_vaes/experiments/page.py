@@ -20,18 +20,18 @@ _CLAIMS = (
 
 @dataclasses.dataclass(frozen=True)
 class Page:
-    """What a study found. Text is Markdown.
+    """The page of a study. Texts are Markdown.
 
     Attributes:
         title: a heading.
-        question: what the study was to show.
+        question: the question of the study.
         table: rows of cells, the heads first.
         notes: on the table.
         figures: the file and the caption of each.
-        findings: what was found, a sentence or two each.
-        claims: what was tested.
+        findings: a sentence or two each, one at least.
+        claims: the comparisons tested, with their results.
         made_by: data, seeds and versions.
-        command: what makes the page.
+        command: the command that makes the page.
     """
 
     title: str

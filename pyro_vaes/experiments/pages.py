@@ -1,4 +1,4 @@
-"""From studies to files: runs them, and writes a table, figures and findings for each.
+"""Runs studies and writes a table, figures and findings for each.
 
 Once all runs of a study NAME are done, the folder gets ``NAME.csv`` (one row a run), the page with
 question, table, findings and claims as ``NAME.md`` and ``NAME.json``, and ``NAME_*.png``.
@@ -42,22 +42,22 @@ _COMMON = {
     "elbo": "-ELBO",
     "kl": "KL",
 }
-# What an unreliable estimate of log p(x) goes into.
+# Figures computed from the estimate of log p(x).
 _OF_LOG_P = ("nll", "nll_train", "gap")
 
 
 class Settings(NamedTuple):
-    """How studies are run.
+    """Settings of studies.
 
     Attributes:
         data: a data set's name or the path of a file.
         data_root: folder for downloaded data.
-        seeds: how many; 0, 1, 2, ...
-        samples: importance samples for each test datum.
+        seeds: the number of seeds; 0, 1, 2, ...
+        samples: importance samples per test datum.
         quick: a rehearsal: few epochs, small grids.
         out: folder of tables and figures.
         runs: folder of the runs.
-        workers: processes; 0 for one on each core.
+        workers: processes; 0 for one per core.
         engine: a name in :data:`~pyro_vaes.experiments.engines.ENGINES`.
         progress: show a progress bar.
     """
@@ -75,25 +75,25 @@ class Settings(NamedTuple):
 
     @property
     def command(self) -> str:
-        """The flags that change what is found."""
+        """The flags that affect the findings."""
         flags = [f"--seeds {self.seeds}", f"--samples {self.samples}"]
         flags = [f"--data {self.data}", *flags] if self.data != "digits" else flags
         return " ".join([*flags, *(["--quick"] if self.quick else [])])
 
 
 def write_pages(studies: Mapping[str, Study], settings: Settings) -> list[Path]:
-    """Runs studies, all their runs in one go, and writes what they found.
+    """Runs studies, all their runs together, and writes their pages.
 
     Args:
         studies: by name.
-        settings: how.
+        settings: seeds, samples and folders.
 
     Returns:
         The Markdown file of each study.
 
     Raises:
-        ConfigError: for data that lack what a study needs.
-        FolderInUseError: if another process is doing one of them for the same folder.
+        ConfigError: for data that do not meet a study's needs.
+        FolderInUseError: if another process runs one of them for the same folder.
     """
     data = load_data(settings.data, root=settings.data_root)
     for name, study in studies.items():
@@ -107,7 +107,7 @@ def write_pages(studies: Mapping[str, Study], settings: Settings) -> list[Path]:
             settings.runs,
             settings.samples,
             studies[name].measures,
-            # A rehearsal makes no claims: no time is spent on fitting proposals.
+            # A rehearsal makes no claims, so no proposals are fitted.
             "encoder" if settings.quick else "auto",
         )
         for name, cells in grids.items()
@@ -130,7 +130,7 @@ def write_pages(studies: Mapping[str, Study], settings: Settings) -> list[Path]:
 
 
 def _contents() -> Callable[[RunConfig], str]:
-    """What the data of configurations are, each looked at once."""
+    """The contents of the data of configurations; data are read once."""
     known: dict[Any, str] = {}
 
     def contents(config: RunConfig) -> str:
@@ -284,7 +284,7 @@ def _findings(
 
 
 def _made_by(settings: Settings, data: DataSet, table: pd.DataFrame) -> str:
-    """How the page was made; the versions are those of the runs, not of this process."""
+    """Data, seeds and versions; the versions are those of the runs, not of this process."""
     used = {column: sorted(set(table[column].dropna())) for column in VERSIONS if column in table}
     said = ", ".join(f"{column} {' and '.join(values)}" for column, values in used.items())
     return (

@@ -1,4 +1,4 @@
-"""Shapes that the figures of several studies share: axes, rows of dots, lines, sheets of images."""
+"""Panels shared by the figures of several studies: axes, rows of dots, lines, images."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def dots(o: Outcome, panels: Mapping[str, str], labels: Sequence[str] | None = N
 
 
 def bar(error: float) -> float:
-    """The length of an error bar: none where the error is not known."""
+    """The length of an error bar: zero where the error is unknown."""
     return 0.0 if math.isnan(error) else error
 
 
@@ -93,7 +93,7 @@ def name_ends(ax: Any, ends: Iterable[tuple[float, float, str, Any]], size: floa
     """
     ends = sorted(ends, key=lambda end: end[1])
     points = 72 / ax.figure.dpi
-    ax.get_ylim()  # Settles the limits, which follow the data only when they are asked for.
+    ax.get_ylim()  # Matplotlib updates the limits only when they are read.
     heights = [float(ax.transData.transform((x, y))[1]) * points for x, y, _, _ in ends]
     places = np.sort(apart([[height] for height in heights], 1.2 * size).ravel())  # In their order.
     for (x, y, name, color), height, place in zip(ends, heights, places, strict=True):
@@ -143,7 +143,7 @@ def from_prior(vae: VAE) -> Tensor:
 
 
 def drawn(figures: Iterable[tuple[str, Figure | None, str]]) -> Figures:
-    """The figures that could be drawn, by name."""
+    """The figures, without those that could not be drawn, by name."""
     return {name: (figure, caption) for name, figure, caption in figures if figure is not None}
 
 

@@ -1,11 +1,10 @@
-"""The runs of a study: trained, measured and kept, each once, over as many processes as help.
+"""Trains, evaluates and caches the runs of a study.
 
-A run is known by its options, the contents of its data and the version of this library: its folder
-is named by their digest, so that studies share runs, one that has finished is not run again, one
-that was killed goes on from its checkpoint, and no other data ever stand behind a figure. With the
-usual files a folder holds ``result.json``: the figures of :func:`pyro_vaes.evaluate` on the test
-split, the log-likelihood of each test datum (for paired comparisons), what else was measured, and
-the versions that trained and measured it.
+A run is identified by its options, the contents of its data and the version of this library. Its
+folder is named by their digest, so studies share runs, a finished run is reused, a killed one
+resumes from its checkpoint, and figures always belong to the data. Besides the usual files, the
+folder holds ``result.json``: the figures of :func:`pyro_vaes.evaluate` on the test split, the
+log-likelihood of each test datum (for paired comparisons), further measures, and the versions used.
 """
 
 from __future__ import annotations
@@ -45,23 +44,24 @@ __all__ = ["Run", "contents_of", "perform"]
 RESULT = "result.json"
 
 Task = tuple["Run", ...]
-"""Runs that one process does together."""
-"""The tasks for so many workers."""
-"""Does tasks over so many workers (0: as many as it has cores); yields the results of each task, in
-any order."""
+"""Runs that one process performs together."""
+"""The tasks for a number of workers."""
+"""Runs the tasks of a plan on a number of workers (0: one per core); yields the results of each
+task, in any order."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One run and what is to be known of it.
+    """One run and the measures wanted of it.
 
     Attributes:
         config: its options.
-        data: what its data are, see :func:`contents_of`.
-        root: where the folders of all runs lie.
-        samples: importance samples for each test datum.
-        measures: names in :data:`~pyro_vaes.experiments.measures.MEASURES` of what else to measure.
-        proposal: what log p(x) is estimated from, as for ``evaluate``.
+        data: the digest of its data, see :func:`contents_of`.
+        root: the folder of all run folders.
+        samples: importance samples per test datum.
+        measures: further measures, by their names in
+            :data:`~pyro_vaes.experiments.measures.MEASURES`.
+        proposal: the proposal for log p(x), as for ``evaluate``.
     """
 
     config: RunConfig
@@ -73,9 +73,9 @@ class Run:
 
     @property
     def key(self) -> str:
-        """What the run is known by: a digest of its options, the contents of its data, the version.
+        """The digest that identifies the run: options, contents of the data, version.
 
-        Where the data lie does not matter, only what they are.
+        The place of the data does not matter.
         """
         named = (digest(self.config, ("data", "data_root")), self.data, __version__)
         return hashlib.sha256(" ".join(named).encode()).hexdigest()
@@ -86,24 +86,24 @@ class Run:
         return self.root / self.key[:16]
 
     def finished(self) -> dict[str, Any] | None:
-        """What was found, if all of it was: figures, measures and ``log_marginal``."""
+        """The result, if it is complete: figures, measures and ``log_marginal``."""
         result = read_json(self.folder / RESULT)
         if not _is_result(result) or result["figures"]["num_samples"] != self.samples:
             return None
-        # One from before k-hat was looked at says nothing of its own worth.
+        # A result from before k-hat was recorded cannot show whether it is to be trusted.
         if "share_unreliable" not in result["figures"] or result["proposal"] != self.proposal:
             return None
         return result if result["measures"].keys() >= set(self.measures) else None
 
 
 def contents_of(data: DataSet) -> str:
-    """What data are, wherever they lie: a digest of their values, and what these stand for."""
-    stand_for = (data.kind, data.num_levels, data.num_labels, data.image_shape)
-    return hashlib.sha256(f"{data.digest} {stand_for}".encode()).hexdigest()
+    """A digest of the values of data and of their kind, wherever they are stored."""
+    meaning = (data.kind, data.num_levels, data.num_labels, data.image_shape)
+    return hashlib.sha256(f"{data.digest} {meaning}".encode()).hexdigest()
 
 
 def _is_result(result: Any) -> bool:
-    """Whether a result is one that :func:`perform` writes: a file may hold anything."""
+    """Whether a value is a result of :func:`perform`: a file may hold anything."""
     try:
         figures, log_marginal = result["figures"], result["log_marginal"]
         return (
@@ -135,24 +135,24 @@ def _is_number(value: Any, or_none: bool = False) -> bool:
     return number or (or_none and value is None)
 
 
-# --- one task, in whatever process ----------------------------------------------------------------
+# --- one task, in any process ---------------------------------------------------------------------
 
 
 def perform(task: Task) -> list[dict[str, Any]]:
-    """Trains and measures the runs of a task, as far as that is not done.
+    """Trains and measures the runs of a task that are not finished.
 
     Returns:
-        A result for each run, with its ``key``; one that met a loss that is not finite has an
-        ``error`` instead of figures.
+        A result for each run, with its ``key``; a run whose loss was not finite has an ``error``
+        instead of figures.
 
     Raises:
-        RunFolderError: if the data are no longer those that the study was begun with.
+        RunFolderError: if the data have changed since the study started.
     """
     data = data_of(task[0].config)
     if any(run.data != contents_of(data) for run in task):
         raise RunFolderError(
-            f"Expected the data ({task[0].config.data.source}) that the study was begun with; got "
-            "others: they were changed meanwhile. The same command begins with those of now."
+            f"Expected the data ({task[0].config.data.source}) that the study started with; got "
+            "others: they have changed since. The same command starts anew with the present data."
         )
     todo = [run for run in task if run.finished() is None]
     trained = {run: _trained(run) for run in todo}
@@ -174,7 +174,7 @@ def perform(task: Task) -> list[dict[str, Any]]:
 
 
 def _trained(run: Run) -> dict[str, Any] | None:
-    """The facts of a training that has ended, if they were written down."""
+    """The recorded facts of a finished training; None without them."""
     result = read_json(run.folder / RESULT)
     facts = result.get("training") if isinstance(result, dict) else None
     try:
@@ -224,7 +224,7 @@ def _train_together(runs: Sequence[Run], data: DataSet) -> dict[Run, dict[str, A
     for run, vae, history in zip(runs, vaes, histories, strict=True):
         write_text(run.folder / CONFIG, to_yaml(run.config))
         write_text(run.folder / METRICS, "".join(f"{json.dumps(r)}\n" for r in history.records))
-        # There is no checkpoint to go on from: with the weights, this says that all is done.
+        # There is no checkpoint to resume from: this file and the weights mark the run as finished.
         found[run] = _facts(vae, history)
         write_text(run.folder / RESULT, json.dumps({"training": found[run]}) + "\n")
         save(vae, run.folder, record_of(run.config, data))
@@ -238,7 +238,7 @@ def _facts(vae: VAE, history: History) -> dict[str, Any]:
         "stopped": history.stopped,
         "mode": history.mode,
         "seconds": round(history.seconds, 3),
-        # The first epoch traces; the median leaves it out, and what a busy machine adds.
+        # The median is robust to the first epoch, which traces, and to a busy machine.
         "seconds_per_epoch": statistics.median(r["seconds"] for r in history.records),
         "val_elbo": None
         if history.best_epoch is None
@@ -249,7 +249,7 @@ def _facts(vae: VAE, history: History) -> dict[str, Any]:
 
 def _measure(run: Run, data: DataSet, facts: Mapping[str, Any]) -> dict[str, Any]:
     vae = load(run.folder)
-    # Another study may have evaluated the run, and want less measured of it.
+    # Another study, with fewer measures, may have evaluated the run.
     result = dataclasses.replace(run, measures=()).finished()
     if result is None:
         started = time.perf_counter()

@@ -12,26 +12,29 @@ from tqdm.auto import tqdm
 
 from pyro_vaes.experiments.engines import ENGINES
 from pyro_vaes.experiments.runs import Run, Task
+from pyro_vaes.runs.registry import values_with
 from pyro_vaes.runs.schema import RunConfig, digest, flatten, from_values
 
 __all__ = ["run_all"]
 
 
-# So many models of one architecture are worth a joint program.
+# Train jointly from this many models of one architecture on.
 _TOGETHER_FROM = 8
-# What may differ between models that train together.
+# Options that may differ between models that train together.
 _OWN = ("seed", "beta", "learning_rate")
+_WITH_COMPONENTS = values_with("prior", "prior_components")
+_WITH_FLOWS = values_with("posterior", "posterior_flows")
 
 
 def run_all(
     runs: Sequence[Run], *, workers: int = 0, engine: str = "local", progress: bool = True
 ) -> dict[str, dict[str, Any]]:
-    """Does all runs that are not done, the long ones first.
+    """Performs all runs that are not finished, the long ones first.
 
     Args:
-        runs: the runs; equal ones are done once.
-        workers: processes; 0 for one on each core, of the cluster if there is one.
-        engine: a name in :data:`ENGINES`; ``ray`` needs ``runs`` on a disk that all nodes see.
+        runs: the runs; equal ones are performed once.
+        workers: processes; 0 for one per core, of the cluster if there is one.
+        engine: a name in :data:`ENGINES`; ``ray`` needs the run folders on a shared disk.
         progress: show one bar over all runs, with the time left.
 
     Returns:
@@ -62,7 +65,7 @@ def run_all(
 
 
 def _merged(runs: Sequence[Run]) -> list[Run]:
-    """One run for each folder, with all that any study wants measured of it."""
+    """One run for each folder, with the measures of all studies."""
     merged: dict[Path, Run] = {}
     for run in runs:
         measures = {*run.measures, *(merged[run.folder].measures if run.folder in merged else ())}
@@ -71,7 +74,7 @@ def _merged(runs: Sequence[Run]) -> list[Run]:
 
 
 def _tasks(runs: Sequence[Run], workers: int) -> Iterator[Task]:
-    """Puts runs that can train together into tasks, the others into tasks of their own."""
+    """Groups runs that can train together into tasks; each other run is its own task."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(_kind(run.config), []).append(run)
@@ -79,14 +82,14 @@ def _tasks(runs: Sequence[Run], workers: int) -> Iterator[Task]:
         if len(group) < _TOGETHER_FROM or not _batches(group[0].config):
             yield from ((run,) for run in group)
             continue
-        # Runs that stop at about the same time share a program: those of like beta.
+        # Runs of similar beta stop at about the same time, so they share a program.
         group.sort(key=lambda run: (run.config.objective.beta, run.config.training.seed))
         size = math.ceil(len(group) / min(workers, len(group) // (_TOGETHER_FROM // 2)))
         yield from (tuple(group[i : i + size]) for i in range(0, len(group), size))
 
 
 def _kind(config: RunConfig) -> str:
-    """What runs that train together have in common."""
+    """The digest of the options that are equal in runs that train together."""
     return digest(from_values({**flatten(config), **dict.fromkeys(_OWN, 1)}))
 
 
@@ -99,9 +102,9 @@ def _batches(config: RunConfig) -> bool:
 
 
 def _cost(task: Task) -> float:
-    """A guess at how long a task takes: only the order of tasks depends on it."""
+    """A rough estimate of the time of a task, which sets the order of tasks only."""
     parts, network = task[0].config.parts, task[0].config.network
     cost = 3.0 if network.kind == "conv" else 1.0
-    cost += parts.prior_components / 200 if parts.prior in ("vamp", "mixture") else 0
-    cost += 0.2 * parts.posterior_flows if parts.posterior in ("planar", "iaf", "sylvester") else 0
+    cost += parts.prior_components / 200 if parts.prior in _WITH_COMPONENTS else 0
+    cost += 0.2 * parts.posterior_flows if parts.posterior in _WITH_FLOWS else 0
     return cost * len(task)

@@ -1,4 +1,4 @@
-"""What a study declares: a grid of runs, figures and findings."""
+"""The declaration of a study: a grid of runs, figures and findings."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _REHEARSAL: Mapping[str, Any] = {"epochs": 4, "patience": 4}
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One place in a grid.
+    """One cell of a grid.
 
     Attributes:
-        label: what tables and figures call it.
+        label: the name in tables and figures.
         options: over the study's base, by flat name.
-        factors: what varies, a column each in the table.
+        factors: the factors that vary, a column each in the table.
     """
 
     label: str
@@ -35,21 +35,21 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """A grid of runs and what it is for.
+    """A grid of runs and the question it answers.
 
     Attributes:
         title: a heading.
-        question: what it must show, a sentence or two.
-        grid: the cells, given the data; the second argument asks for a small one.
+        question: a sentence or two.
+        grid: the cells, given the data; the second argument asks for a small grid.
         draw: the figures.
-        findings: sentences that describe, and claim nothing.
-        columns: of the table in Markdown, beside NLL, ELBO and KL: key to heading.
+        findings: sentences that describe and claim nothing.
+        columns: of the page's table, after NLL, ELBO and KL: key to heading.
         measures: names in :data:`~pyro_vaes.experiments.measures.MEASURES`.
-        reference: the cell that others are compared with; the first if empty.
-        needs: what the data must have: ``labels``, ``levels`` or ``images``.
-        recipe: the defaults of its runs, by name; the command line's own if None.
+        reference: the cell with which others are compared; the first if empty.
+        needs: requirements on the data: ``labels``, ``levels`` or ``images``.
+        recipe: the recipe of its runs; the default recipe if None.
         base: options over the recipe that all cells share.
-        comparisons: what is tested, three at most, named before anything is run.
+        comparisons: the comparisons to test, three at most, named before anything is run.
 
     Raises:
         ValueError: for more comparisons.

@@ -93,7 +93,7 @@ class JointOptimizer:
         if self.separate:
             cast(Any, self._pyro)(set(params))
             return
-        optimizer = cast(torch.optim.Optimizer, self.optimizer)
+        optimizer = self._joint
         self._follow()
         met = {id(p) for p in params}
         others = [p for i, p in self._known.items() if i not in met and p.grad is not None]
@@ -207,7 +207,7 @@ class JointOptimizer:
         """Passes on changes in the joint one, such as a rate set in it, or decayed by its step."""
         if self._pyro is None:
             return
-        groups = cast(torch.optim.Optimizer, self.optimizer).param_groups
+        groups = self._joint.param_groups
         for group, seen in zip(groups, self._options, strict=True):
             changed = [k for k in seen if group.get(k) is not seen[k] and group[k] != seen[k]]
             for key in changed:
@@ -217,8 +217,13 @@ class JointOptimizer:
                 for key in changed:
                     own.param_groups[0][key] = options[key] = group[key]
 
+    @property
+    def _joint(self) -> torch.optim.Optimizer:
+        assert self.optimizer is not None
+        return self.optimizer
+
     def _remember(self) -> None:
-        groups = cast(torch.optim.Optimizer, self.optimizer).param_groups
+        groups = self._joint.param_groups
         self._options = [
             {k: v for k, v in group.items() if k not in ("params", *_MEANS)} for group in groups
         ]
@@ -230,16 +235,12 @@ class JointOptimizer:
         """Makes the joint one use the state of the parameter's own optimiser."""
         own = self._own[id(param)][0]
         state = own.state[param]
-        group = next(
-            g
-            for g in cast(torch.optim.Optimizer, self.optimizer).param_groups
-            if any(p is param for p in g["params"])
-        )
+        group = next(g for g in self._joint.param_groups if any(p is param for p in g["params"]))
         if isinstance(state.get("step"), Tensor) and (
             group.get("fused") or group.get("capturable")
         ):
             state["step"] = state["step"].to(param.device, torch.float32)
-        cast(torch.optim.Optimizer, self.optimizer).state[param] = state
+        self._joint.state[param] = state
 
     def _load(self, param: Tensor) -> None:
         """Follows a state loaded into the parameter's own optimiser."""

@@ -29,7 +29,7 @@ def _sizes(first: nn.Module, links: Sequence[nn.Module], context: int) -> tuple[
         ValueError: without links, or for one that sees something else than the levels before it.
     """
     if not links:
-        raise ValueError("Expected at least one link, a level below the first; got none.")
+        raise ValueError("Expected at least one link, a level after the first; got none.")
     sizes = tuple(cast(int, part.latent_dim) for part in (first, *links))
     for link, seen in zip(links, itertools.accumulate(sizes[:-1]), strict=True):
         expected = (context + seen,)

@@ -147,7 +147,8 @@ class GTMPseudoInputs(Grid, InUnits):
     def _frame(self, x: Tensor) -> tuple[Any, Any]:
         """Origin and width of the network's units, flat, in the units of the data."""
         if self.bounds is None:
-            return tuple(v.flatten() if isinstance(v, Tensor) else v for v in self._units)  # type: ignore[return-value]
+            center, spread = (v.flatten() if isinstance(v, Tensor) else v for v in self._units)
+            return center, spread
         low, high = (torch.as_tensor(bound).flatten() for bound in self.bounds)
         width = high - low
         return low.to(x.device), torch.where(width > 0, width, 1.0).to(x.device)

@@ -47,7 +47,7 @@ def build(config: RunConfig, data: DataSet) -> tuple[VAE, list[str]]:
 
     Args:
         config: the options.
-        data: what it will be trained on; gives shapes, levels, labels and pseudo-inputs.
+        data: the training data, which determine shapes, levels, labels and pseudo-inputs.
 
     Returns:
         The VAE, and a remark on each choice that was made for the user.
@@ -81,7 +81,7 @@ def build(config: RunConfig, data: DataSet) -> tuple[VAE, list[str]]:
 
 
 def _part(flag: str, value: str, *args: Any) -> Any:
-    """The part that a value of a flag stands for."""
+    """The part named by a value of a flag."""
     build, kind = builder_of(flag, value)
     return build(kind, *args)
 

@@ -40,11 +40,11 @@ Kind = Callable[..., nn.Module]
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What parts are built from.
+    """The arguments of builders.
 
     Attributes:
         config: the options.
-        data: gives shapes, levels and pseudo-inputs.
+        data: determine shapes, levels and pseudo-inputs.
         labels: the number of labels that parts take, 0 for none.
         remarks: on choices made for the user; builders append to it.
     """

@@ -30,7 +30,7 @@ from pyro_vaes.storage.files import RunFolderError
 from pyro_vaes.storage.older import writer
 from pyro_vaes.vae import VAE, check_data
 
-__all__ = ["NewRows", "checked", "element_names", "own_data", "read_new"]
+__all__ = ["NewRows", "checked", "element_columns", "element_names", "own_data", "read_new"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class NewRows:
     Attributes:
         x: ``(n, *event_shape)``.
         y: labels ``(n,)``, or None for a model without.
-        carried: what is known of each row besides, by name: it goes with it to the output.
+        carried: further columns of the rows, by name, which are copied to the output.
         notes: what there is to say.
     """
 
@@ -147,11 +147,11 @@ def _from_table(
         drop = () if config.data.drop == "none" else tuple(config.data.drop.split(","))
         pairs, _ = read(path, None, TableOptions(header, "", drop), notes)
         return pairs["all"][0], None, {}
-    plain = record["data"].get("codec")
-    x, labels, carried = read_columns(path, columns, labelled, plain and Codec.of(plain))
+    codec = _codec(record["data"])
+    x, labels, carried = read_columns(path, columns, labelled, codec)
     if carried:
         shown = ", ".join(map(repr, list(carried)[:10])) + ", ..." * (len(carried) > 10)
-        notes.append(f"Not seen by the model, and carried to the output: {shown}.")
+        notes.append(f"Not seen by the model, and copied to the output: {shown}.")
     return x, labels, carried
 
 
@@ -162,6 +162,11 @@ def _columns(config: RunConfig, run: Path, record: Mapping[str, Any]) -> Columns
         names = facts["columns"]
         return None if names is None else Columns(tuple(names), facts.get("label_column"))
     return own_data(config, run, record).columns
+
+
+def _codec(facts: Mapping[str, Any]) -> Codec | None:
+    """How the run's table is written as numbers, if its columns are of several kinds."""
+    return Codec.of(facts["codec"]) if facts.get("codec") else None
 
 
 def _from_pictures(folder: Path, notes: list[str]) -> tuple[Any, Any, Mapping[str, Any]]:
@@ -248,19 +253,29 @@ def checked(rows: NewRows, vae: VAE, path: Path | None) -> NewRows:
     return rows
 
 
+def element_columns(facts: Mapping[str, Any], x: Any) -> dict[str, Any]:
+    """Rows as columns: by their names where they have some, with their words, dates and rounding.
+
+    Args:
+        facts: what a run knows of its data.
+        x: an array ``(n, *event_shape)``.
+    """
+    table = np.asarray(x).reshape(len(x), -1)
+    codec = _codec(facts)
+    if codec is None:
+        return dict(zip(element_names(facts), table.T, strict=True))
+    frame = codec.rows(table)
+    return {name: _written(column) for name, column in frame.items()}
+
+
+def _written(column: Any) -> Any:
+    if column.dtype.kind == "M":
+        column = column.dt.strftime("%Y-%m-%d")
+    return column.to_numpy(dtype=object, na_value=None)
+
+
 def element_names(facts: Mapping[str, Any]) -> list[str]:
     """A name for each element of a datum: those of its columns, or else numbers."""
     if facts.get("columns"):
         return list(facts["columns"])
     return [f"x{i}" for i in range(int(np.prod(facts["event_shape"])))]
-
-
-def element_columns(facts: Mapping[str, Any], values: Any) -> dict[str, Any]:
-    """Data ``(n, ...)`` as columns by name; those of a table as it had them, words included."""
-    rows = np.asarray(values).reshape(len(values), -1)
-    if facts.get("codec"):
-        frame = Codec.of(facts["codec"]).rows(rows)
-        for name in frame.select_dtypes("datetime"):
-            frame[name] = frame[name].dt.strftime("%Y-%m-%d")
-        return {name: frame[name].astype(object).where(frame[name].notna(), None) for name in frame}
-    return dict(zip(element_names(facts), rows.T, strict=True))

@@ -1,4 +1,4 @@
-"""What the values of a flag stand for: one row for each, with its class, paper and builder."""
+"""The values of flags: one row for each, with its class, paper and builder."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ __all__ = ["REGISTRY", "Row", "builder_of", "catalogue", "values_with"]
 
 
 class Row(NamedTuple):
-    """A value of a flag. All of it is text, so that help and mistyped flags do not import torch.
+    """A value of a flag. All fields are text, so that help and mistyped flags need no torch.
 
     Attributes:
         path: its class within ``pyro_vaes``, whose docstring describes it.
         source: the paper.
         builder: the function in :mod:`pyro_vaes.runs.builders` that makes it.
         options: options that have an effect only with this value and others that name them.
-        kinds: what values of data a likelihood is for.
+        kinds: the kinds of data that a likelihood is for.
     """
 
     path: str
@@ -172,7 +172,7 @@ REGISTRY: dict[str, dict[str, Row]] = {
             "inference.divergences.Adversarial", "Makhzani et al. 2016", "adversarial"
         ),
     },
-    # What several flags make together, and no value of one.
+    # Made by several flags together, not by a value of one.
     "objective": {
         "--beta": Row("inference.elbo.BetaELBO", "Higgins et al. 2017"),
         "--alpha, --lambda": Row("inference.info.InfoELBO", "Zhao et al. 2019"),
@@ -204,6 +204,6 @@ def catalogue() -> str:
 
 
 def _at(path: str) -> Any:
-    """What stands at a dotted path within ``pyro_vaes``."""
+    """The object at a dotted path within ``pyro_vaes``."""
     module, _, name = path.rpartition(".")
     return getattr(importlib.import_module(f"pyro_vaes.{module}"), name)

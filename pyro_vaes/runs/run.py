@@ -81,7 +81,7 @@ def fit_options(config: RunConfig) -> FitOptions:
 
 
 def record_of(config: RunConfig, data: DataSet) -> dict[str, Any]:
-    """Facts saved with the weights: the options, and what data they are for."""
+    """Facts saved with the weights: the options, and the data they are for."""
     return {
         "config": to_yaml(config),
         "digest": digest(config, MAY_DIFFER),

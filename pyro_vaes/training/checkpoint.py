@@ -17,6 +17,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from pyro_vaes.core.described import SpecError, describe
 from pyro_vaes.data.splits import Split, batches
@@ -98,7 +99,7 @@ class RunState:
             # Looked up once: the tensors are shared with the weights, and one call updates all.
             names = [name for name, tensor in self.average.items() if tensor.is_floating_point()]
             self._pairs = [self.average[n] for n in names], [now[n] for n in names]
-        torch._foreach_lerp_(*self._pairs, 1 - decay)
+        get_ema_multi_avg_fn(decay)(*self._pairs, None)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

@@ -65,8 +65,8 @@ class Trainer:
         vae: see :func:`~pyro_vaes.fit`, as are the others.
         train: training data.
         val: validation data.
-        objective: what is minimised.
-        options: the options that decide what is computed.
+        objective: the loss.
+        options: the options that determine the result.
         record: JSON-ready facts to keep with the weights.
 
     Raises:

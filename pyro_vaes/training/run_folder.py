@@ -40,7 +40,7 @@ __all__ = ["METRICS", "RunFolder"]
 
 METRICS = "metrics.jsonl"
 
-# Least time between two checkpoints: what a kill may cost.
+# Least time between two checkpoints, which is the most that a kill loses.
 _CHECKPOINT_SECONDS = 2.0
 # Most time between two, however long an epoch is.
 _WITHIN_SECONDS = 60.0

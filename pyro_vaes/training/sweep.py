@@ -16,6 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Generator, Tensor, nn
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from pyro_vaes.core.choices import OPTIMIZERS, SCHEDULES
 from pyro_vaes.core.described import plain
@@ -277,8 +278,8 @@ class _Sweep:
             param.grad = grad
         self._move(rates)
         if self.average is not None:
-            decay = self.options.ema_decay
-            torch._foreach_lerp_(list(self.average.values()), list(self.params.values()), 1 - decay)
+            update = get_ema_multi_avg_fn(self.options.ema_decay)
+            update(list(self.average.values()), list(self.params.values()), None)
         return loss
 
     def _move(self, rates: list[float]) -> None:

@@ -99,7 +99,7 @@ def new(tmp_path: Path) -> Path:
 
 def test_columns_go_by_name_and_what_is_left_goes_along(capsys, first, new, tmp_path):
     assert run("encode", first, "--data", new, "--out", tmp_path / "codes.csv") == 0
-    assert "carried to the output: 'note', 'id'" in capsys.readouterr().out
+    assert "copied to the output: 'note', 'id'" in capsys.readouterr().out
     found = pd.read_csv(tmp_path / "codes.csv")
     assert list(found.columns) == ["note", "id", "z0", "z1"]
     assert found["note"].tolist() == ["a", "b", "c"] and found["id"].tolist() == [5, 3, 70]
@@ -404,3 +404,63 @@ def test_levels_beyond_those_of_the_run_are_refused(capsys, tmp_path):
     assert run("sample", tmp_path / "run", "--num", 3, "--out", tmp_path / "s.csv") == 0
     found = pd.read_csv(tmp_path / "s.csv")
     assert list(found.columns) == ["x0", "x1", "x2"] and found.to_numpy().dtype.kind == "i"
+
+
+# --- columns of several kinds ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on a table with words, dates and a gap."""
+    home, random = tmp_path_factory.mktemp("mixed"), np.random.default_rng(0)
+    days = pd.date_range("2024-01-01", periods=80).strftime("%Y-%m-%d")
+    frame = pd.DataFrame({"id": range(80), "mass": random.normal(70, 5, 80).round(2), "day": days})
+    frame["island"] = random.choice(["a", "b", "c"], 80)
+    frame.loc[3, "mass"] = np.nan
+    frame.to_csv(home / "all.csv", index=False)
+    trained(home / "run", data=str(home / "all.csv"))
+    return home
+
+
+def test_words_dates_and_rounding_go_in_and_come_out(mixed, tmp_path):
+    new = pd.read_csv(mixed / "all.csv")[["island", "id", "day", "mass"]].iloc[[7, 3]]
+    new.to_csv(tmp_path / "new.csv", index=False)
+    asked = ["--data", tmp_path / "new.csv", "--out", tmp_path / "out.csv"]
+    assert run("reconstruct", mixed / "run", *asked) == 0
+    found = pd.read_csv(tmp_path / "out.csv")
+    assert list(found.columns) == ["id", "mass", "day", "island"] and found["id"].tolist() == [7, 3]
+    assert set(found["island"]) <= {"a", "b", "c"}
+    assert (found["mass"] == found["mass"].round(2)).all()
+    assert found["day"].str.fullmatch(r"20[0-9]{2}-[01][0-9]-[0-3][0-9]").all()
+    assert run("score", mixed / "run", *FAST, *asked) == 0
+    scores = pd.read_csv(tmp_path / "out.csv")
+    # Less was seen of the second row: its score does not compare with those of others.
+    assert scores["p_value"].isna().tolist() == [False, True] and scores["log_p"].notna().all()
+    assert run("sample", mixed / "run", "--num", 6, "--distances", "--out", tmp_path / "s.csv") == 0
+    again = pv.load_data(str(tmp_path / "s.csv"), drop=["nearest_distance"])
+    assert again.kind == "table"
+
+
+def test_gaps_are_filled_and_all_else_stays(capsys, mixed, tmp_path):
+    new = pd.read_csv(mixed / "all.csv").iloc[:5]
+    new.loc[1, "island"] = np.nan
+    new.to_csv(tmp_path / "new.csv", index=False)
+    out = tmp_path / "filled.csv"
+    asked = ["impute", mixed / "run", "--data", tmp_path / "new.csv", *FAST]
+    assert run(*asked, "--out", out) == 0
+    assert "2 gaps in 2 rows filled" in capsys.readouterr().out
+    found = pd.read_csv(out)
+    assert list(found.columns) == ["id", "mass", "day", "island", "unreliable"]
+    seen = new.notna()
+    for name in ("id", "mass", "day", "island"):
+        assert found.loc[seen[name], name].tolist() == new.loc[seen[name], name].tolist()
+    assert 50 < found.loc[3, "mass"] < 90 and found.loc[1, "island"] in {"a", "b", "c"}
+    assert run(*asked, "--out", tmp_path / "filled.npy") == 0
+    assert not np.isnan(np.load(tmp_path / "filled.npy")).any()
+
+
+def test_a_word_that_the_run_does_not_know_is_refused(capsys, mixed, tmp_path):
+    pd.read_csv(mixed / "all.csv").iloc[:3].assign(island="z").to_csv(tmp_path / "new.csv")
+    asked = ["encode", mixed / "run", "--data", tmp_path / "new.csv", "--out", tmp_path / "a.csv"]
+    line = refused(capsys, *asked)
+    assert "'island'" in line and "'z'" in line and not (tmp_path / "a.csv").exists()

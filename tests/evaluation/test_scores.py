@@ -1,5 +1,6 @@
 """Scores of rows: right with their errors, p-values that keep their level, and nearest rows."""
 
+import dataclasses
 import math
 
 import pyro.distributions as dist
@@ -147,6 +148,7 @@ def made(values, proposal="encoder"):
         log_p_se=values * 0,
         pareto_k=None,
         unreliable=None,
+        gaps=torch.zeros(len(values), dtype=torch.bool),
         num_samples=10,
         proposal=proposal,
     )
@@ -157,6 +159,16 @@ def test_p_values_count_reference_rows_that_score_as_low():
     assert new.p_values(old).tolist() == [0.2, 0.8, 0.8, 1.0, 0.2]
     with pytest.raises(ValueError, match="draws of the encoder proposal"):
         new.p_values(made([1.0], "refined"))
+
+
+def test_scores_of_rows_with_gaps_do_not_compare():
+    new, old = made([-9.0, -2.0]), made([-9.0, -2.0, -1.0])
+    new = dataclasses.replace(new, gaps=torch.tensor([True, False]))
+    old = dataclasses.replace(old, gaps=torch.tensor([True, False, False]))
+    first, second = new.p_values(old).tolist()
+    assert math.isnan(first) and second == pytest.approx(2 / 3)
+    with pytest.raises(ValueError, match="without gaps"):
+        new.p_values(dataclasses.replace(old, gaps=torch.ones(3, dtype=torch.bool)))
 
 
 def test_p_values_of_like_rows_keep_their_level(known):
@@ -197,6 +209,15 @@ def test_gaps_count_like_what_was_seen_of_both_rows():
     a = torch.tensor([[0.0, gap, 3.0], [gap, 1.0, gap], [gap, gap, 2.0]])
     b = torch.tensor([[1.0, 5.0, 3.0], [0.0, gap, gap]])
     expected = torch.tensor([[1.5**0.5, 0.0], [48**0.5, math.inf], [3**0.5, math.inf]])
-    torch.testing.assert_close(_distances(a, b), expected)
+    torch.testing.assert_close(_distances(a, b, []), expected)
     whole = torch.randn(4, 3)
-    torch.testing.assert_close(_distances(whole, b[:1]), torch.cdist(whole, b[:1]))
+    torch.testing.assert_close(_distances(whole, b[:1], []), torch.cdist(whole, b[:1]))
+
+
+def test_classes_are_alike_or_not():
+    train = torch.tensor([[0.0, 0.0], [4.0, 0.0], [8.0, 1.0], [8.0, 3.0]])
+    x = torch.tensor([[0.0, 3.0], [8.0, 2.0]])
+    distance, row = pv.nearest_rows(x, train, classes=[1])
+    # Half of the mean square of 0 and 1.
+    assert distance.tolist() == pytest.approx([0.5**0.5] * 2) and row.tolist() == [0, 2]
+    assert pv.nearest_rows(train, train, classes=[1])[0].tolist() == [0] * 4

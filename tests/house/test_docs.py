@@ -88,11 +88,11 @@ def test_commands_of_a_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     from pyro_vaes.cli import main
 
     few = {"score": ["--samples", "30", "--proposal", "encoder"]}
-    few["evaluate"] = few["score"]
+    few |= dict.fromkeys(("evaluate", "impute"), few["score"])
     few["train"] = ["--epochs", "2", "--warmup-epochs", "0", "--samples", "5"]
     page = (DOCS / "using-a-model.md").read_text("utf-8")
     lines = re.findall(r"^pyro-vaes (.*)$", page, re.M)
-    assert len(lines) == 8
+    assert len(lines) == 9
     rows = "".join(f"{i},{170 + i % 7},{101_000 + 31 * i % 300}\n" for i in range(60))
     monkeypatch.chdir(tmp_path)
     for name in ("measurements.csv", "new.csv"):

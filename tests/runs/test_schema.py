@@ -385,6 +385,26 @@ def test_a_warmup_asked_for_must_be_shorter_than_training(warm: str, source: str
         resolve(None, None, {"warmup_steps": 3, "warmup_epochs": 2})
 
 
+@pytest.mark.parametrize(
+    ("values", "remark"),
+    [
+        ({"network": "gated", "activation": "relu"}, "--activation has no effect with --network"),
+        ({"network": "conv", "activation": "relu"}, None),
+        ({"prior": "gtm", "prior_weights": "uniform"}, None),
+        (
+            {"prior": "maf", "prior_weights": "uniform"},
+            "--prior-weights has no effect with --prior",
+        ),
+    ],
+)
+def test_the_row_of_a_value_decides_which_options_have_an_effect(
+    values: dict[str, Any], remark: str | None
+) -> None:
+    remarks = resolution.check_combination(*resolve(None, None, values))[1]
+    assert len(remarks) == (remark is not None)
+    assert all(line.startswith(str(remark)) for line in remarks)
+
+
 def test_an_option_without_effect_is_said() -> None:
     remarks = resolution.check_combination(
         *resolve(None, None, {"prior_flows": 8, "prior": "vamp"})

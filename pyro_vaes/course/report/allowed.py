@@ -1,8 +1,8 @@
-"""What a source may bring into a document: pictures of its own folder, and formulas that only set.
+"""Allow-lists for sources: pictures of their own folder, and formulas of known commands.
 
-A report is made of files that others may have written. A picture is shown if it lies within the
-folder of its source and its bytes are those of a picture; a formula is set if all its commands are
-on the list below, for TeX itself can read files, write them and run for ever.
+The files of a report may have been written by others. A picture is shown if it is within the folder
+of its source and its bytes are those of a picture. A formula is set if all its commands are on the
+list below, since TeX can read files, write them and run for ever.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ __all__ = ["PictureError", "check_formula", "check_picture"]
 
 
 class PictureError(ValueError):
-    """A file that is no picture; the message is a clause."""
+    """A file is no picture; the message is a clause."""
 
 
 # --- pictures -------------------------------------------------------------------------------------
 
 
 def check_picture(path: Path) -> None:
-    """Refuses a file that is no whole PNG, JPEG or SVG, whatever it is called.
+    """Refuses a file that is no intact PNG, JPEG or SVG, whatever its name.
 
     Raises:
-        PictureError: saying why.
+        PictureError: with the reason.
     """
     try:
         head = path.read_bytes()[:4096]
@@ -39,7 +39,7 @@ def check_picture(path: Path) -> None:
         if not head.startswith((b"\x89PNG", b"\xff\xd8\xff")):
             raise PictureError("no PNG, JPEG or SVG")
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # A picture that unpacks to far more than it holds.
+            warnings.simplefilter("error")  # Decompression bombs.
             with Image.open(path, formats=("PNG", "JPEG")) as picture:
                 picture.load()
     except PictureError:
@@ -112,7 +112,7 @@ _ENVIRONMENTS = set(_NAMED.split())
 
 
 def check_formula(formula: str) -> str:
-    """What in a formula is not on the list of what may be set; empty if all is."""
+    """The first command in a formula that is not allowed; empty if all are."""
     if "^^" in formula:  # TeX's other way to write any character.
         return "^^"
     for command in re.findall(r"\\([a-zA-Z]+\*?|.|\Z)", formula, flags=re.DOTALL):

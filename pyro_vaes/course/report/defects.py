@@ -1,4 +1,4 @@
-"""What the reference notebooks get wrong, and what it changes: a page for the report.
+"""A page of the report: errors in the reference notebooks, and their effects.
 
 Every number on it is computed when the page is made, by
 :mod:`pyro_vaes.course.report.demonstrations`.
@@ -35,7 +35,7 @@ __all__ = ["DefectsPage", "defects_page"]
 
 @dataclasses.dataclass(frozen=True)
 class DefectsPage:
-    """The page: Markdown, and its figures by the names it calls them by."""
+    """The page: Markdown, and its figures by file name."""
 
     markdown: str
     figures: dict[str, Figure]
@@ -86,7 +86,7 @@ def defects_page() -> DefectsPage:
     text = [
         "# What the reference notebooks get wrong, and what it changes",
         "Four formulas in the notebooks that come with the assignment are wrong. None of the four "
-        "stops a run, so they last. Each is written down here beside what it should be, "
+        "stops a run, so they stay unnoticed. Each is shown here next to the right formula, "
         "and both are run, in nats.",
         markdown_table(("defect", "asked for", "should be", "notebook's formula"), *overview),
         _mixture_text(mixture),
@@ -127,9 +127,9 @@ bounds:
 
 {markdown_table(("data", "-log p(x)", "-ELBO, joint", "-ELBO, per dimension"), *rows)}
 
-What the prior generates is charged too much, and what it never generates passes for likely. The
-charge on the prior's own draws is the total correlation of the mixture, which is all that the
-dimensions know of each other: {found["correlation_2"]:.2f} nats here, and
+Draws of the prior get too low a density, and points that it never generates get too high a one. The
+mean loss on the prior's own draws is the total correlation of the mixture, the information that the
+dimensions have of each other: {found["correlation_2"]:.2f} nats here, and
 {found[f"correlation_{WIDE}"]:.2f} nats for the same corners in {WIDE} dimensions (15 log 2 =
 {15 * math.log(2):.2f}). A prior scored so cannot learn which values of the dimensions go together.
 """

@@ -1,4 +1,4 @@
-"""Four formulas of the reference notebooks, each beside what it should be, and both run.
+"""Four formulas of the reference notebooks, each run next to the right formula.
 
 The notebooks are the two that come with the assignment; the formulas are written anew, on this
 library's parts. Nats, float64, fixed seeds.
@@ -69,7 +69,7 @@ def mixture_defect() -> Figures:
         "joint": joint().log_prob(ghost).item(),
         "per_dimension": apart().log_prob(ghost).item(),
     }
-    # x = z + noise, encoded where it lies: q(z | x) = N(x, noise^2).
+    # x = z + noise, with q(z | x) = N(x, noise^2).
     eye, zero = torch.eye(2).double(), torch.zeros(2).double()
     likelihood = LinearGaussian(eye, zero, noise).likelihood
     posterior = diagonal_posterior(eye, zero, zero + noise)
@@ -100,7 +100,7 @@ def mixture_defect() -> Figures:
 
 
 def counted(prior: Any, z: Tensor, times: int) -> Tensor:
-    """What a flow's distribution scores if its log-determinant counts so many times."""
+    """The score of a flow's distribution whose log-determinant counts several times."""
     u = z
     for transform in reversed(prior.transforms):
         u = transform.inv(u)
@@ -109,7 +109,7 @@ def counted(prior: Any, z: Tensor, times: int) -> Tensor:
 
 
 class Scales(nn.Module):
-    """The simplest flow prior: a standard normal with each dimension stretched."""
+    """The simplest flow prior: a standard normal with a scale for each dimension."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class Scales(nn.Module):
 
 
 def train(prior: nn.Module, z: Tensor, times: int, learning_rate: float) -> nn.Module:
-    """A prior fitted to draws z ``(n, D)``, its log-determinant counted so many times."""
+    """A prior fitted to draws z ``(n, D)``, its log-determinant counted several times."""
     optimizer = torch.optim.Adam(prior.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     for step in range(STEPS):
@@ -150,7 +150,7 @@ def integral(log_density: Callable[[Tensor], Tensor], bound: float = 9.0) -> flo
 
 
 def flow_defect() -> tuple[tuple[Figures, Figures], list[Tensor]]:
-    """Flow priors trained by either count, D = 2 and D = 16; and data and samples of the first."""
+    """Flow priors trained with either count, at D = 2 and 16; data and samples of the first."""
     torch.manual_seed(0)
     bent, bent_entropy = bent_normal(_DRAWS)
     round_ = torch.randn(_DRAWS, WIDE).double()
@@ -217,10 +217,10 @@ def scale_defect() -> tuple[Figures, Figures]:
 
 @torch.no_grad()
 def bound_defect() -> tuple[Figures, Figures]:
-    """-log p(x) by four ways, for the true model with a poor posterior and a wrong with its own.
+    """-log p(x) in four ways, for the true model with a poor posterior and a wrong model.
 
-    Both are linear-Gaussian, so that the truth is known. The two latent dimensions act on x much
-    alike, so that they are correlated in the true posterior.
+    Both are linear-Gaussian, so the truth is known. The two latent dimensions act on x almost
+    alike, so they are correlated in the true posterior.
     """
     torch.manual_seed(0)
     weight, bias = torch.randn(8, 1) + 0.6 * torch.randn(8, 2), torch.zeros(8).double()

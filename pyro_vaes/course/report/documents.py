@@ -1,10 +1,9 @@
-"""Documents: Markdown and notebooks, read into one tree.
+"""Reads Markdown and notebooks into one document tree, by pandoc.
 
-The work is pandoc's. What is read becomes a list of blocks of its document tree; pieces are joined
-by joining lists, so that headings, links and pictures of one piece cannot disturb another. Raw HTML
-and raw TeX are left out, and so are pictures and formulas that are not
-:mod:`~pyro_vaes.course.report.allowed`: a page holds what its sources say and runs nothing of
-theirs.
+A source becomes a list of blocks of pandoc's tree. Documents are joined by joining lists, and names
+of headings, links and pictures are kept apart. Raw HTML and raw TeX are left out, and so are
+pictures and formulas that are not :mod:`~pyro_vaes.course.report.allowed`: nothing of a source is
+executed.
 """
 
 from __future__ import annotations
@@ -45,12 +44,12 @@ Node = dict[str, Any]
 """A node of pandoc's tree: its kind ``t`` and, for most, its contents ``c``."""
 
 MARKDOWN = "gfm+tex_math_dollars+implicit_figures"
-# What shows that a cell is an algorithm rather than a check or a picture.
+# Calls that mark a cell as an algorithm rather than a check or a picture.
 _ALGORITHM = re.compile(r"pyro\.sample\(|\bSVI\(|\.backward\(|\bfit\(|\.step\(")
 _LINES = 60  # of the longest code cell shown
 _SHORT = 24  # characters of a cell that is not broken
-_LEFT_OUT = "left-out"  # the class of what stands in the place of something
-_SECONDS = 300.0  # that pandoc, and a TeX engine under it, may take for one document
+_LEFT_OUT = "left-out"  # the class of a placeholder
+_SECONDS = 300.0  # time limit of pandoc, TeX engine included, for one document
 
 
 class DocumentError(ValueError):
@@ -61,12 +60,12 @@ class DocumentError(ValueError):
 
 
 def from_markdown(text: str, folder: Path, prefix: str, shift: int = 0) -> list[Node]:
-    """Reads Markdown in GitHub's manner, with formulas between dollar signs.
+    """Reads GitHub's Markdown, with formulas between dollar signs.
 
     Args:
         text: the Markdown.
-        folder: where its pictures lie.
-        prefix: put before the names of its headings, so that they differ from others'.
+        folder: the folder of its pictures.
+        prefix: of the names of its headings, which makes them unique.
         shift: added to the levels of its headings.
 
     Raises:
@@ -77,7 +76,7 @@ def from_markdown(text: str, folder: Path, prefix: str, shift: int = 0) -> list[
 
 
 def from_notebook(path: Path, media: Path, prefix: str) -> list[Node]:
-    """Reads a notebook: its words and formulas, its outputs, and the code that is an algorithm.
+    """Reads a notebook: text, formulas, outputs, and code that is an algorithm.
 
     Code is shown if it samples or optimises and is short; code that only checks or draws is not.
     The tags ``remove_cell``, ``remove_input`` and ``remove_output``, which nbconvert knows, hide
@@ -94,7 +93,7 @@ def from_notebook(path: Path, media: Path, prefix: str) -> list[Node]:
     try:
         notebook = nbformat.read(path, as_version=4)
         nbformat.validate(notebook)
-    except Exception as error:  # Whatever is wrong with the file, nbformat says it in its own way.
+    except Exception as error:  # nbformat raises many kinds of errors for a damaged file.
         raise DocumentError(f"Expected a notebook at {path}; got a damaged file.") from error
     notebook.cells = [cell for cell in notebook.cells if "remove_cell" not in _tags(cell)]
     for cell in notebook.cells:
@@ -132,7 +131,7 @@ def _readable(output: Any) -> Any:
     data = output.get("data", {})
     for kind in ("image/png", "image/jpeg", "text/plain"):
         if kind in data:
-            # Numbered or not, all are shown alike; pandoc refuses a result without a number.
+            # As display data, since pandoc refuses a result without a number.
             return nbformat.v4.new_output("display_data", {kind: data[kind]})
     return None
 
@@ -140,7 +139,7 @@ def _readable(output: Any) -> Any:
 def _adopted(
     blocks: list[Node], folder: Path, within: Sequence[Path], prefix: str, shift: int
 ) -> list[Node]:
-    """Blocks whose headings, links and pictures mean the same wherever they are put."""
+    """Blocks whose headings, links and pictures stay valid in a joined document."""
 
     def adopt(node: Node) -> list[Node]:
         kind: str = node["t"]
@@ -172,14 +171,14 @@ def _adopted(
             elif target.endswith(".ipynb"):
                 content[2][0] = f"#{Path(target).stem}"
             elif not re.match(r"https?://|mailto:", target):
-                return list(content[1])  # A file beside the source is not beside the document.
+                return list(content[1])  # A file next to the source is not next to the document.
         return [node]
 
     return walked(blocks, adopt)
 
 
 def _picture(target: str, folder: Path, within: Sequence[Path]) -> Path:
-    """Where a picture really lies, which must be where its source may bring it from."""
+    """The resolved path of a picture, which must lie within the allowed folders."""
     path = (folder / target).resolve()
     inside = any(path.is_relative_to(place.resolve()) for place in within)
     if re.match(r"[a-z]+:", target) or not inside or not path.is_file():
@@ -188,12 +187,12 @@ def _picture(target: str, folder: Path, within: Sequence[Path]) -> Path:
 
 
 def left_out(reason: str) -> Node:
-    """What stands in the place of something that is left out; see :func:`remarks_on`."""
+    """A placeholder for something left out; see :func:`remarks_on`."""
     return {"t": "Span", "c": [["", [_LEFT_OUT], []], words(f"[{reason}]")]}
 
 
 def remarks_on(blocks: list[Node]) -> list[str]:
-    """A line for each thing in a document that was left out."""
+    """A line for each part of a document that was left out."""
     lines: list[str] = []
 
     def collect(node: Node) -> list[Node]:
@@ -206,7 +205,7 @@ def remarks_on(blocks: list[Node]) -> list[str]:
 
 
 def _set_table(content: list[Any]) -> None:
-    """Keeps short cells on one line, and numbers to the right."""
+    """Keeps short cells on one line and aligns numbers to the right."""
     _, _, columns, _, bodies, _ = content
     rows = [row[1] for body in bodies for row in body[3]]
     for i, column in enumerate(columns):
@@ -224,7 +223,7 @@ def _unbroken(node: Node) -> list[Node]:
 
 
 def walked(nodes: list[Any], action: Callable[[Node], list[Node]]) -> list[Any]:
-    """The tree with each node replaced by what the action makes of it, children first."""
+    """The tree with each node replaced by the action's result, children first."""
     found: list[Any] = []
     for node in nodes:
         if isinstance(node, list):
@@ -282,10 +281,10 @@ def plain_text(nodes: list[Node]) -> str:
 
 
 def pandoc(text: str, to: str, source: str, *options: str) -> str:
-    """What pandoc makes of a text, or writes to the file named by an option ``--output=``.
+    """Converts a text by pandoc; with an option ``--output=`` into that file.
 
     Raises:
-        DocumentError: if it fails, with what it or TeX said.
+        DocumentError: if it fails, with the message of pandoc or TeX.
     """
     command = [pypandoc.get_pandoc_path(), f"--from={source}", f"--to={to}", "--quiet", *options]
     try:
@@ -300,7 +299,7 @@ def pandoc(text: str, to: str, source: str, *options: str) -> str:
 
 
 def _ended(command: Sequence[str], text: str) -> tuple[str, str, int]:
-    """What a program wrote and said, and its status; beyond its time it and its children end."""
+    """Output, messages and status of a program; after a time limit it is killed, with children."""
     environment = {**os.environ, "shell_escape": "f", "openout_any": "p"}  # TeX's own settings
     pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     with subprocess.Popen(

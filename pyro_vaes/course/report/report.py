@@ -1,8 +1,8 @@
 """The report: derivations, experiments and defects as one document, in HTML and in PDF.
 
-It says what the notebooks and the results of the studies say, and nothing typed by hand: for each
-study NAME the results folder holds ``NAME.csv`` (a row for each run), ``NAME.json`` (a
-:class:`~pyro_vaes.experiments.page.Page`) and the pictures that the page names.
+Its contents come from the notebooks and from the results of the studies only. For each study NAME
+the results folder holds ``NAME.csv`` (a row per run), ``NAME.json`` (a
+:class:`~pyro_vaes.experiments.page.Page`) and the pictures of the page.
 """
 
 from __future__ import annotations
@@ -46,22 +46,22 @@ NOTEBOOKS = (
 )
 """The notebooks that hold the derivations, parts 1 to 4."""
 
-# Columns of a study's CSV that say with what it was run.
+# Columns of a study's CSV with the versions of its runs.
 _VERSIONS = ("version", "pyro_vaes", "python", "torch", "pyro")
 
 
 class ReportError(InputError):
-    """A source that is missing or cannot be read; the message is one line."""
+    """A source is missing or cannot be read; the message is one line."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What was written.
+    """The files written.
 
     Attributes:
         html: the page.
-        pdf: the PDF, None if no TeX engine managed it.
-        remarks: a line for each thing that is missing or went wrong.
+        pdf: the PDF, None if no TeX engine succeeded.
+        remarks: a line for each missing part or warning.
     """
 
     html: Path
@@ -144,7 +144,7 @@ def write_report(results: Path, out: Path, notebooks: Path | None = None) -> Rep
     return Report(html, None if pdf is None else typeset, [*remarks, *faults, *more])
 
 
-# --- what is read ---------------------------------------------------------------------------------
+# --- reading --------------------------------------------------------------------------------------
 
 
 def _studies(results: Path) -> list[_Study]:
@@ -210,7 +210,7 @@ def _parts(notebooks: Path | None, media: Path) -> tuple[list[list[Node]], list[
     return parts, remarks
 
 
-# --- what is made of it ---------------------------------------------------------------------------
+# --- writing --------------------------------------------------------------------------------------
 
 
 def _para(*content: str | Node | list[Node]) -> Node:
@@ -218,7 +218,7 @@ def _para(*content: str | Node | list[Node]) -> Node:
 
 
 def _inlines(content: Iterable[str | Node | list[Node]]) -> list[Node]:
-    """Words, nodes and lists of nodes in one line, a space between any two."""
+    """Words, nodes and lists of nodes in one line, separated by spaces."""
     found: list[Node] = []
     for item in content:
         nodes = words(item) if isinstance(item, str) else item if isinstance(item, list) else [item]
@@ -239,7 +239,7 @@ def _summary(studies: Sequence[_Study], parts: int) -> list[Node]:
             f"This document joins {derivations}the results of {len(studies)} "
             f"{'study' if len(studies) == 1 else 'studies'} over {runs} trained models with a page "
             "on what the reference notebooks get wrong. Figures, tables and findings are those "
-            "that the studies computed. Each study first found:"
+            "that the studies computed. The first finding of each study:"
         ),
         _bullets(
             [
@@ -290,12 +290,12 @@ def _reproduction(studies: Sequence[_Study]) -> list[Node]:
     text = [
         "`pyro-vaes reproduce` runs all studies and writes this document. One by one it is:",
         "```bash\n" + "\n".join([*commands, "pyro-vaes report"]) + "\n```",
-        "Runs that have finished are not run again. What each study took, from its CSV:",
+        "Finished runs are reused. The cost of each study, from its CSV:",
         markdown_table(head, *rows),
     ]
     if said:
         text.append(f"Versions: {said}.")
-    text.append("The last line of each study's section says with which options and versions.")
+    text.append("The last line of each study's section gives options and versions.")
     return [
         heading("How to reproduce", "reproduce"),
         *from_markdown("\n\n".join(text), Path(), "reproduce"),

@@ -1,6 +1,6 @@
-"""Documents written: one HTML page that needs nothing else, and a PDF typeset by LaTeX.
+"""Writes documents: a self-contained HTML page, and a PDF by LaTeX.
 
-The work is pandoc's and, for the PDF, that of whichever TeX engine is installed.
+pandoc does the work, and for the PDF any installed TeX engine.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ _KEPT = 25  # rows of a table that are kept on one page
 
 
 def to_html(blocks: list[Node], title: str) -> tuple[bytes, list[str]]:
-    """One page that needs nothing else: pictures inside it, formulas as MathML.
+    """One self-contained page: pictures embedded, formulas as MathML.
 
     Returns:
-        The page, the same bytes for the same blocks, and a line for each thing that went wrong.
+        The page, the same bytes for the same blocks, and one line per warning.
     """
 
     def mend(node: Node) -> list[Node]:
@@ -57,20 +57,20 @@ def to_html(blocks: list[Node], title: str) -> tuple[bytes, list[str]]:
 
 
 def _mathml_ready(formula: str) -> str:
-    """A formula without what MathML has no word for: numbers, labels, the space after "log"."""
+    """A formula without commands that MathML lacks: numbers, labels, the space after "log"."""
     formula = re.sub(r"\\tag\{([^{}]*)\}", r"\\qquad\\text{(\1)}", formula)
     formula = re.sub(r"\\(label\{[^{}]*\}|nonumber|notag)", "", formula)
-    # An operator's name and what it is applied to would touch.
+    # Otherwise an operator's name and its argument would touch.
     return re.sub(
         r"(\\(?:log|ln|exp|det))\s+(?=\\?[a-zA-Z])(?!\\left|\\big|\\Big)", r"\1\\,", formula
     )
 
 
 def to_pdf(blocks: list[Node], title: str) -> tuple[bytes | None, list[str]]:
-    """The document as LaTeX typesets it, by the first TeX engine that manages.
+    """The document as a PDF, by the first TeX engine that succeeds.
 
     Returns:
-        The file, None without an engine that manages, and a line for each thing that went wrong.
+        The file, None if no engine succeeds, and one line per warning.
     """
     engines = [engine for engine in ENGINES if shutil.which(engine)]
     if not engines:
@@ -102,7 +102,7 @@ def to_pdf(blocks: list[Node], title: str) -> tuple[bytes | None, list[str]]:
 def _written(
     blocks: list[Node], title: str, kind: str, options: list[str]
 ) -> tuple[bytes, list[str]]:
-    # A PDF has an identity, which pandoc would derive from the folder it happens to work in.
+    # A PDF has an identifier, which pandoc would derive from its temporary folder.
     identity = f"<{hashlib.md5(plain_text(blocks).encode(), usedforsecurity=False).hexdigest()}>"
     meta = {
         "pdf-trailer-id": {"t": "MetaInlines", "c": [_raw("Inline", f"{identity} {identity}")]},
@@ -118,20 +118,20 @@ def _written(
 
 
 def _warnings(log: Path) -> list[str]:
-    """What pandoc warned of, a line for each kind of thing."""
+    """Pandoc's warnings, without repetitions."""
     entries = json.loads(log.read_text(encoding="utf-8"))
     lines = [" ".join(_said(e).split()) for e in entries if e["verbosity"] == "WARNING"]
     return list(dict.fromkeys(lines))
 
 
 def _said(entry: dict[str, Any]) -> str:
-    """A warning in words; some versions of pandoc give only its type and what it is about."""
+    """A warning in words; some versions of pandoc give only its type and subject."""
     about = (f"{v}" for k, v in entry.items() if k not in ("type", "verbosity", "pretty"))
     return str(entry.get("pretty") or f"{entry.get('type', 'warning')}: {' '.join(about)}")
 
 
 def _typeset(node: Node) -> list[Node]:
-    """What LaTeX needs to be told: sizes of tables, and where equations are aligned."""
+    """Nodes as LaTeX needs them: tables with a size, aligned equations as raw TeX."""
     if node["t"] == "Image" and node["c"][2][0].lower().endswith(".svg"):
         return [left_out(f"the picture {Path(node['c'][2][0]).name} is an SVG: see the page")]
     if node["t"] == "Math":
@@ -150,7 +150,7 @@ def _typeset(node: Node) -> list[Node]:
     size = next((size for limit, size in _COLUMNS if total <= limit), None)
     if size is None:
         size = _COLUMNS[-1][1]
-        # Too wide at any size: cells are broken, in columns by the root of what they hold.
+        # Too wide at any size: cells are broken; a column's width follows the root of its text's.
         parts = [max(width, 4) ** 0.5 for width in widths]
         for column, part in zip(columns, parts, strict=True):
             column[1] = {"t": "ColWidth", "c": part / sum(parts)}
@@ -165,7 +165,7 @@ def _raw(kind: str, text: str) -> Node:
 
 @contextlib.contextmanager
 def _fixed_date() -> Iterator[None]:
-    """The date that a PDF carries is a fixed one, unless the user has set one."""
+    """Inside, PDFs carry a fixed date, unless the user has set one."""
     before = {name: os.environ.get(name) for name in ("SOURCE_DATE_EPOCH", "FORCE_SOURCE_DATE")}
     os.environ.setdefault("SOURCE_DATE_EPOCH", "0")
     os.environ["FORCE_SOURCE_DATE"] = "1"

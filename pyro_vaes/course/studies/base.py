@@ -1,4 +1,4 @@
-"""What the studies of the course share: the base configuration and small grids."""
+"""The base configuration and small grids that the studies of the course share."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def regularized(data: DataSet) -> Mapping[str, Mapping[str, Any]]:
 
 
 def overfit(o: Outcome, course: str, regularized: str) -> list[str]:
-    """Why there are two set-ups: by how much test NLL exceeds training NLL in each."""
+    """A sentence on the two set-ups: how much test NLL exceeds training NLL in each."""
     if not {course, regularized} <= set(o.labels):
         return []
     gaps = (o.differs_within(label, "nll", "nll_train") for label in (course, regularized))

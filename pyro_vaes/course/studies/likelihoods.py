@@ -118,7 +118,7 @@ def findings(o: Outcome) -> list[str]:
 
 STUDY = course_study(
     "The likelihood",
-    "Levels carry an order. What is it worth to know it, beside what a learned prior is worth?",
+    "Levels carry an order. How much does knowing it gain, compared with a learned prior?",
     grid,
     figures,
     findings,

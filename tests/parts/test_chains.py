@@ -1,0 +1,121 @@
+"""Levels of latents as one event."""
+
+import pyro.distributions as dist
+import pytest
+import torch
+from registry import make_vae, scramble
+from torch import nn
+
+import pyro_vaes as pv
+from pyro_vaes.distributions import Chain
+
+
+class Linear(nn.Module):
+    """p(z_1 | z_2) = N(w z_2, s^2), a link with closed forms."""
+
+    latent_dim, event_shape = 1, (1,)
+
+    def __init__(self, weight, scale):
+        super().__init__()
+        self.weight, self.scale = weight, scale
+
+    def forward(self, above):
+        return dist.Normal(self.weight * above, self.scale).to_event(1)
+
+
+def chain_vae(prior="chain", posterior="chain", **options):
+    vae = make_vae(prior, posterior, "normal", latent_dim=3, **options)
+    return scramble(vae).double()
+
+
+def test_a_chain_of_normals_is_the_joint_normal():
+    prior = pv.ChainPrior(pv.NormalPrior(1), Linear(2.0, 0.5)).double()
+    covariance = torch.tensor([[1.0, 2.0], [2.0, 4.25]], dtype=torch.float64)
+    joint = dist.MultivariateNormal(torch.zeros(2).double(), covariance)
+    z = torch.randn(7, 5, 2).double()
+    torch.testing.assert_close(prior().log_prob(z), joint.log_prob(z))
+    torch.manual_seed(0)
+    draws = prior().sample((200_000,))
+    torch.testing.assert_close(draws.T.cov(), covariance, atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("posterior", ["chain", "chain_upward", "chain_given_prior"])
+def test_own_draws_are_scored_without_running_a_network_again(posterior):
+    vae = chain_vae(posterior=posterior)
+    q = vae.q_z(torch.randn(5, 4).double())
+    calls = []
+    for link in vae.posterior.links:
+        link.register_forward_hook(lambda *_: calls.append(1))
+    z = q.rsample((2,))
+    drawn = len(calls)
+    own = q.log_prob(z)
+    assert len(calls) == drawn > 0
+    torch.testing.assert_close(q.log_prob(z.clone()), own)
+    assert len(calls) > drawn
+
+
+def test_a_link_given_the_prior_starts_at_it():
+    """Where the posterior's links say (0, 1), the levels below the top are those of the prior."""
+    vae = chain_vae(posterior="chain_given_prior")
+    for link in vae.posterior.links:
+        for parameter in link.head.parameters():
+            nn.init.zeros_(parameter)
+    q, p = vae.q_z(torch.randn(5, 4).double()), vae.posterior.prior()
+    z = q.rsample((3,))
+    torch.testing.assert_close(q.level_log_probs(z)[..., 1], p.level_log_probs(z)[..., 1])
+
+
+def test_levels_are_laid_out_top_first_whatever_is_drawn_first():
+    first = dist.Normal(torch.full((1,), 9.0), 1e-3).to_event(1)
+    link = lambda above: dist.Normal(-above.expand(*above.shape[:-1], 2), 1e-3).to_event(1)  # noqa: E731
+    down, up = (Chain(first, [link], (1, 2), reverse=reverse) for reverse in (False, True))
+    torch.testing.assert_close(down.sample().sign(), torch.tensor([1.0, -1, -1]))
+    z = up.sample((4,))
+    torch.testing.assert_close(z[0].sign(), torch.tensor([-1.0, -1, 1]))
+    torch.testing.assert_close(up.log_prob(z), down.log_prob(z[:, [2, 0, 1]]))
+
+
+def test_the_levels_share_the_kl_and_the_active_units():
+    vae = make_vae("chain", "chain", "normal", latent_dim=3).double()
+    found = pv.evaluate(vae, torch.randn(40, 4).double(), num_samples=500, proposal="encoder")
+    assert sum(found.level_kls) == pytest.approx(found.kl, rel=0.1)
+    assert sum(found.level_active_units) == found.active_units
+    assert "KL of each level" in str(found)
+
+
+def test_what_the_levels_of_other_models_share_has_a_reason():
+    x = torch.randn(40, 4).double()
+    for names in (("normal", "chain"), ("chain", "chain_upward")):
+        found = pv.evaluate(chain_vae(*names), x, num_samples=20, proposal="encoder").to_dict()
+        assert found["level_kls"] is None
+        assert "levels" in found["level_kls_reason"]
+
+
+def test_a_prior_of_a_mixture_is_drawn_without_gradients():
+    prior = pv.ChainPrior(pv.MixturePrior(2, 3), pv.NormalPosterior(pv.MLP(2, [4]), 1))
+    assert not prior().has_rsample
+    assert prior().sample((3,)).shape == (3, 3)
+
+
+def test_parts_that_do_not_fit_are_refused():
+    link = pv.NormalPosterior(pv.MLP(2, [4]), 1)
+    with pytest.raises(ValueError, match=r"event_shape \(3,\); got \(2,\)"):
+        pv.ChainPrior(pv.NormalPrior(3), link)
+    with pytest.raises(ValueError, match="at least one link"):
+        pv.ChainPrior(pv.NormalPrior(3))
+    planar = pv.FlowPosterior(link, pv.flows.planar(1, 1))
+    with pytest.raises(ValueError, match="scores only its own draws"):
+        pv.ChainPrior(pv.NormalPrior(2), planar)
+    prior = pv.ChainPrior(pv.NormalPrior(2), link)
+    encoder = pv.NormalPosterior(pv.MLP(4, [8]), 2)
+    with pytest.raises(ValueError, match="8 features and 2 latents"):
+        pv.ChainPosterior(encoder, link)
+    q_link = pv.NormalPosterior(pv.MLP(10, [8]), 1)
+    with pytest.raises(ValueError, match="top down"):
+        pv.ChainPosterior(encoder, q_link, upward=True, prior=prior)
+    wide = pv.NormalPosterior(pv.MLP(10, [8]), 3)
+    with pytest.raises(ValueError, match=r"levels \(2, 3\); got \(2, 1\)"):
+        pv.ChainPosterior(encoder, wide, prior=prior)
+    flow = pv.FlowPosterior(pv.NormalPosterior(pv.MLP(10, [8]), 1), pv.flows.iaf(1, 1))
+    with pytest.raises(ValueError, match="diagonal normals"):
+        pv.ChainPosterior(encoder, flow, prior=prior)(torch.zeros(3, 4)).sample()

@@ -301,8 +301,11 @@ class VAE(Described):
             array = np.asarray(value) if np.ndim(value) else np.array(value)
             if array.dtype.kind not in "biuf":
                 raise ValueError(f"Expected {what} that are real numbers; got {array.dtype}.")
-            if np.ma.is_masked(value):  # What is masked was not seen.
-                array = np.ma.filled(value.astype(np.float64), np.nan)
+            if np.ma.is_masked(value):
+                raise ValueError(
+                    f"Expected {what} without a mask; got masked (missing) values. Give "
+                    "x.filled(numpy.nan)."
+                )
             if array.dtype not in (np.uint8, np.float32):
                 array = array.astype(np.float64 if array.dtype.kind == "f" else int)
             value = torch.from_numpy(np.array(array))

@@ -216,7 +216,7 @@ def load_data(
     Values that are all 0 or 1 are taken for binary, whole numbers from 0 in at most 256 levels for
     levels, larger ones for counts if one in ten is 0 and rows are not images, everything else for
     real numbers; ``describe()`` of the result says which and why, with all other guesses. Whole
-    numbers with rounding errors are rounded. Gaps (NaN, blank and NA cells, masked values) are
+    numbers with rounding errors are rounded. Gaps (NaN, blank and NA cells) are
     values that were not seen: they stay NaN and are left out of log p(x), and ``describe()`` says
     how many there are. Bytes of shape ``(H, W)``, ``(C, H, W)`` or ``(H, W, C)`` with one to four
     channels are taken for images if at least 4 pixels wide and high, other rows only if

@@ -201,14 +201,13 @@ def _unpack(item: Any) -> tuple[Any, Any]:
 def _as_tensor(value: Any, what: str) -> Tensor:
     """A tensor of numbers, floating ones as they are (at least float32), without gradient."""
     if isinstance(value, np.ma.MaskedArray):
-        if np.ma.is_masked(value) and what != "data":
-            gaps = int(np.ma.getmaskarray(value).sum())
+        if np.ma.is_masked(value):
+            remedy = "x.filled(numpy.nan)" if what == "data" else "such rows left out"
             raise DataError(
-                f"Expected {what} without gaps; got {gaps} masked (missing) values. Drop such rows "
-                "or fill them in."
+                f"Expected {what} without a mask; got {int(np.ma.getmaskarray(value).sum())} "
+                f"masked (missing) values. Give {remedy}."
             )
-        masked = np.ma.is_masked(value)
-        value = np.ma.filled(value.astype(float), np.nan) if masked else value.data
+        value = value.data
     if isinstance(value, Tensor) and value.layout != torch.strided:
         value = value.to_dense()
     elif hasattr(value, "toarray") and hasattr(value, "tocsr"):  # SciPy's sparse matrices.

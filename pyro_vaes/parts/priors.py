@@ -175,9 +175,10 @@ class VampPrior(InUnits):
     ) -> None:
         super().__init__()
         if not getattr(posterior, "scores", True):
+            remedy = "Give the prior posterior.base instead." if hasattr(posterior, "base") else ""
             raise ValueError(
                 "Expected a posterior that scores any z for a VampPrior; got one that scores only "
-                "its own draws. Give the prior posterior.base instead."
+                f"its own draws. {remedy}".rstrip()
             )
         made = isinstance(pseudo_inputs, nn.Module)
         if made and bounds is not None:

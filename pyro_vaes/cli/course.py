@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from pyro_vaes.cli.flags import FOLDER, PLACE, check_drawing
+from pyro_vaes.core.choices import PROPOSALS
 from pyro_vaes.runs.options import ConfigError
 
 __all__ = ["report_command", "reproduce", "study_command"]
@@ -74,6 +75,11 @@ def _options(out: str) -> Callable[[Any], Any]:
             type=click.IntRange(min=1),
             help="Importance samples for each test datum.  [default: 500, quick: 50]",
         ),
+        click.option(
+            "--proposal",
+            type=click.Choice(PROPOSALS),
+            help="What z is drawn from to estimate log p(x).  [default: auto, quick: encoder]",
+        ),
         click.option("--quick", is_flag=True, help="A rehearsal: few epochs, small grids."),
         click.option(
             "--out",
@@ -114,12 +120,15 @@ def _options(out: str) -> Callable[[Any], Any]:
     return decorate
 
 
-def _settings(seeds: int | None, samples: int | None, quick: bool, **given: Any) -> Any:
-    from pyro_vaes.experiments.pages import Settings
+def _settings(
+    seeds: int | None, samples: int | None, proposal: str | None, quick: bool, **given: Any
+) -> Any:
+    from pyro_vaes.experiments.pages import Settings, usual_proposal
 
     return Settings(
         seeds=seeds or (1 if quick else 3),
         samples=samples or (50 if quick else 500),
+        proposal=proposal or usual_proposal(quick),
         quick=quick,
         **given,
     )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyro_vaes.cli.flags import PLACE, ConfigCommand, check_drawing, given, options
+from pyro_vaes.core.choices import PROPOSALS
 from pyro_vaes.core.errors import SignalStop
 from pyro_vaes.runs.options import ConfigError
 from pyro_vaes.runs.recipes import DEFAULT_RECIPE, RECIPES
@@ -58,6 +59,13 @@ _train_options: list[click.Parameter] = [
         show_default=True,
         help="Draws per test row in the evaluation at the end.",
     ),
+    click.Option(
+        ["--proposal"],
+        type=click.Choice(PROPOSALS),
+        default="auto",
+        show_default=True,
+        help="What that evaluation draws z from: the encoder, a fit per datum, or annealing.",
+    ),
     *options(),
 ]
 
@@ -69,6 +77,7 @@ def _train(
     resume: bool,
     minutes: float | None,
     samples: int,
+    proposal: str,
     **_flags: Any,
 ) -> None:
     """Trains a VAE and writes a run folder.
@@ -136,7 +145,7 @@ def _train(
             return
         summary = finished(out, history)
         if summary is None:
-            summary = summarise(vae, data, config, history, out, samples)
+            summary = summarise(vae, data, config, history, out, samples, proposal)
     click.echo(report_text(summary, out))
 
 

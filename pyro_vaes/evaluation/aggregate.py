@@ -237,6 +237,8 @@ def level_figures(
     Raises:
         Unavailable: if prior and posterior are not chains of the same levels, top first.
     """
+    if not getattr(vae.posterior, "scores", True):
+        raise Unavailable(OWN_DRAWS_ONLY)
     found, start = [], 0
     for q in posteriors:
         stop = start + q.batch_shape[0]

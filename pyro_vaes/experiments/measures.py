@@ -22,15 +22,19 @@ _PER_CLASS = 1000
 _BINS = 10
 
 
-def training_rows(vae: VAE, data: DataSet, samples: int) -> dict[str, float]:
+def training_rows(
+    vae: VAE, data: DataSet, samples: int, proposal: str = "auto"
+) -> dict[str, float]:
     """NLL of training rows, as many as test rows: the difference to test NLL shows over-fitting."""
     count = len(data.test)
     x = data.train.frozen().x[:count]
     y = None if data.train.y is None or not vae.conditional else data.train.y[:count]
-    return {"nll_train": -log_marginal(vae, x, samples, y=y).mean().item()}
+    return {"nll_train": -log_marginal(vae, x, samples, y=y, proposal=proposal).mean().item()}
 
 
-def components_used(vae: VAE, data: DataSet, samples: int) -> dict[str, float]:
+def components_used(
+    vae: VAE, data: DataSet, samples: int, proposal: str = "auto"
+) -> dict[str, float]:
     """The number of distinct components of a mixture prior in use: exp I(k; z) under q(z) p(k | z).
 
     I(k; z) is the entropy of the components' shares of q(z) minus that given z. The number is K for
@@ -49,13 +53,17 @@ def components_used(vae: VAE, data: DataSet, samples: int) -> dict[str, float]:
     return {"components_used": information.exp().item()}
 
 
-def pseudo_inputs_moved(vae: VAE, data: DataSet, samples: int) -> dict[str, float]:
+def pseudo_inputs_moved(
+    vae: VAE, data: DataSet, samples: int, proposal: str = "auto"
+) -> dict[str, float]:
     """The median distance that pseudo-inputs moved, in standard deviations of each element."""
     moved = vae.prior.moved(data.train.x) if isinstance(vae.prior, VampPrior) else None
     return {} if moved is None else {"pseudo_inputs_moved": moved.median().item()}
 
 
-def generated_classes(vae: VAE, data: DataSet, samples: int) -> dict[str, Any]:
+def generated_classes(
+    vae: VAE, data: DataSet, samples: int, proposal: str = "auto"
+) -> dict[str, Any]:
     """Accuracy on generated data, a thousand per class, of a classifier trained on real data."""
     if not vae.conditional or data.train.y is None or data.num_labels is None:
         return {}
@@ -69,7 +77,7 @@ def generated_classes(vae: VAE, data: DataSet, samples: int) -> dict[str, Any]:
     return {"generated_accuracy": share, "generated_accuracy_se": error, "by_class": by_class}
 
 
-def calibration(vae: VAE, data: DataSet, samples: int) -> dict[str, Any]:
+def calibration(vae: VAE, data: DataSet, samples: int, proposal: str = "auto") -> dict[str, Any]:
     """Whether the probabilities of p(x | z) for single pixels agree with frequencies.
 
     The event is that a pixel of a test image is in the upper half of the levels; its probability is
@@ -113,7 +121,7 @@ def reliability(probability: Tensor, happened: Tensor) -> dict[str, Any]:
     }
 
 
-MEASURES: Mapping[str, Callable[[VAE, DataSet, int], dict[str, Any]]] = {
+MEASURES: Mapping[str, Callable[..., dict[str, Any]]] = {
     "calibration": calibration,
     "components_used": components_used,
     "generated_classes": generated_classes,

@@ -267,6 +267,6 @@ def _measure(run: Run, data: DataSet, facts: Mapping[str, Any]) -> dict[str, Any
         }
     for name in run.measures:
         if name not in result["measures"]:
-            result["measures"][name] = MEASURES[name](vae, data, run.samples)
+            result["measures"][name] = MEASURES[name](vae, data, run.samples, run.proposal)
     write_text(run.folder / RESULT, json.dumps(result, indent=1) + "\n")
     return result

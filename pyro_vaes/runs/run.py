@@ -94,6 +94,7 @@ def record_of(config: RunConfig, data: DataSet) -> dict[str, Any]:
             "kind": data.kind,
             "columns": data.columns and list(data.columns.names),
             "label_column": data.columns and data.columns.label,
+            "codec": data.codec and data.codec.plain(),
             "digest": data.digest,
         },
     }

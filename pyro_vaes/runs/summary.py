@@ -66,7 +66,13 @@ def _is_number(value: Any) -> bool:
 
 
 def summarise(
-    vae: VAE, data: DataSet, config: RunConfig, history: History, out: Path, samples: int
+    vae: VAE,
+    data: DataSet,
+    config: RunConfig,
+    history: History,
+    out: Path,
+    samples: int,
+    proposal: str = "auto",
 ) -> dict[str, Any]:
     """Draws the figures of a finished run, evaluates it, and writes ``summary.json``."""
     from pyro_vaes import plotting
@@ -87,7 +93,9 @@ def summarise(
         figures["reconstructions"] = plotting.reconstructions(vae, data.test, data.image_shape)
     for name, figure in figures.items():
         plotting.save_figure(figure, out / "figures" / f"{name}.png")
-    result = evaluate(vae, data.test, num_samples=samples, seed=config.training.seed)
+    result = evaluate(
+        vae, data.test, num_samples=samples, seed=config.training.seed, proposal=proposal
+    )
     summary = {
         **result.to_dict(),
         "split": "test",

@@ -24,6 +24,7 @@ from pyro_vaes.storage.weights import WEIGHTS
 
 SMALL = ["--hidden-dims", "8", "--latent-dim", "2", "--mode", "eager", "--prior", "standard"]
 SMALL += ["--epochs", "3", "--warmup-epochs", "0", "--samples", "5"]
+SMALL += ["--proposal", "encoder"]
 FAST = ["--samples", "30", "--proposal", "encoder"]
 COMMANDS = ("score", "encode", "reconstruct", "interpolate", "traverse")
 

@@ -20,6 +20,8 @@ def run(*arguments):
     """Runs the command in this process; returns its exit status. The closing figures are rough."""
     if arguments[0] == "train" and "--samples" not in arguments:
         arguments += ("--samples", 20)
+    if arguments[0] == "train" and "--proposal" not in arguments:
+        arguments += ("--proposal", "encoder")
     try:
         main([str(argument) for argument in arguments])
     except SystemExit as stop:
@@ -90,7 +92,7 @@ def test_evaluate_prints_one_flat_object(capsys, finished):
 
 def test_evaluation_is_that_of_training(capsys, finished):
     capsys.readouterr()
-    run("evaluate", finished, "--samples", 20, "--json")
+    run("evaluate", finished, "--samples", 20, "--proposal", "encoder", "--json")
     report = json.loads(capsys.readouterr().out)
     summary = json.loads((finished / "summary.json").read_text())
     assert report["nll"] == pytest.approx(summary["nll"], abs=1e-6)

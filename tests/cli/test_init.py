@@ -18,6 +18,7 @@ from pyro_vaes.training.checkpoint import CHECKPOINT
 
 SMALL = ["--hidden-dims", "8", "--latent-dim", "2", "--mode", "eager", "--prior", "standard"]
 SMALL += ["--ema-decay", "0", "--warmup-epochs", "0", "--samples", "5"]
+SMALL += ["--proposal", "encoder"]
 
 
 def run(*arguments: Any) -> int:

@@ -95,6 +95,7 @@ def small(tmp_path, monkeypatch) -> Settings:
         data=str(tmp_path / "own.npz"),
         seeds=2,
         samples=20,
+        proposal="encoder",
         out=tmp_path / "local",
         runs=tmp_path / "local" / "runs",
         workers=1,

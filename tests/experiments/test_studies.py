@@ -273,7 +273,13 @@ def small(tmp_path, monkeypatch) -> Settings:
     monkeypatch.setitem(STUDIES, "tiny", tiny)
     out, runs = tmp_path / "out", tmp_path / "runs"
     return Settings(
-        data=str(tmp_path / "own.npz"), seeds=2, samples=20, out=out, runs=runs, workers=1
+        data=str(tmp_path / "own.npz"),
+        seeds=2,
+        samples=20,
+        proposal="encoder",
+        out=out,
+        runs=runs,
+        workers=1,
     )
 
 
@@ -309,7 +315,7 @@ def test_a_study_writes_table_figures_and_findings_and_runs_nothing_twice(small,
     # Each figure is that of the run's own folder.
     vae = pv.load(small.runs / table["run"][0])
     data = pv.load_data(small.data)
-    again = pv.evaluate(vae, data.test, num_samples=20, train=data.train)
+    again = pv.evaluate(vae, data.test, num_samples=20, proposal="encoder", train=data.train)
     assert table["nll"][0] == pytest.approx(again.nll, rel=1e-5)
     before = path.read_text(), (small.out / "tiny.csv").read_text()
     write_pages({"tiny": STUDIES["tiny"]}, small)
@@ -371,7 +377,7 @@ def test_models_of_one_architecture_train_together(small, monkeypatch):
     assert evaluated.posterior.latent_dim == 2
 
 
-@pytest.mark.parametrize("last", [1, 4])
+@pytest.mark.parametrize("last", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_models_that_were_trained_together_are_not_trained_again(small, monkeypatch, last):
     monkeypatch.setattr(schedule, "_TOGETHER_FROM", 4)
     measure, left, count = study_runs._measure, iter(range(last - 1)), trained(monkeypatch)
@@ -488,7 +494,7 @@ NONSENSE = [
 ]
 
 
-SOME = [pytest.param(n, marks=pytest.mark.slow) if i % 4 else n for i, n in enumerate(NONSENSE)]
+SOME = [pytest.param(n, marks=pytest.mark.slow) if i % 8 else n for i, n in enumerate(NONSENSE)]
 
 
 @pytest.mark.parametrize("nonsense", SOME, ids=lambda value: str(value)[:40])
@@ -529,6 +535,7 @@ def test_a_study_of_other_data_runs_anew(small, monkeypatch):
     assert list(pd.read_csv(small.out / "tiny.csv")["nll"]) == list(before["nll"])
 
 
+@pytest.mark.slow
 def test_a_study_of_another_version_runs_anew_and_says_which(small, monkeypatch):
     count = trained(monkeypatch)
     write_pages({"tiny": STUDIES["tiny"]}, small)
@@ -551,7 +558,7 @@ def test_the_page_names_the_versions_of_its_runs(small):
 
 def test_data_that_change_under_a_study_are_noticed(small, monkeypatch):
     monkeypatch.setattr(study_runs, "data_of", lambda config: pv.load_data("digits"))
-    with pytest.raises(RunFolderError, match="changed meanwhile"):
+    with pytest.raises(RunFolderError, match="have changed since"):
         write_pages({"tiny": STUDIES["tiny"]}, small)
 
 

@@ -90,6 +90,7 @@ def test_commands_of_a_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     few = {"score": ["--samples", "30", "--proposal", "encoder"]}
     few |= dict.fromkeys(("evaluate", "impute"), few["score"])
     few["train"] = ["--epochs", "2", "--warmup-epochs", "0", "--samples", "5"]
+    few["train"] += ["--proposal", "encoder"]
     page = (DOCS / "using-a-model.md").read_text("utf-8")
     lines = re.findall(r"^pyro-vaes (.*)$", page, re.M)
     assert len(lines) == 9

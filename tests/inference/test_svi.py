@@ -517,6 +517,7 @@ print(Program(lambda x: (x.sin().cumsum(0).exp(),), [torch.ones(7)], compiled=Tr
 """
 
 
+@pytest.mark.slow
 def test_half_a_library_in_the_compilers_cache_is_made_anew(tmp_path):
     """A process that is killed while it compiles leaves one there."""
     environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}

@@ -164,6 +164,7 @@ def test_a_lost_connection_is_one_line():
 # --- the command line, several minutes on a busy machine ------------------------------------------
 
 QUICK = ["train", "--recipe", "course", "--hidden-dims", "16", "--latent-dim", "2"]
+QUICK += ["--proposal", "encoder"]
 
 
 @pytest.mark.slow

@@ -574,8 +574,9 @@ def test_values_that_single_precision_cannot_tell_apart_are_refused():
 def test_splits_are_checked_like_everything_else():
     gap = torch.randn(9, 3)
     gap[3, 1] = math.nan
-    for wrong in (gap, torch.zeros(0, 3), torch.zeros(3)):
+    for wrong in (torch.full((9, 3), math.inf), torch.zeros(0, 3), torch.zeros(3)):
         with pytest.raises(DataError):
             pv.Split(wrong)
+    assert pv.Split(gap).x.isnan().nonzero().tolist() == [[3, 1]]
     split = pv.Split(np.ones((4, 2)), np.array([0, 1, 1, 0], "uint8"))
     assert split.y.dtype == torch.long and isinstance(split.x, torch.Tensor)

@@ -18,7 +18,7 @@ nitpick_ignore_regex = [
     ("py:class", r"pyro_vaes\..*\._.*"),  # private bases
     ("py:class", r"pyro_vaes\..*\.T"),  # type variables
     # How Sphinx splits a field whose default it cannot read.
-    ("py:class", r"(list\[dict|tuple)\[str"),
+    ("py:class", r"(list\[dict|tuple|dict)\[str"),
 ]
 
 add_module_names = False

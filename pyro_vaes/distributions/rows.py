@@ -156,7 +156,7 @@ class Row(dist.TorchDistribution):
 
     @property
     def averages(self) -> Tensor:
-        """What may be averaged: means of numbers, and probabilities of categories, in a row."""
+        """Means of numbers and probabilities of categories in a row, which may be averaged."""
         return torch.cat([_averages(block.elements) for block in self.blocks], -1)
 
     def from_averages(self, averages: Tensor) -> Tensor:

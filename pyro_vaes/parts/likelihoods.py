@@ -364,7 +364,7 @@ class AutoregressiveLikelihood(LevelLikelihood):
 class NormalLikelihood(ElementUnits, Likelihood):
     """Real elements with a learned scale, one for each element, shared by all data.
 
-    The network works in each element's own centre and spread, see :meth:`initialize_from`; scores,
+    The network works in each element's own centre and spread, see ``initialize_from``; scores,
     means and draws are in the units of the data. So a change of units changes log p(x) by the log
     of the unit only, after training too.
 
@@ -378,7 +378,7 @@ class NormalLikelihood(ElementUnits, Likelihood):
         event_shape: see :class:`Likelihood`.
         num_labels: see :class:`Likelihood`.
         initial_scale: initial scale, in spreads of each element; in the units of the data before
-            :meth:`initialize_from` is called.
+            ``initialize_from`` is called.
         min_scale: smallest scale, in the same units: without it, the density of an element that
             never varies, and so the likelihood, would grow to infinity.
     """

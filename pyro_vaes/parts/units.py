@@ -64,7 +64,7 @@ class ElementUnits(Described):
 
     They are buffers, saved with the weights. A VAE hands them on to its posterior and prior,
     whether it is made before or after they are taken. A likelihood mixes this in and calls
-    :meth:`_start_units` in its constructor.
+    ``_start_units()`` in its constructor.
     """
 
     event_shape: tuple[int, ...]

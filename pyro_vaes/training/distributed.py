@@ -134,7 +134,7 @@ class Processes:
 
     @property
     def weight(self) -> float:
-        """The weight of this process's last rows: 0 if it had none, else 1."""
+        """0 if this process had no rows at last, else 1."""
         return 0.0 if self._idle else 1.0
 
     def _add_up(self, tensor: Tensor) -> None:

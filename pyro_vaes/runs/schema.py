@@ -343,8 +343,12 @@ def validated(values: Mapping[Any, Any], where: str) -> Values:
 
 
 def digest(config: RunConfig, but: Collection[str] = ()) -> str:
-    """SHA-256 of all options but some, in hexadecimal."""
-    values = {name: value for name, value in flatten(config).items() if name not in but}
+    """SHA-256 of the options that are not at their defaults, but some, in hexadecimal.
+
+    An option that a later version adds, at a default that does what was done before, leaves it.
+    """
+    usual = flatten(RunConfig())
+    values = {k: v for k, v in flatten(config).items() if k not in but and v != usual[k]}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

@@ -495,3 +495,13 @@ def test_a_recipes_warmup_is_left_out_of_a_many_sample_bound(warm: str) -> None:
     config, explicit = resolve(warm, None, {"train_samples": 5, "warmup_epochs": 3})
     with pytest.raises(ConfigError, match="'--warmup-epochs': expected 0"):
         resolution.check_combination(config, explicit)
+
+
+def test_a_digest_is_of_the_options_that_are_not_at_their_defaults(monkeypatch):
+    config = cfg.from_values({"latent_dim": 3})
+    before, least = cfg.digest(config), cfg.digest(RunConfig())
+    assert len({before, least, cfg.digest(cfg.from_values({"latent_dim": 4}))}) == 3
+    assert cfg.digest(config, ("latent_dim",)) == least
+    # A later version has one option more.
+    monkeypatch.setattr(cfg, "flatten", lambda config: {**flatten(config), "later": "none"})
+    assert cfg.digest(config) == before

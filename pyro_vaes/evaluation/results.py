@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
 
 from pyro_vaes.evaluation.reliability import is_trusted, k_hat_lines
 
-__all__ = ["Evaluation", "Unavailable"]
+__all__ = ["Evaluation", "Unavailable", "bound_lines"]
 
 
 _NO_ERROR = "one datum has no standard error"
@@ -249,14 +250,7 @@ class Evaluation:
         if self.num_gaps:
             total = self.num_data * self.num_dimensions
             yield f"{self.num_gaps} of {total} values were not seen: log p(x) is of the others"
-        mark = "  NOT TO BE TRUSTED" if self.trusted is False else ""
-        yield self._row("-log p(x), importance weighted", "nll") + self._bits("nll") + mark
-        if self.encoder_nll is not None:
-            yield self._row("  from the encoder's draws alone", "encoder_nll")
-        yield self._row("-ELBO", "elbo", -1) + self._bits("elbo", -1)
-        yield self._row("  reconstruction, -E[log p(x|z)]", "reconstruction", -1)
-        yield self._row("  KL(q(z|x) || p(z))", "kl")
-        yield from k_hat_lines(vars(self), self.reasons.get("num_unreliable", _NOT_ASKED))
+        yield from bound_lines(vars(self), lambda name: self._reason(name, None))
         if self.diagnosed:
             yield from self._diagnostics()
         yield from (f"Warning: {warning}" for warning in self.warnings)
@@ -295,19 +289,49 @@ class Evaluation:
         yield str(self.verdict)
 
     def _row(self, title: str, name: str, sign: int = 1, digits: int = 2) -> str:
-        value, error = getattr(self, name), getattr(self, f"{name}_se", None)
-        if value is None or math.isnan(value):
-            return f"{title:<34}      n/a ({self._reason(name, None)})"
-        text = f"{title:<34}{sign * value:>9.{digits}f}"
-        return text if error is None else f"{text} +- {error:.{digits}f}"
+        return _row(vars(self), lambda name: self._reason(name, None), title, name, sign, digits)
 
-    def _bits(self, name: str, sign: int = 1) -> str:
-        value, error = getattr(self, f"{name}_bpd"), getattr(self, f"{name}_bpd_se")
-        if math.isnan(value):
-            return ""
-        return (
-            f"  ({sign * value:.4f}" + ("" if error is None else f" +- {error:.4f}") + " bits/dim)"
-        )
+
+def bound_lines(figures: Mapping[str, Any], reason: Callable[[str], str]) -> Iterator[str]:
+    """-log p(x), the ELBO, its terms and k-hat in words.
+
+    Args:
+        figures: those of an evaluation, by name, also from a file of an earlier version.
+        reason: why a figure is missing, by its name.
+    """
+    known = "share_unreliable" in figures
+    mark = "  NOT TO BE TRUSTED" if known and is_trusted(figures) is False else ""
+    row = functools.partial(_row, figures, reason)
+    yield row("-log p(x), importance weighted", "nll") + _bits(figures, "nll") + mark
+    if figures.get("encoder_nll") is not None:
+        yield row("  from the encoder's draws alone", "encoder_nll")
+    yield row("-ELBO", "elbo", -1) + _bits(figures, "elbo", -1)
+    yield row("  reconstruction, -E[log p(x|z)]", "reconstruction", -1)
+    yield row("  KL(q(z|x) || p(z))", "kl")
+    if known:
+        yield from k_hat_lines(figures, reason("num_unreliable"))
+
+
+def _row(
+    figures: Mapping[str, Any],
+    reason: Callable[[str], str],
+    title: str,
+    name: str,
+    sign: int = 1,
+    digits: int = 2,
+) -> str:
+    value, error = figures[name], figures.get(f"{name}_se")
+    if value is None or math.isnan(value):
+        return f"{title:<34}      n/a ({reason(name)})"
+    text = f"{title:<34}{sign * value:>9.{digits}f}"
+    return text if error is None else f"{text} +- {error:.{digits}f}"
+
+
+def _bits(figures: Mapping[str, Any], name: str, sign: int = 1) -> str:
+    value, error = figures.get(f"{name}_bpd"), figures.get(f"{name}_bpd_se")
+    if value is None or math.isnan(value):
+        return ""
+    return f"  ({sign * value:.4f}" + ("" if error is None else f" +- {error:.4f}") + " bits/dim)"
 
 
 def _finite(value: Any) -> bool:

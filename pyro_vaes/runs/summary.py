@@ -14,7 +14,8 @@ import torch
 from pyro_vaes._version import __version__
 from pyro_vaes.data.dataset import DataSet
 from pyro_vaes.evaluation.evaluator import evaluate
-from pyro_vaes.evaluation.reliability import is_trusted, k_hat_lines
+from pyro_vaes.evaluation.reliability import is_trusted
+from pyro_vaes.evaluation.results import bound_lines
 from pyro_vaes.parts.priors import VampPrior
 from pyro_vaes.runs.schema import RunConfig
 from pyro_vaes.storage.files import read_json, write_text
@@ -27,16 +28,11 @@ __all__ = ["VERSIONS", "finished", "report_text", "summarise", "versions"]
 _SUMMARY = "summary.json"
 #: Names of the versions recorded with each run.
 VERSIONS = ("pyro_vaes", "torch", "pyro", "python")
-# Figures of the test rows that the command prints, each with its sign.
-_FIGURES = (
-    ("-log p(x), importance weighted", "nll", 1),
-    ("-ELBO", "elbo", -1),
-    ("  reconstruction -E[log p(x|z)]", "reconstruction", -1),
-    ("  KL(q(z|x) || p(z))", "kl", 1),
-)
+_FIGURES = ("nll", "elbo", "reconstruction", "kl")
 _RUN = ("epochs", "train_seconds", "stopped", "mode", "device", "best_epoch", "num_samples")
-_OPTIONAL = ("best_epoch", "processes", "precision_shift")
-_REPORTED = {*_RUN, *(f"{key}{end}" for _, key, _ in _FIGURES for end in ("", "_se"))}
+_ALSO = ("nll_bpd", "nll_bpd_se", "elbo_bpd", "elbo_bpd_se", "encoder_nll", "encoder_nll_se")
+_OPTIONAL = ("best_epoch", "processes", "precision_shift", *_ALSO)
+_REPORTED = {*_RUN, *(f"{key}{end}" for key in _FIGURES for end in ("", "_se"))}
 
 
 def finished(out: Path, history: History) -> dict[str, Any] | None:
@@ -129,6 +125,10 @@ def versions() -> dict[str, str]:
     return dict(zip(VERSIONS, map(str, found), strict=True))
 
 
+def _reason(summary: Mapping[str, Any], name: str) -> str:
+    return str(summary.get(f"{name}_reason", "not recorded"))
+
+
 def report_text(summary: Mapping[str, Any], out: Path) -> str:
     """The lines printed after training: how it ended, test figures and run folder."""
     why = {"patience": "no better validation", "epochs": "all epochs done"}
@@ -145,18 +145,9 @@ def report_text(summary: Mapping[str, Any], out: Path) -> str:
             f"{summary['precision_shift']:+.3f} nats off that in float32."
         )
     lines.append(f"\nTest figures, nats per datum ({summary['num_samples']} samples each)")
+    lines += [f"  {line}" for line in bound_lines(summary, lambda name: _reason(summary, name))]
     # A run from before k-hat was recorded stays as it is.
-    known, reason = "share_unreliable" in summary, summary.get("num_unreliable_reason", "")
-    doubtful = known and is_trusted(summary) is False
-    for title, key, sign in _FIGURES:
-        value, error = summary[key], summary[f"{key}_se"]
-        text = "n/a" if value is None else f"{sign * value:.2f}"
-        mark = "  NOT TO BE TRUSTED" if doubtful and key == "nll" else ""
-        spread = "" if error is None else f" +- {error:.2f}"
-        lines.append(f"  {title:<34}{text:>9}{spread}{mark}")
-    if known:
-        lines += [f"  {line}" for line in k_hat_lines(summary, reason)]
-    if doubtful:
+    if "share_unreliable" in summary and is_trusted(summary) is False:
         remedy = "--samples 5000 or --proposal annealed"
         lines.append(f"    For a better figure: pyro-vaes evaluate {out} with {remedy}")
     if summary.get("pseudo_inputs_moved") is not None:

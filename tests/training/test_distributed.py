@@ -269,6 +269,10 @@ def log_and_stop(self, record):
         raise KeyboardInterrupt
 
 RunFolder.log = log_and_stop
-cli.main(["train", "--resume", "--out", str(out)])
+try:
+    status = cli.main(["train", "--resume", "--out", str(out)])
+except SystemExit as stop:
+    status = stop.code
+assert status == 130, status
 print(done[0] - 1, done[-1])
 """

@@ -225,7 +225,7 @@ def level_figures(
     z: Tensor,
     active: Sequence[int] | None,
 ) -> dict[str, Any]:
-    """E KL(q(z_l | x, z_>l) || p(z_l | z_>l)) of each level, top first, and its active units.
+    """``E KL(q(z_l | x, z_>l) || p(z_l | z_>l))`` of each level, top first, and its active units.
 
     Args:
         vae: the model.

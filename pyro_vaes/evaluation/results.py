@@ -96,7 +96,7 @@ class Evaluation:
         active_units: number of units whose posterior mean varies by more than 0.01 over the data.
         active: their indices, from 0.
         unit_variances: these variances.
-        level_kls: E KL(q(z_l | x, z_>l) || p(z_l | z_>l)) of each level of a chain, top first.
+        level_kls: ``E KL(q(z_l | x, z_>l) || p(z_l | z_>l))`` of each level of a chain, top first.
         level_active_units: the active units of each.
         mmd2: unbiased squared maximum mean discrepancy between q(z) and p(z); without unit.
         class_accuracy: share of generated data x ~ p(x | y) to which a classifier trained on the

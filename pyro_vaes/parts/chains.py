@@ -1,7 +1,7 @@
 """Levels of latents: a prior and a posterior over z = (z_L, ..., z_1) as one event, top first.
 
 The levels are concatenated, so that a hierarchy is a part like any other: p(z) is
-p(z_L) prod_l p(z_l | z_>l). A link is a posterior whose datum is what its level depends on.
+``p(z_L) prod_l p(z_l | z_>l)``. A link is a posterior whose datum is what its level depends on.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _num_labels(parts: Sequence[nn.Module]) -> int | None:
 
 
 class ChainPrior(Described):
-    """A hierarchy p(z) = p(z_L) prod_l p(z_l | z_>l), the top level first.
+    """A hierarchy ``p(z) = p(z_L) prod_l p(z_l | z_>l)``, the top level first.
 
     Sønderby et al., "Ladder variational autoencoders" (2016), section 2; with a VampPrior as top,
     Tomczak and Welling, "VAE with a VampPrior" (2018), section 4.
@@ -99,7 +99,7 @@ class ChainPrior(Described):
 
 
 class ChainPosterior(Described):
-    """A posterior of levels, q(z | x) = q(z_L | x) prod_l q(z_l | x, z_>l), or from the bottom up.
+    """Levels ``q(z | x) = q(z_L | x) prod_l q(z_l | x, z_>l)``, or drawn from the bottom up.
 
     One pass of the first posterior's network serves all levels: a link sees its features together
     with the levels drawn before. Given the prior, a link says how far q is from it, in units of

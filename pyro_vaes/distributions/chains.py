@@ -15,11 +15,20 @@ __all__ = ["Chain"]
 
 
 class _Drawn(NamedTuple):
-    """A draw and what it was made of: the levels in drawing order, and their distributions."""
+    """A draw and its parts: the levels in drawing order, and their distributions.
+
+    A value that is changed in place has another version, and is scored as any other value.
+    """
 
     value: Tensor
+    version: int
     levels: list[Tensor]
     distributions: list[Any]
+
+
+def _version(value: Tensor) -> int:
+    """How often a tensor was changed in place; those of inference mode do not count."""
+    return -1 if value.is_inference() else value._version
 
 
 class Chain(dist.TorchDistribution):
@@ -81,13 +90,14 @@ class Chain(dist.TorchDistribution):
             distributions.append(link(torch.cat(levels, -1)))
             levels.append(draw(distributions[-1], Size()))
         value = torch.cat(levels[::-1] if self.reverse else levels, -1)
-        self._drawn = _Drawn(value, levels, distributions)
+        self._drawn = _Drawn(value, _version(value), levels, distributions)
         return value
 
     def level_log_probs(self, value: Tensor) -> Tensor:
         """Scores each level, log p(z_i | z_<i), in the order of the event: ``(*batch, levels)``."""
-        if self._drawn is not None and value is self._drawn.value:
-            levels, distributions = self._drawn.levels, self._drawn.distributions
+        own = self._drawn
+        if own is not None and value is own.value and _version(value) == own.version:
+            levels, distributions = own.levels, own.distributions
         else:
             value = value.expand(torch.broadcast_shapes(value.shape, self.shape()))
             levels = self.split(value)

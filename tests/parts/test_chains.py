@@ -52,6 +52,9 @@ def test_own_draws_are_scored_without_running_a_network_again(posterior):
     assert len(calls) == drawn > 0
     torch.testing.assert_close(q.log_prob(z.clone()), own)
     assert len(calls) > drawn
+    with torch.no_grad():  # A draw that is changed in place is another value.
+        z.add_(1.0)
+    torch.testing.assert_close(q.log_prob(z), q.log_prob(z.clone()))
 
 
 def test_a_link_given_the_prior_starts_at_it():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyro_vaes.cli.evaluate import label_number, open_run
-from pyro_vaes.cli.flags import PLACE, SEED
+from pyro_vaes.cli.flags import PLACE, SEED, with_options
 from pyro_vaes.cli.outputs import PICTURES, TABLES, check_out, write_array, write_table
 from pyro_vaes.core.choices import PROPOSALS
 from pyro_vaes.runs.options import ConfigError
@@ -162,21 +162,34 @@ def _rows(
     )
 
 
+def draw_options(proposals: Sequence[str]) -> Callable[[Any], Any]:
+    """The options of commands that weigh draws of z."""
+    options = (
+        click.option(
+            "--samples",
+            type=click.IntRange(min=1),
+            default=1000,
+            show_default=True,
+            help="Draws per row.",
+        ),
+        click.option(
+            "--proposal",
+            type=click.Choice(proposals),
+            default="auto",
+            show_default=True,
+            help="What z is drawn from, as for evaluate.",
+        ),
+        click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the draws."),
+    )
+    return with_options(options)
+
+
 # --- commands -------------------------------------------------------------------------------------
 
 
 @click.command("score")
 @rows_options
-@click.option(
-    "--samples", type=click.IntRange(min=1), default=1000, show_default=True, help="Draws per row."
-)
-@click.option(
-    "--proposal",
-    type=click.Choice(PROPOSALS),
-    default="auto",
-    show_default=True,
-    help="What z is drawn from to estimate log p(x), as for evaluate.",
-)
+@draw_options(PROPOSALS)
 @click.option(
     "--against",
     type=click.Choice(("train", "val", "none")),
@@ -184,7 +197,6 @@ def _rows(
     show_default=True,
     help="The run's rows that a score's p-value compares with; val is fair if training overfitted.",
 )
-@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the draws.")
 @click.option(
     "--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="Where."
 )
@@ -259,17 +271,7 @@ def _reference(used: Use, against: str) -> tuple[Any, Any, str]:
 
 @click.command("impute")
 @rows_options
-@click.option(
-    "--samples", type=click.IntRange(min=1), default=1000, show_default=True, help="Draws per row."
-)
-@click.option(
-    "--proposal",
-    type=click.Choice(("auto", "encoder", "refined")),
-    default="auto",
-    show_default=True,
-    help="What z is drawn from, as for evaluate.",
-)
-@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the draws.")
+@draw_options(("auto", "encoder", "refined"))
 def impute_command(
     run: Path,
     data: Path | None,

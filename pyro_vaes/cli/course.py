@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from pyro_vaes.cli.flags import FOLDER, PLACE, check_drawing
+from pyro_vaes.cli.flags import FOLDER, PLACE, check_drawing, with_options
 from pyro_vaes.core.choices import PROPOSALS
 from pyro_vaes.runs.options import ConfigError
 
@@ -111,13 +111,7 @@ def _options(out: str) -> Callable[[Any], Any]:
             "this folder (at RAY_ADDRESS, running here, or started for this).",
         ),
     ]
-
-    def decorate(command: Any) -> Any:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
+    return with_options(options)
 
 
 def _settings(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,17 @@ from pyro_vaes.runs.options import ConfigError, Option, Values, text
 from pyro_vaes.runs.resolve import resolve
 from pyro_vaes.runs.schema import OPTIONS
 
-__all__ = ["FOLDER", "PLACE", "SEED", "ConfigCommand", "Flag", "check_drawing", "given", "options"]
+__all__ = [
+    "FOLDER",
+    "PLACE",
+    "SEED",
+    "ConfigCommand",
+    "Flag",
+    "check_drawing",
+    "given",
+    "options",
+    "with_options",
+]
 
 
 # --- click ----------------------------------------------------------------------------------------
@@ -125,3 +136,14 @@ def check_drawing() -> None:
             "Expected a backend of Matplotlib in the environment variable MPLBACKEND, or none; got "
             f"{os.environ.get('MPLBACKEND')!r} ({error})."
         ) from error
+
+
+def with_options(options: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
+    """A decorator that gives a command several options, in the order of its help."""
+
+    def decorate(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate

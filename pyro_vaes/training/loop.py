@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from pyro_vaes.core.choices import OPTIMIZERS, SCHEDULES, Mode
 from pyro_vaes.data.splits import Split, as_split, batches
 from pyro_vaes.inference.elbo import ELBO
+from pyro_vaes.inference.optimizers import without_compiler
 from pyro_vaes.inference.svi import FastSVI
 from pyro_vaes.storage.files import locked
 from pyro_vaes.storage.tensors import copied, fill, named_tensors
@@ -158,7 +159,7 @@ class Trainer:
             saved = self.folder.saved(resume)
         self._check_processes(saved)
         self.state.history.mode = mode = self._mode(saved)
-        kind = getattr(torch.optim, OPTIMIZERS[options.optimizer])
+        kind = without_compiler(getattr(torch.optim, OPTIMIZERS[options.optimizer]))
         model, guide = self.processes.sharing(self.vae.model, self.vae.guide)
         self.svi = FastSVI(
             model,

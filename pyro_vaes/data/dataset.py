@@ -1,4 +1,4 @@
-"""Data sets, splits and batches: tensors in memory, read by name, from files or from the user.
+"""Data sets, splits and batches: tensors, read by name, from files or from the user.
 
 ``load_data`` gives a :class:`DataSet` of three splits; :mod:`pyro_vaes.data.tables` reads,
 :mod:`pyro_vaes.data.splits` holds rows and walks through them,
@@ -25,7 +25,6 @@ from pyro_vaes.data.guesses import (
     LIKELIHOODS,
     Kind,
     find_images,
-    is_bytes,
     kind_of,
     note_gaps,
     oddities,
@@ -34,10 +33,10 @@ from pyro_vaes.data.guesses import (
 from pyro_vaes.data.mixed.codec import Codec
 from pyro_vaes.data.mixed.groups import shares
 from pyro_vaes.data.named import read_digits, read_torchvision
-from pyro_vaes.data.precision import in_single
+from pyro_vaes.data.rows import ROWS, by_parts, in_single, taken
 from pyro_vaes.data.splits import Split
 from pyro_vaes.data.spreadsheets import Columns, TableOptions
-from pyro_vaes.data.tables import ROWS, Pair, num_gaps, suffix_of
+from pyro_vaes.data.tables import Pair, num_gaps, suffix_of
 
 __all__ = ["DataSet", "load_data"]
 
@@ -252,7 +251,8 @@ def load_data(
         split: ``random``, or ``time``: the first rows train, the last ones test.
 
     Returns:
-        The data set, on the CPU, float32; bytes stay bytes until a batch needs them.
+        The data set, on the CPU, float32; bytes stay bytes until a batch needs them. Splits of more
+        than a gigabyte lie in mapped temporary files (``TMPDIR``), not in memory.
 
     Raises:
         DataError: for data that are missing, damaged or unfit, with one line that says why.
@@ -279,9 +279,10 @@ def load_data(
         pairs, label_names = _read(source, labels, options, notes)
         first = pairs.get("train", pairs.get("all"))
         shape = tuple(first[0].shape[1:]) if first else ()
-        image_shape, turned = find_images(shape, image_shape, is_bytes(source), notes)
+        are_bytes = first is not None and first[0].dtype == torch.uint8
+        image_shape, turned = find_images(shape, image_shape, are_bytes, notes)
         if turned:
-            pairs = {key: (x.movedim(-1, 1).contiguous(), y) for key, (x, y) in pairs.items()}
+            pairs = {key: (by_parts(_channels_first, x), y) for key, (x, y) in pairs.items()}
         codec, group = options.extras.get("codec"), options.extras.get("group", group)
         splits, places = _own(pairs, val_fraction, test_fraction, int(plain(seed)), group, split)
         if kind != "real" and codec is None:
@@ -386,8 +387,12 @@ def _own(
     if num_test + num_val >= n:
         raise DataError(f"Expected rows enough for three splits; got {n}.")
     index = shares(n, num_test, num_val, seed, group, split)
-    splits = [Split(whole.x[i], None if whole.y is None else whole.y[i]) for i in index]
+    splits = [Split(taken(whole.x, i), None if whole.y is None else whole.y[i]) for i in index]
     return splits, dict(zip(("train", "val", "test"), index, strict=True))
+
+
+def _channels_first(x: Tensor) -> Tensor:
+    return x.movedim(-1, 1).contiguous()
 
 
 def _single(pair: Pair) -> Split:

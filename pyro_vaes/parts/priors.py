@@ -17,6 +17,7 @@ from pyro_vaes.core.bounds import held_bounds, hold_bounds
 from pyro_vaes.core.checks import positive
 from pyro_vaes.core.described import Described
 from pyro_vaes.core.labels import append_labels, as_labels, takes_labels, with_labels
+from pyro_vaes.data.rows import thinned
 from pyro_vaes.data.tables import filled
 from pyro_vaes.distributions.mixtures import Mixture, VampDistribution
 from pyro_vaes.distributions.transformed import FlowDistribution
@@ -273,7 +274,8 @@ class VampPrior(InUnits):
         """
         if self.start is None:
             return None
-        deviation = filled(torch.as_tensor(x)).to(self.start).std(0, correction=0)
+        given = torch.as_tensor(x)
+        deviation = filled(given[thinned(given)]).to(self.start).std(0, correction=0)
         shift = (self.pseudo_inputs - self.start).abs()[:, deviation > 0]
         return (shift / deviation[deviation > 0]).median(-1).values
 

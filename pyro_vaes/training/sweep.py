@@ -7,6 +7,7 @@ time than one matrix after another.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,7 @@ from pyro_vaes.storage.tensors import fill, named_tensors
 from pyro_vaes.training.history import History
 from pyro_vaes.training.options import FitOptions, device_of, training_state
 from pyro_vaes.training.stopping import EarlyStopping
+from pyro_vaes.training.validation import on_device
 from pyro_vaes.vae import VAE
 
 __all__ = ["fit_many"]
@@ -203,10 +205,8 @@ class _Sweep:
         self._programs: dict[Any, Program] = {}
 
     def _placed(self, split: Split) -> Split:
-        dtype = self.vaes[0].dtype
         y = split.y if self.vaes[0].conditional else None
-        y = None if y is None else y.to(self.device)
-        return Split(split.x.to(self.device, dtype), y, split.transform)
+        return on_device(dataclasses.replace(split, y=y), self.vaes[0])
 
     def _column(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=self.vaes[0].dtype, device=self.device)
@@ -263,7 +263,7 @@ class _Sweep:
         return torch.stack(draws).to(self.device)
 
     def _step(self, order: Tensor, weight: Tensor, rates: list[float]) -> Tensor:
-        x = self.train.x[order]
+        x = self.train.numbers(self.train.x[order])
         if self.train.transform is not None:
             transform = self.train.transform
             x = torch.stack([transform(a, g) for a, g in zip(x, self.orders, strict=True)])
@@ -368,7 +368,7 @@ class _Sweep:
         generators = [Generator().manual_seed(seed) for seed in self.seeds]
         count, n = len(self.members), len(val)
         inputs = [
-            val.x.expand(count, *val.x.shape),
+            val.numbers(val.x).expand(count, *val.x.shape),
             self._noise(n, generators),
             self.kl_weights,
         ]

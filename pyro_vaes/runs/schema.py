@@ -252,6 +252,12 @@ class TrainingConfig(Section):
     ema_decay: float = option(
         0.995, "Decay of a moving average of the weights; 0 for none.", least=0, below=1
     )
+    start: str = option(
+        "random",
+        "Weights at the start: random, or factors: those of a factor analysis of real numbers.",
+        choices=("random", "factors"),
+        only_with=("network", ("skip",)),
+    )
     init: str = option("none", "A run folder whose weights training starts from, or none.")
     seed: int = option(0, "Of weights, data order and noise.", least=0)
     device: str = option("auto", "Where to compute; auto: CUDA if there is one.", choices=DEVICES)

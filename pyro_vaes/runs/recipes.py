@@ -62,6 +62,7 @@ RECIPES: dict[str, Recipe] = {
             latent_dim=8,
             prior_components=12,
             start="factors",
+            dependent="drop",
             epochs=400,
             patience=60,
             learning_rate=2e-3,

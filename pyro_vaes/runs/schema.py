@@ -102,6 +102,11 @@ class DataConfig(Section):
         "Blank, NA and NaN values: keep, left out of log p(x), or refuse.",
         choices=("keep", "refuse"),
     )
+    dependent: str = option(
+        "keep",
+        "Real columns that never vary or are linear functions of others: keep, drop or refuse.",
+        choices=("keep", "drop", "refuse"),
+    )
     group: str = option("none", "Name of a column whose rows of equal value share one split.")
     split_by: str = option(
         "random",

@@ -69,6 +69,7 @@ class Trainer:
         objective: the loss.
         options: the options that determine the result.
         record: JSON-ready facts to keep with the weights.
+        keep_start: whether the weights before the first step may validate best.
 
     Raises:
         ValueError: see :func:`~pyro_vaes.fit`.
@@ -83,8 +84,10 @@ class Trainer:
         objective: Any,
         options: FitOptions,
         record: Mapping[str, Any] | None = None,
+        keep_start: bool = False,
     ) -> None:
         check_objective(objective)
+        self.keep_start = keep_start
         self.vae, self.objective, self.options = vae, objective, options
         self.processes = join_processes()
         self.device = device_of(options.device)
@@ -235,6 +238,7 @@ class Trainer:
             self._finish()
             return history
         self.folder.begin(self.state)
+        self._consider_start()
         history.stopped, history.threads = "epochs", torch.get_num_threads()
         bar = tqdm(
             total=options.epochs,
@@ -274,6 +278,16 @@ class Trainer:
             raise
         self._finish()
         return history
+
+    def _consider_start(self) -> None:
+        """Validates the weights before the first step, which may turn out the best."""
+        history = self.state.history
+        if not self.keep_start or self.val is None or history.epochs or self.state.within:
+            return
+        with torch.random.fork_rng():
+            record = {"epoch": 0, **self._validate(self.val)}
+        if self.stopping.improved(history, record):
+            self.state.best = self.state.candidate()
 
     def _finish(self) -> None:
         """Puts the weights to keep into the VAE and the folder.

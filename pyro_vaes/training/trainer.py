@@ -51,6 +51,7 @@ def fit(
     resume: bool = False,
     minutes: float | None = None,
     record: Mapping[str, Any] | None = None,
+    keep_start: bool = False,
     progress: bool = True,
 ) -> History:
     """Trains a VAE in place and leaves it with the weights that validated best.
@@ -96,6 +97,8 @@ def fit(
             the run bit for bit.
         record: JSON-ready facts to save with the weights. A ``digest`` among them is that of a
             configuration: only a run with the same one can be resumed.
+        keep_start: whether the weights before the first step are kept if none validate better, as
+            befits a start that is no random one; ``best_epoch`` is then 0.
         progress: show a progress bar in a terminal or notebook.
 
     Returns:
@@ -114,6 +117,6 @@ def fit(
         raise ValueError(f"Expected minutes above 0; got {minutes}.")
     with torch.inference_mode(False):
         objective = ELBO() if objective is None else objective
-    trainer = Trainer(vae, train, val, objective, FitOptions.of(given), record)
+    trainer = Trainer(vae, train, val, objective, FitOptions.of(given), record, keep_start)
     with trainer.alone(out):
         return trainer.run(out, resume=resume, minutes=minutes, progress=progress)

@@ -24,7 +24,7 @@ FENCES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "seaborn": (("plotting", "experiments", "course"), ()),
     "matplotlib": (("plotting", "experiments", "course"), ()),
     "pandas": (("experiments", "course"), ("data", "evaluation")),
-    "sklearn": (("sklearn",), ("data", "evaluation")),
+    "sklearn": (("sklearn",), ("classical", "data", "evaluation")),
     "ray": ((), ("experiments.engines",)),
     "pypandoc": (("course.report.documents",), ()),
     "nbformat": (("course.report.documents",), ()),

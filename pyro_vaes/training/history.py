@@ -36,7 +36,7 @@ class History:
             ``seconds``.
         best_epoch: the epoch whose weights were kept; None without validation data.
         best_val_loss: its ``val_loss``.
-        stopped: why training ended: ``epochs``, ``patience``, ``time`` or
+        stopped: why training ended: ``epochs``, ``patience``, ``time``, ``callback`` or
             ``interrupted``.
         mode: how steps were run, see :class:`~pyro_vaes.inference.svi.FastSVI`.
         device: where they were run.

@@ -37,7 +37,7 @@ class History:
         best_epoch: the epoch whose weights were kept, 0 for those before the first; None without
             validation data.
         best_val_loss: its ``val_loss``.
-        stopped: why training ended: ``epochs``, ``patience``, ``time`` or
+        stopped: why training ended: ``epochs``, ``patience``, ``time``, ``callback`` or
             ``interrupted``.
         mode: how steps were run, see :class:`~pyro_vaes.inference.svi.FastSVI`.
         device: where they were run.

@@ -24,6 +24,7 @@ from pyro_vaes.inference.optimizers import without_compiler
 from pyro_vaes.inference.svi import FastSVI
 from pyro_vaes.storage.files import locked
 from pyro_vaes.storage.tensors import copied, fill, named_tensors
+from pyro_vaes.training.callbacks import Callback, Callbacks
 from pyro_vaes.training.checkpoint import CHECKPOINT, RunState, Saved, Within, identity_of
 from pyro_vaes.training.distributed import join_processes
 from pyro_vaes.training.history import History, NonFiniteError
@@ -134,9 +135,12 @@ class Trainer:
         resume: bool = False,
         minutes: float | None = None,
         progress: bool = True,
+        on_epoch: Callback | None = None,
+        on_step: Callback | None = None,
     ) -> History:
         """Trains, once, while the caller holds the lock of ``out``; see :func:`~pyro_vaes.fit`."""
         end = None if minutes is None else time.monotonic() + 60 * minutes
+        self.callbacks = Callbacks(on_epoch, on_step, self.processes)
         self.folder = RunFolder(
             None if out is None else Path(out),
             self.options,
@@ -147,6 +151,7 @@ class Trainer:
         with training_state(self.device), self.processes.at_work(self.objective):  # noqa: SIM117
             with torch.random.fork_rng(), pyro.get_param_store().scope():
                 self._start(resume)
+                self.callbacks.begin()
                 return self._train(progress and not self.processes.rank, end)
 
     # --- state ---------------------------------------------------------------------------------
@@ -257,9 +262,13 @@ class Trainer:
                     improved = self.val is not None and self.stopping.improved(history, record)
                     if improved:
                         self.state.best = self.state.candidate()
+                    with self.state.averaged():
+                        self.callbacks.epoch(record, self.vae)
                     ended = history.epochs == options.epochs
                     if self.stopping.out_of_patience(history):
                         history.stopped, ended = "patience", True
+                    elif not ended and self.callbacks.enough:
+                        history.stopped, ended = "callback", True
                     elif not ended and self._out_of_time(end):
                         history.stopped, ended = "time", True
                     elif not ended and self._asked():
@@ -271,7 +280,7 @@ class Trainer:
                     bar.set_postfix({k: f"{v:.2f}" for k, v in shown.items() if v is not None})
         except (EndedWithin, KeyboardInterrupt):
             # After the latter, a resumed run repeats the steps since the last checkpoint.
-            history.stopped = asked() or "interrupted"
+            history.stopped = asked() or ("callback" if self.callbacks.enough else "interrupted")
         except NonFiniteError:
             if history.epochs:
                 self.folder.keep(self.vae)
@@ -325,6 +334,8 @@ class Trainer:
                 self._fail(epoch, good, first_not_finite(self.vae, arguments(self.vae, x, y)))
             self.state.follow(options.ema_decay)
             within.steps += 1
+            if self.callbacks.steps:
+                self._show_step(epoch, within.steps, loss / len(x), rate)
             self._save_within(within, started)
         self.state.within = None
         if not math.isfinite(total):
@@ -348,11 +359,16 @@ class Trainer:
             record["kl_weight"] = float(self.objective.kl_weight * self.objective.warmup)
         return record | {"learning_rate": rate, "seconds": round(time.perf_counter() - started, 4)}
 
+    def _show_step(self, epoch: int, steps: int, loss: Any, rate: float) -> None:
+        step = epoch * self.steps_per_epoch + steps
+        record = {"epoch": epoch + 1, "step": step, "train_loss": loss, "learning_rate": rate}
+        self.callbacks.step(record, self.vae)
+
     def _save_within(self, within: Within, started: float) -> None:
         """Writes a checkpoint within an epoch, if one is due or a signal has come."""
         if within.steps == self.steps_per_epoch:
             return  # The checkpoint of the epoch follows.
-        ends = self._asked()
+        ends = self._asked() or self.callbacks.enough
         if ends or self.folder.due:
             within.seconds = time.perf_counter() - started
             self.folder.write(self.state, False, True)

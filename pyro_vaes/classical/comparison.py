@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_vaes.classical.densities import best_density
 from pyro_vaes.data.dataset import DataSet
 from pyro_vaes.data.tables import num_gaps
 
@@ -38,6 +37,8 @@ def compared(data: DataSet, rows: Any, result: Any) -> dict[str, Any]:
     reason = _reason(data, result)
     if reason is not None:
         return {**dict.fromkeys(names), "classical_reason": reason}
+    from pyro_vaes.classical.densities import best_density  # Imports SciPy and scikit-learn.
+
     best = best_density(data.train, data.val)
     theirs = best.log_prob(rows)
     difference = result.log_marginal.cpu().double() - theirs

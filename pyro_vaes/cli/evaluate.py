@@ -95,6 +95,7 @@ def evaluate_command(
     from pyro_vaes.evaluation.evaluator import evaluate
     from pyro_vaes.runs.build import device_of_flag
     from pyro_vaes.runs.new_data import own_data
+    from pyro_vaes.runs.run import threads
 
     place = device_of_flag(device)
     vae, record = open_run(run)
@@ -106,17 +107,18 @@ def evaluate_command(
         what = {"split": split or "test"}
         own, notes = own_data(read_config(run), run, record), ()
         rows, train = getattr(own, what["split"]), own.train
-    result = evaluate(
-        vae.to(place),
-        rows,
-        num_samples=samples,
-        proposal=proposal,
-        seed=seed,
-        chunk_size=chunk_size,
-        diagnostics=diagnostics,
-        gaps=gaps,
-        train=train,
-    )
+    with threads(read_config(run), record["data"]["event_shape"]):
+        result = evaluate(
+            vae.to(place),
+            rows,
+            num_samples=samples,
+            proposal=proposal,
+            seed=seed,
+            chunk_size=chunk_size,
+            diagnostics=diagnostics,
+            gaps=gaps,
+            train=train,
+        )
     if as_json:
         figures = {**result.to_dict(), **what, "seed": seed}
         click.echo(json.dumps(figures, allow_nan=False))

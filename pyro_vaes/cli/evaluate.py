@@ -96,6 +96,7 @@ def evaluate_command(
     from pyro_vaes.evaluation.evaluator import evaluate
     from pyro_vaes.runs.build import device_of_flag
     from pyro_vaes.runs.new_data import own_data
+    from pyro_vaes.runs.run import threads
 
     place = device_of_flag(device)
     vae, record = open_run(run)
@@ -108,17 +109,18 @@ def evaluate_command(
         what = {"split": split or "test"}
         own, notes = own_data(config, run, record), ()
         rows, train = getattr(own, what["split"]), own.train
-    result = evaluate(
-        vae.to(place),
-        rows,
-        num_samples=samples,
-        proposal=proposal,
-        seed=seed,
-        chunk_size=chunk_size,
-        diagnostics=diagnostics,
-        gaps=gaps,
-        train=train,
-    )
+    with threads(config, record["data"]["event_shape"]):
+        result = evaluate(
+            vae.to(place),
+            rows,
+            num_samples=samples,
+            proposal=proposal,
+            seed=seed,
+            chunk_size=chunk_size,
+            diagnostics=diagnostics,
+            gaps=gaps,
+            train=train,
+        )
     if own is not None and config.training.start == "factors":
         what |= compared(own, rows, result)
     if as_json:

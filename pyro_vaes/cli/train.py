@@ -143,7 +143,7 @@ def _train(
         out = _new_folder() if out is None and not processes.rank else out
     out = Path(processes.agree(str(out)))
     if processes.rank:
-        with watched(), threads(config, data):
+        with watched(), threads(config, data.event_shape):
             trainer.run(out, resume=True, minutes=minutes)
         return
     if resume and started is None:
@@ -155,7 +155,7 @@ def _train(
         now = (out / CONFIG).read_bytes() if contents(out) else None
         if now != before:
             raise RunFolderError(f"Expected {out} as it was just now; another process wrote there.")
-        with threads(config, data):
+        with threads(config, data.event_shape):
             history = trainer.run(out, resume=True, minutes=minutes)
         if history.stopped not in ("epochs", "patience"):
             _say_stopped(history, out)

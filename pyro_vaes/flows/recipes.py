@@ -5,16 +5,16 @@ whose ``forward`` returns a Pyro distribution. A *recipe*, such as ``flows.iaf(1
 the part that gets it: a ``FlowPrior`` without context, a ``FlowPosterior`` with the features of x
 as context. Transforms are made anew at each call, so their caches never outlive a distribution.
 
-============= ======================================== ======= ===============
+============= ======================================== ======= ====================
 recipe        source                                   samples scores
-============= ======================================== ======= ===============
+============= ======================================== ======= ====================
 ``planar``    Rezende and Mohamed 2015                 fast    no
 ``sylvester`` van den Berg et al. 2018                 fast    no
-``iaf``       Kingma et al. 2016                       fast    slow (D passes)
+``iaf``       Kingma et al. 2016                       fast    slow (D small steps)
 ``maf``       Papamakarios et al. 2017                 slow    fast
 ``realnvp``   Dinh et al. 2017                         fast    fast
 ``spline``    Durkan et al. 2019                       fast    fast
-============= ======================================== ======= ===============
+============= ======================================== ======= ====================
 
 A flow that does not *score* has no inverse: it knows the density of its own draws only, which is
 enough for a posterior but not for a prior.

@@ -41,7 +41,7 @@ class History:
             ``interrupted``.
         mode: how steps were run, see :class:`~pyro_vaes.inference.svi.FastSVI`.
         device: where they were run.
-        threads: CPU threads used, at the last call.
+        threads: CPU threads used; a resumed run takes as many.
         precision_shift: effect of the precision of training on the bound: the validation ELBO in it
             minus that in float32, nats per datum, same weights and noise; None for float32.
     """

@@ -35,6 +35,7 @@ from pyro_vaes.training.options import (
     computed_in,
     device_of,
     json_ready,
+    on_threads,
     set_rate,
     training_state,
 )
@@ -152,7 +153,8 @@ class Trainer:
             with torch.random.fork_rng(), pyro.get_param_store().scope():
                 self._start(resume)
                 self.callbacks.begin()
-                return self._train(progress and not self.processes.rank, end)
+                with on_threads(self._threads()):
+                    return self._train(progress and not self.processes.rank, end)
 
     # --- state ---------------------------------------------------------------------------------
 
@@ -233,6 +235,11 @@ class Trainer:
             captures=self.device.type == "cuda" and self.processes.size == 1,
             before=None if saved is None else saved[1]["history"]["mode"],
         )
+
+    def _threads(self) -> int:
+        """The number of threads: as before a resumption, since rounding depends on it."""
+        before = self.state.history.threads if self.processes.size == 1 else 0
+        return before or torch.get_num_threads()
 
     # --- the loop ------------------------------------------------------------------------------
 

@@ -329,6 +329,18 @@ def test_students_draw_what_they_score(kind):
     torch.testing.assert_close(z[:, 0].mT.cov(), covariance * 10 / 8, rtol=0.1, atol=0.05)
 
 
+@pytest.mark.parametrize("kind", ["full", "low_rank", "diagonal"])
+def test_a_scale_matrix_pushes_gradients_back_and_its_square_gives_the_precision(kind):
+    shape: Full | LowRank = axes(torch.rand(3, 4) + 1)
+    if kind == "full":
+        shape = Full(torch.randn(3, 4, 4).tril(-1) + torch.eye(4))
+    elif kind == "low_rank":
+        shape = LowRank(torch.rand(3, 4) + 1, *(0.4 * torch.randn(2, 3, 4, 2)))
+    noise = torch.randn(5, 3, 4)
+    torch.testing.assert_close(shape.pull(shape.push(noise)), noise)
+    torch.testing.assert_close(shape.precision(shape.colour(noise)), shape.push(noise))
+
+
 @pytest.mark.parametrize(
     ("posterior", "cheap"),
     [("normal", True), ("full_normal", True), ("maf", True), ("iaf", False), ("planar", False)],

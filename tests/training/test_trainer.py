@@ -168,6 +168,29 @@ def test_resume_of_absent_finished_and_longer_runs(tmp_path):
     assert tensors_equal(longer, whole)
 
 
+def test_a_resumed_run_takes_the_threads_it_had(tmp_path):
+    """Sums are split by thread, so that rounding depends on their number."""
+    used = []
+
+    def note(*_):
+        used.append(torch.get_num_threads())
+
+    def watched(**options):
+        vae = make_vae()
+        vae.posterior.register_forward_pre_hook(note)
+        return fit(vae, out=tmp_path / "run", mode="eager", **options)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert watched(epochs=1).threads == 2
+        torch.set_num_threads(1)
+        assert watched(epochs=2, resume=True).threads == 2
+        assert used[-1] == 2 and torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_other_runs_are_refused(tmp_path):
     fit(make_vae(), epochs=2, out=tmp_path)
     with pytest.raises(RunFolderError, match="which holds files"):

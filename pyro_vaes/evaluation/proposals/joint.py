@@ -108,7 +108,7 @@ class Joint:
                 if not log_x.requires_grad:
                     raise RuntimeError("log p(x | z) has no gradient in z")
                 total = log_x + log_z
-                (slopes[draws, rows],) = torch.autograd.grad(total.sum(), part)
+                (slopes[draws, rows],) = torch.autograd.grad(total, part, torch.ones_like(total))
             value[draws, rows] = total.detach().double()
         self.cost.add(GRADIENT_COST * value.numel())
         return value, slopes

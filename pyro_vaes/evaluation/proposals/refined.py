@@ -81,6 +81,11 @@ class Full:
         """L' g: a gradient in z as one in the noise."""
         return (slope.transpose(0, 1) @ self.tril).transpose(0, 1)
 
+    def push(self, noise: Tensor) -> Tensor:
+        """L'^-1 e: a gradient in the noise as one in z."""
+        columns = noise.movedim(0, -1)
+        return torch.linalg.solve_triangular(self.tril.mT, columns, upper=True).movedim(-1, 0)
+
     def precision(self, shift: Tensor) -> Tensor:
         """(L L')^-1 d of shifts d ``(draws, n, D)``."""
         return torch.cholesky_solve(shift.movedim(0, -1), self.tril).movedim(-1, 0)
@@ -124,13 +129,18 @@ class LowRank:
         slope = self.scale * slope
         return slope + _low_rank(self.right, self.left, slope)
 
+    def push(self, noise: Tensor) -> Tensor:
+        """A'^-1 e: a gradient in the noise as one in z, by Woodbury's identity."""
+        if not self.left.shape[-1]:  # A diagonal.
+            return noise / self.scale
+        inverse = torch.linalg.solve(self._inner(), self.right.mT).mT
+        return (noise - _low_rank(inverse, self.left, noise)) / self.scale
+
     def precision(self, shift: Tensor) -> Tensor:
         """The inverse covariance times shifts ``(draws, n, D)``, by Woodbury's identity."""
-        inner = self._inner()
         white = shift / self.scale
-        white = white - _low_rank(torch.linalg.solve(inner.mT, self.left.mT).mT, self.right, white)
-        white = white - _low_rank(torch.linalg.solve(inner, self.right.mT).mT, self.left, white)
-        return white / self.scale
+        inverse = torch.linalg.solve(self._inner().mT, self.left.mT).mT
+        return self.push(white - _low_rank(inverse, self.right, white))
 
     def log_det(self) -> Tensor:
         """Log abs det A, ``(n,)``."""
@@ -149,8 +159,10 @@ class LowRank:
         return unit + self.right.mT @ self.left
 
 
-def _low_rank(left: Tensor, right: Tensor, vector: Tensor) -> Tensor:
+def _low_rank(left: Tensor, right: Tensor, vector: Tensor) -> Tensor | float:
     """U V' e of vectors e ``(draws, n, D)``."""
+    if not left.shape[-1]:  # A diagonal.
+        return 0.0
     return (vector.transpose(0, 1) @ right @ left.mT).transpose(0, 1)
 
 
@@ -320,7 +332,7 @@ def _climb(
         noise = _noise((stage.particles, *loc.shape), loc, generator)
         shift = shape.colour(noise)
         _, slope = joint.gradient(centre + frame.colour(loc + shift))
-        slope = (frame.pull(slope) + shape.precision(shift)).nan_to_num(0.0, 0.0, 0.0)
+        slope = (frame.pull(slope) + shape.push(noise)).nan_to_num(0.0, 0.0, 0.0)
         loc.grad, log_scale.grad = slope.mean(0), (slope * shift).mean(0)
         if below is not None:
             outer = (scale * slope).movedim(0, -1) @ noise.transpose(0, 1)

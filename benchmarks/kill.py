@@ -44,7 +44,7 @@ TRAIN = (
 )
 # Batches of one row: most signals come within an epoch.
 LONG = (
-    "train --hidden-dims 32 --batch-size 1 --epochs 4 --warmup-epochs 1 --samples 20 "
+    "train --hidden-dims 32 --batch-size 1 --epochs 10 --warmup-epochs 1 --samples 20 "
     "--resume --out {out}"
 )
 STUDY = "study {study} --quick --seeds 1 --out {{out}}/figures --runs {{out}}/runs"

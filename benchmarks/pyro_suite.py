@@ -8,13 +8,15 @@ Takes a checkout of Pyro's repository (of the installed version, or near it)::
 
 Prints what passes under SVI and fails under FastSVI, and in which mode each program ended. What
 reads ``optim_objs`` may differ; nothing else should. A test that is still running after its time
-counts neither as passed nor as failed.
+counts neither as passed nor as failed. ``--table`` also writes a row for each program; further
+calls, with other files, add theirs.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import csv
 import importlib.util
 import json
 import os
@@ -221,9 +223,35 @@ def compare(theirs: Results, ours: Results, mode: str, verbose: bool) -> int:
         ran = ours.get(name, {}).get("modes", {})
         modes.update(ran)
         if verbose and ran:
-            print(f"  {'+'.join(f'{n} {m}' for m, n in ran.items()):20} {name}")
+            print(f"  {_counts(ran):20} {name}")
     print(f"  programs by the mode that they ended in: {dict(modes)}")
     return len(failed)
+
+
+def tabulate(path: Path, results: dict[str, Results]) -> None:
+    """Writes outcome and modes of each program that uses SVI; keeps the rows of other programs."""
+    rows: dict[str, dict[str, str]] = {}
+    if path.exists():
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = {row["program"]: row for row in csv.DictReader(file)}
+    for name in set().union(*results.values()):
+        lines = {mode: found.get(name, {}) for mode, found in results.items()}
+        if not any(line.get("modes") for line in lines.values()):
+            continue  # It makes no SVI.
+        row = rows.setdefault(name, {"program": name})
+        for mode, line in lines.items():
+            row[mode] = line.get("outcome", "missing")
+            if mode != "svi":
+                row[f"{mode}: ended in"] = _counts(line.get("modes", {}))
+    columns = list(dict.fromkeys(key for row in rows.values() for key in row))
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows[name] for name in sorted(rows))
+
+
+def _counts(modes: dict[str, int]) -> str:
+    return " + ".join(f"{number} {mode}" for mode, number in modes.items())
 
 
 def main() -> None:
@@ -237,16 +265,17 @@ def main() -> None:
     parser.add_argument("--keyword", help="pytest's -k")
     parser.add_argument("--modes", nargs="+", default=["eager", "traced"])
     parser.add_argument("--seconds", type=int, default=120, help="for one test or example")
+    parser.add_argument("--table", type=Path, help="a CSV to add a row for each program to")
     parser.add_argument("--verbose", action="store_true", help="the mode of each program")
     options = parser.parse_args()
     checkout = options.checkout.resolve()
     run = run_examples if options.examples else run_tests
     theirs = run(checkout, "svi", options)
     print(f"SVI: {dict(collections.Counter(line['outcome'] for line in theirs.values()))}")
-    failed = sum(
-        compare(theirs, run(checkout, mode, options), mode, options.verbose)
-        for mode in options.modes
-    )
+    ours = {mode: run(checkout, mode, options) for mode in options.modes}
+    failed = sum(compare(theirs, ours[mode], mode, options.verbose) for mode in options.modes)
+    if options.table is not None:
+        tabulate(options.table, {"svi": theirs, **ours})
     sys.exit(bool(failed))
 
 

@@ -1,6 +1,8 @@
 from . import flows as flows
 from . import sklearn as sklearn
 from ._version import __version__ as __version__
+from .classical.densities import best_density as best_density
+from .classical.start import start_at_factors as start_at_factors
 from .data.dataset import DataSet as DataSet
 from .data.dataset import load_data as load_data
 from .data.splits import Split as Split
@@ -24,6 +26,7 @@ from .networks.convolutions import ConvDecoder as ConvDecoder
 from .networks.convolutions import ConvEncoder as ConvEncoder
 from .networks.mlp import MLP as MLP
 from .networks.mlp import GatedMLP as GatedMLP
+from .networks.mlp import SkipMLP as SkipMLP
 from .parts.chains import ChainPosterior as ChainPosterior
 from .parts.chains import ChainPrior as ChainPrior
 from .parts.columns import TableLikelihood as TableLikelihood

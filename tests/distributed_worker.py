@@ -45,6 +45,8 @@ FITS: dict[str, dict[str, Any]] = {
             alpha=0, num_particles=3, vectorize_particles=True, max_plate_nesting=1
         )
     },
+    "ended by a callback": {"epochs": 4, "on_epoch": lambda record, vae: record["epoch"] == 2},
+    "ended by a callback within an epoch": {"on_step": lambda record, vae: record["step"] == 6},
     "free bits": {"objective": lambda: pv.ELBO(free_bits=1.0, num_particles=2)},
     "free bits, traced": {
         "objective": lambda: pv.ELBO(free_bits=1.0),

@@ -10,6 +10,7 @@ from contextlib import suppress
 import click
 
 from pyro_vaes._version import __version__
+from pyro_vaes.cli.ahead import doctor_command
 from pyro_vaes.cli.apply import (
     encode_command,
     impute_command,
@@ -57,6 +58,7 @@ for command in (
     reproduce,
     report_command,
     parts_command,
+    doctor_command,
 ):
     cli.add_command(command)
 

@@ -92,19 +92,21 @@ def evaluate_command(
     as_json: bool,
 ) -> None:
     """Evaluates the VAE in a run folder."""
+    from pyro_vaes.classical.comparison import compared, comparison_lines
     from pyro_vaes.evaluation.evaluator import evaluate
     from pyro_vaes.runs.build import device_of_flag
     from pyro_vaes.runs.new_data import own_data
 
     place = device_of_flag(device)
     vae, record = open_run(run)
+    config = read_config(run)
     if data is not None:
         what: dict[str, Any] = {"split": None, "split_reason": "these are other rows"}
         rows, notes = _new_split(run, record, vae, data, split)
-        train = None
+        own = train = None
     else:
         what = {"split": split or "test"}
-        own, notes = own_data(read_config(run), run, record), ()
+        own, notes = own_data(config, run, record), ()
         rows, train = getattr(own, what["split"]), own.train
     result = evaluate(
         vae.to(place),
@@ -117,6 +119,8 @@ def evaluate_command(
         gaps=gaps,
         train=train,
     )
+    if own is not None and config.training.start == "factors":
+        what |= compared(own, rows, result)
     if as_json:
         figures = {**result.to_dict(), **what, "seed": seed}
         click.echo(json.dumps(figures, allow_nan=False))
@@ -125,6 +129,8 @@ def evaluate_command(
             click.echo(note)
         which = data or f"{what['split']} split"
         click.echo(f"{run}, {which}: {result}")
+        for line in comparison_lines(what):
+            click.echo(f"  {line}")
     if not (math.isfinite(result.nll) and math.isfinite(result.elbo)):
         raise RunError(f"Expected finite figures of {run}; got {result.nll} for -log p(x).")
 

@@ -6,11 +6,13 @@ import datetime
 import itertools
 import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from pyro_vaes.cli.ahead import plan_text
 from pyro_vaes.cli.flags import PLACE, ConfigCommand, Real, Whole, check_drawing, given, options
 from pyro_vaes.core.choices import PROPOSALS
 from pyro_vaes.core.errors import SignalStop
@@ -23,10 +25,11 @@ from pyro_vaes.runs.resolve import (
     from_yaml,
     resolve,
 )
-from pyro_vaes.runs.schema import RunConfig, read_config
+from pyro_vaes.runs.schema import RunConfig, read_config, to_yaml
 from pyro_vaes.storage.files import CONFIG, RunFolderError, contents, locked
 
 if TYPE_CHECKING:
+    from pyro_vaes.data.dataset import DataSet
     from pyro_vaes.training.history import History
 
 
@@ -67,6 +70,16 @@ _train_options: list[click.Parameter] = [
         show_default=True,
         help="What that evaluation draws z from: the encoder, a fit per datum, or annealing.",
     ),
+    click.Option(
+        ["--dry-run"],
+        is_flag=True,
+        help="Print what would be built, its memory and its time; train and write nothing.",
+    ),
+    click.Option(
+        ["--print-config"],
+        is_flag=True,
+        help="Print all options as YAML, as --config takes them; do nothing else.",
+    ),
     *options(),
 ]
 
@@ -79,6 +92,8 @@ def _train(
     minutes: float | None,
     samples: int,
     proposal: str,
+    dry_run: bool,
+    print_config: bool,
     **_flags: Any,
 ) -> None:
     """Trains a VAE and writes a run folder.
@@ -87,6 +102,9 @@ def _train(
     its processes share each batch. SIGTERM, SIGHUP, SIGUSR1 and Ctrl-C save and end it: --resume
     repeats the run that was not stopped.
     """
+    if print_config:
+        _print_config(file, recipe, out, resume)
+        return
     import torch  # Imported here, so that help and mistyped flags answer at once.
 
     from pyro_vaes.runs.build import build, data_of, start_from_init
@@ -103,14 +121,8 @@ def _train(
     if resume and out is None:
         raise ConfigError("Invalid value for '--resume': expected --out with the run's folder.")
     with processes.together():
-        started = None if out is None else _started(out, resume)
+        config, explicit, remarks, started = _configured(file, recipe, out, resume)
         before = None if started is None or out is None else (out / CONFIG).read_bytes()
-        file_values = None if file is None else from_yaml(_read(file), str(file))
-        flags = given(click.get_current_context())
-        config, explicit = resolve(recipe, file_values, flags, started)
-        config, remarks = check_combination(config, explicit)
-        if started is not None and out is not None:
-            check_resume(config, started)
         check_drawing()
     with processes.together():
         data = processes.in_turn(lambda: data_of(config, "Invalid value for '--data'"))
@@ -121,6 +133,11 @@ def _train(
         if out is None or not (out / CHECKPOINT).exists():  # It has the weights.
             start_from_init(vae, config)
         trainer = trainer_of(vae, data, config)
+    if dry_run:
+        plan = plan_text(trainer, data, config)
+        for line in () if processes.rank else _said(data, remarks, more, choices, (plan,)):
+            click.echo(line)
+        return
     fresh = out is None
     with processes.together():
         # Runs that start in the same second get separate folders.
@@ -132,7 +149,7 @@ def _train(
         return
     if resume and started is None:
         click.echo(f"Nothing to resume in {out}: a new run starts there.")
-    for remark in dict.fromkeys((data.describe(), *remarks, *more, *choices)):
+    for remark in _said(data, remarks, more, choices):
         click.echo(remark)
     # Everything that can be refused before the first step has been, and nothing is written yet.
     with locked(out, made=fresh), watched():
@@ -148,6 +165,32 @@ def _train(
         if summary is None:
             summary = summarise(vae, data, config, history, out, samples, proposal)
     click.echo(report_text(summary, out))
+
+
+def _configured(
+    file: Path | None, recipe: str | None, out: Path | None, resume: bool
+) -> tuple[RunConfig, frozenset[str], list[str], RunConfig | None]:
+    """The options by file, recipe and flags; names given, remarks, those of a run to resume."""
+    started = None if out is None else _started(out, resume)
+    file_values = None if file is None else from_yaml(_read(file), str(file))
+    flags = given(click.get_current_context())
+    config, explicit = resolve(recipe, file_values, flags, started)
+    config, remarks = check_combination(config, explicit)
+    if started is not None:
+        check_resume(config, started)
+    return config, explicit, remarks, started
+
+
+def _print_config(file: Path | None, recipe: str | None, out: Path | None, resume: bool) -> None:
+    config, _, remarks, _ = _configured(file, recipe, out, resume)
+    for remark in remarks:
+        click.echo(remark, err=True)
+    click.echo(to_yaml(config), nl=False)
+
+
+def _said(data: DataSet, *remarks: Iterable[str]) -> dict[str, None]:
+    """What is assumed about the data, and remarks, each once."""
+    return dict.fromkeys((data.describe(), *itertools.chain(*remarks)))
 
 
 def _say_stopped(history: History, out: Path) -> None:

@@ -37,7 +37,7 @@ _MODULES: Mapping[str, tuple[str, ...]] = {
     "exact.linear_gaussian": ("Identity", "LinearPosterior"),
     "flows.recipes": ("FlowRecipe",),
     "networks.convolutions": ("ConvDecoder", "ConvEncoder"),
-    "networks.mlp": ("GatedMLP", "MLP"),
+    "networks.mlp": ("GatedMLP", "MLP", "SkipMLP"),
     "networks.columns": ("OneHotColumns",),
     "parts.columns": ("TableLikelihood",),
     "parts.correlated": (

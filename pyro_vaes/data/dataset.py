@@ -31,6 +31,7 @@ from pyro_vaes.data.guesses import (
     whole_again,
 )
 from pyro_vaes.data.mixed.codec import Codec
+from pyro_vaes.data.mixed.dependences import look_at_dependent
 from pyro_vaes.data.mixed.groups import shares
 from pyro_vaes.data.named import read_digits, read_torchvision
 from pyro_vaes.data.rows import ROWS, by_parts, in_single, taken
@@ -197,6 +198,7 @@ def load_data(
     label_column: str | None = None,
     drop: Sequence[str] = (),
     missing: Literal["keep", "refuse"] = "keep",
+    dependent: Literal["keep", "drop", "refuse"] = "keep",
     types: Mapping[str, Any] | None = None,
     group: Any = None,
     split: Literal["random", "time"] = "random",
@@ -244,6 +246,9 @@ def load_data(
         label_column: of a table: the name of the label column, ``""`` for none; None to detect it.
         drop: of a table: names of columns to leave out.
         missing: whether gaps are kept, or refused.
+        dependent: whether real columns that never vary, or are linear functions of others in the
+            training rows, are kept (which is said: the smallest scale sets their density), dropped
+            from a table that names its columns, or refused.
         types: of a table: kinds of columns by name (:data:`~pyro_vaes.core.columns.KINDS`,
             ``date``, ``drop``, or the values of an ordinal in order); others are guessed, and said.
         group: rows with the same value stay in one split: a column of a table, left out of the
@@ -299,6 +304,10 @@ def load_data(
     reason = "it has columns of several kinds" if kind is None else "that was asked for"
     if codec is None:
         found, num_levels, reason = kind_of(known, kind, num_levels, bool(image_shape))
+    columns = options.found[-1] if options.found else None
+    if found in ("real", "table") and train.x.dim() == 2 and not image_shape:
+        splits, columns = look_at_dependent(splits, columns, codec, dependent, notes)
+        train, val, test = splits
     if train.transform is not None:
         reason += " (for training, grey ones are drawn anew at each batch)"
     notes += oddities(train, splits, found, label_names)
@@ -314,7 +323,7 @@ def load_data(
         reason=reason,
         label_names=label_names,
         notes=tuple(notes),
-        columns=options.found[-1] if options.found else None,
+        columns=columns,
         codec=codec,
         places=places,
     )

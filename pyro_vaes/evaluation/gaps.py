@@ -23,7 +23,7 @@ from torch import Tensor
 from pyro_vaes.distributions.normals import diagonal_normal
 from pyro_vaes.distributions.transformed import FlowDistribution
 from pyro_vaes.evaluation.proposals.joint import Joint
-from pyro_vaes.evaluation.proposals.refined import Stage
+from pyro_vaes.evaluation.proposals.refined import Stage, ascent
 from pyro_vaes.vae import VAE
 
 __all__ = ["best_elbo", "family"]
@@ -100,7 +100,7 @@ def best_elbo(joint: Joint, parameters: list[Tensor], build: Build) -> Tensor:
     """
     free = [parameter.detach().clone().requires_grad_() for parameter in parameters]
     for stage in _STAGES:
-        optimizer = torch.optim.Adam(free, betas=(0.9, 0.99), maximize=True)
+        optimizer = ascent(free)
         for step in range(stage.steps):
             optimizer.param_groups[0]["lr"] = stage.rate * (1 - step / stage.steps)
             with torch.enable_grad():

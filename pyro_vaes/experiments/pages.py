@@ -61,6 +61,7 @@ class Settings(NamedTuple):
         workers: processes; 0 for one per core.
         engine: a name in :data:`~pyro_vaes.experiments.engines.ENGINES`.
         progress: show a progress bar.
+        program: what the pages name as the command that made them, without study and flags.
     """
 
     data: str = "digits"
@@ -74,6 +75,7 @@ class Settings(NamedTuple):
     workers: int = 0
     engine: str = "local"
     progress: bool = True
+    program: str = "pyro-vaes study"
 
     @property
     def command(self) -> str:
@@ -220,7 +222,7 @@ def _write(
         findings=_findings(study, outcome, failed, settings),
         claims=[] if settings.quick else list(map(str, claims(outcome, study.comparisons))),
         made_by=_made_by(settings, data, outcome.table),
-        command=f"pyro-vaes study {name} {settings.command}",
+        command=f"{settings.program} {name} {settings.command}",
     )
     return page.write(settings.out, name)
 

@@ -82,7 +82,7 @@ class Program:
             self.constants = _lift(graph)
             self._run: Any = graph
             if compiled:
-                if sys.platform != "win32" and not any(map(shutil.which, _COMPILERS)):
+                if sys.platform != "win32" and compiler() is None:
                     raise RuntimeError("no C++ compiler was found")
                 self._run = _compile(graph, [*tensors, *self.constants])
 
@@ -94,6 +94,11 @@ class Program:
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         with torch.no_grad():
             return cast("tuple[Tensor, ...]", self._run(*tensors, *self.constants))
+
+
+def compiler() -> str | None:
+    """The path of a C++ compiler with which steps can be compiled; None without one."""
+    return next(filter(None, map(shutil.which, _COMPILERS)), None)
 
 
 def _compile(graph: torch.fx.GraphModule, tensors: list[Any]) -> Callable[..., Any]:

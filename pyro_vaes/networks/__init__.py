@@ -2,6 +2,14 @@
 
 from pyro_vaes.networks.convolutions import ConvDecoder, ConvEncoder
 from pyro_vaes.networks.masked import AutoregressiveNetwork
-from pyro_vaes.networks.mlp import MLP, GatedMLP, Network
+from pyro_vaes.networks.mlp import MLP, GatedMLP, Network, SkipMLP
 
-__all__ = ["MLP", "AutoregressiveNetwork", "ConvDecoder", "ConvEncoder", "GatedMLP", "Network"]
+__all__ = [
+    "MLP",
+    "AutoregressiveNetwork",
+    "ConvDecoder",
+    "ConvEncoder",
+    "GatedMLP",
+    "Network",
+    "SkipMLP",
+]

@@ -12,13 +12,14 @@ import itertools
 from collections.abc import Sequence
 from typing import Any, Protocol, cast, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from pyro_vaes.core.checks import positive
 from pyro_vaes.core.choices import ACTIVATIONS
 from pyro_vaes.core.described import Described
 
-__all__ = ["MLP", "GatedMLP", "Network", "check_network", "shape_of"]
+__all__ = ["MLP", "GatedMLP", "Network", "SkipMLP", "check_network", "shape_of"]
 
 
 @runtime_checkable
@@ -126,6 +127,37 @@ class GatedMLP(Described):
 
     def forward(self, inputs: Tensor) -> Tensor:
         return cast(Tensor, self.layers(inputs))
+
+
+class SkipMLP(MLP):
+    """A multilayer perceptron whose features follow its own inputs.
+
+    What a part makes of the features is then a linear map of the inputs, which may start at that of
+    a linear model, and a correction to it: see :func:`~pyro_vaes.classical.start.start_at_factors`.
+    Inputs past the last layer: Bishop, "Pattern recognition and machine learning" (2006), section
+    5.1.
+
+    >>> network = pv.SkipMLP(30, [32])
+    >>> network(torch.zeros(10, 30)).shape
+    torch.Size([10, 62])
+
+    Args:
+        in_features: size of an input row (one-hot labels included).
+        hidden_dims: sizes of the hidden layers; ``out_features`` is the last and ``in_features``.
+        activation: one of :data:`~pyro_vaes.core.choices.ACTIVATIONS`.
+
+    Raises:
+        ValueError: for a size below one or an unknown activation.
+    """
+
+    def __init__(
+        self, in_features: int, hidden_dims: Sequence[int], activation: str = "leaky_relu"
+    ) -> None:
+        super().__init__(in_features, hidden_dims, activation)
+        self.out_features += in_features
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return torch.cat([inputs, self.layers(inputs)], -1)
 
 
 def _sizes(in_features: int, hidden_dims: Sequence[int]) -> list[int]:

@@ -9,6 +9,7 @@ import pyro.infer
 import torch
 from pyro.infer import RenyiELBO
 
+from pyro_vaes.classical.start import start_at_factors
 from pyro_vaes.core.errors import DataError
 from pyro_vaes.data.dataset import NAMES, DataSet
 from pyro_vaes.inference.elbo import BetaELBO
@@ -77,7 +78,10 @@ def build(config: RunConfig, data: DataSet) -> tuple[VAE, list[str]]:
     prior = _part("prior", config.parts.prior, plan, posterior)
     likelihood = _part("likelihood", _likelihood(config, data, remarks), plan)
     _remark_on_images(config, data, remarks)
-    return VAE(prior, posterior, likelihood), remarks
+    vae = VAE(prior, posterior, likelihood)
+    if config.training.start == "factors":
+        _start_at_factors(vae, config, data, remarks)
+    return vae, remarks
 
 
 def _part(flag: str, value: str, *args: Any) -> Any:
@@ -90,10 +94,11 @@ def _likelihood(config: RunConfig, data: DataSet, remarks: list[str]) -> str:
     """The name of the likelihood, which must go with the values."""
     name = config.parts.likelihood
     if name == "auto":
-        remarks.append(
-            f"Likelihood: {data.default_likelihood}, since the data hold {_values(data)}."
-        )
-        return data.default_likelihood
+        name = data.default_likelihood
+        if config.training.start == "factors" and name == "normal":
+            name = "student_t"  # A few rows far out decide a normal's.
+        remarks.append(f"Likelihood: {name}, since the data hold {_values(data)}.")
+        return name
     if data.kind not in REGISTRY["likelihood"][name].kinds:
         raise ConfigError(
             f"Invalid value for '--likelihood': expected one for {_values(data)}, since "
@@ -109,6 +114,19 @@ def _remark_on_images(config: RunConfig, data: DataSet, remarks: list[str]) -> N
             remarks.append("--augment has no effect: the data are no images.")
     elif augment and data.name not in NAMES:
         remarks.append(f"Training images are moved a little (--augment {augment:g}; 0 for none).")
+
+
+def _start_at_factors(vae: VAE, config: RunConfig, data: DataSet, remarks: list[str]) -> None:
+    if data.kind != "real":
+        remarks.append(
+            f"Training starts at random weights: --start factors is for real values, and the data "
+            f"hold {_values(data)}."
+        )
+        return
+    try:
+        start_at_factors(vae, data.train, data.val, config.training.seed)
+    except ValueError as error:
+        raise ConfigError(f"Invalid value for '--start': {error}") from error
 
 
 def start_from_init(vae: VAE, config: RunConfig) -> None:

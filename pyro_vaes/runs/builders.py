@@ -24,6 +24,7 @@ from pyro_vaes.networks.columns import OneHotColumns
 from pyro_vaes.networks.convolutions import ConvDecoder
 from pyro_vaes.networks.mlp import MLP
 from pyro_vaes.parts.columns import TableLikelihood
+from pyro_vaes.parts.correlated import StudentTLikelihood
 from pyro_vaes.parts.counts import CountLikelihood
 from pyro_vaes.parts.gtm import GTMPseudoInputs
 from pyro_vaes.parts.likelihoods import NormalLikelihood, OrdinalLikelihood
@@ -36,6 +37,9 @@ from pyro_vaes.runs.schema import RunConfig
 __all__ = ["Plan"]
 
 Kind = Callable[..., nn.Module]
+
+# Training rows for each column from which on a full covariance is learned.
+_ROWS_EACH = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -288,6 +292,20 @@ def ordinal_likelihood(kind: type[OrdinalLikelihood], plan: Plan) -> nn.Module:
 def real_likelihood(kind: type[NormalLikelihood], plan: Plan) -> nn.Module:
     """A likelihood of real values, in the units of the data."""
     likelihood = kind(plan.network(decoder=True), plan.event_shape, plan.labels)
+    likelihood.initialize_from(plan.data.train.x, shared=plan.pixels)
+    return likelihood
+
+
+def row_likelihood(kind: type[StudentTLikelihood], plan: Plan) -> nn.Module:
+    """A likelihood of whole rows; its covariance is diagonal if rows are too few for a full one."""
+    columns, rows = math.prod(plan.event_shape), len(plan.data.train)
+    full = columns <= rows / _ROWS_EACH
+    if not full:
+        plan.remarks.append(
+            f"Noise: a diagonal covariance, since {rows} training rows are few for a full one of "
+            f"{columns} columns."
+        )
+    likelihood = kind(plan.network(decoder=True), plan.event_shape, plan.labels, full)
     likelihood.initialize_from(plan.data.train.x, shared=plan.pixels)
     return likelihood
 

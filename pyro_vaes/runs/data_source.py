@@ -45,6 +45,7 @@ def _own_options(config: RunConfig) -> dict[str, Any]:
         "drop": () if options.drop == "none" else tuple(options.drop.split(",")),
         "types": _types(options.types),
         "missing": options.missing,
+        "dependent": options.dependent,
         "group": None if options.group == "none" else options.group,
         "split": options.split_by,
         "val_fraction": options.val_fraction,

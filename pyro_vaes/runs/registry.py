@@ -117,7 +117,7 @@ REGISTRY: dict[str, dict[str, Row]] = {
         "student_t": Row(
             "parts.correlated.StudentTLikelihood",
             "Lange et al. 1989",
-            "real_likelihood",
+            "row_likelihood",
             (),
             ("counts", "real"),
         ),
@@ -159,6 +159,7 @@ REGISTRY: dict[str, dict[str, Row]] = {
     "network": {
         "mlp": Row("networks.mlp.MLP", "Rosenblatt 1958", "mlp", ("activation",)),
         "gated": Row("networks.mlp.GatedMLP", "Dauphin et al. 2017", "gated_mlp"),
+        "skip": Row("networks.mlp.SkipMLP", "Bishop 2006", "mlp", ("activation",)),
         "conv": Row(
             "networks.convolutions.ConvEncoder",
             "LeCun et al. 1989",

@@ -67,7 +67,13 @@ def trainer_of(vae: VAE, data: DataSet, config: RunConfig) -> Trainer:
         data = data.augmented(**{name: strength * move for name, move in _MOVES.items()})
     try:
         return Trainer(
-            vae, data.train, data.val, build_objective(config), fit_options(config), record
+            vae,
+            data.train,
+            data.val,
+            build_objective(config),
+            fit_options(config),
+            record,
+            keep_start=config.training.start != "random",
         )
     except OptionError as error:
         flag = error.option.replace("_", "-")

@@ -102,6 +102,11 @@ class DataConfig(Section):
         "Blank, NA and NaN values: keep, left out of log p(x), or refuse.",
         choices=("keep", "refuse"),
     )
+    dependent: str = option(
+        "keep",
+        "Real columns that never vary or are linear functions of others: keep, drop or refuse.",
+        choices=("keep", "drop", "refuse"),
+    )
     group: str = option("none", "Name of a column whose rows of equal value share one split.")
     split_by: str = option(
         "random",
@@ -251,6 +256,12 @@ class TrainingConfig(Section):
     clip_norm: float = option(0.0, "Largest norm of a gradient; 0 for no limit.", least=0)
     ema_decay: float = option(
         0.995, "Decay of a moving average of the weights; 0 for none.", least=0, below=1
+    )
+    start: str = option(
+        "random",
+        "Weights at the start: random, or factors: those of a factor analysis of real numbers.",
+        choices=("random", "factors"),
+        only_with=("network", ("skip",)),
     )
     init: str = option("none", "A run folder whose weights training starts from, or none.")
     seed: int = option(0, "Of weights, data order and noise.", least=0)

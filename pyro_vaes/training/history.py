@@ -34,9 +34,10 @@ class History:
             ``val_loss`` (the objective at its full weights), ``val_elbo``, ``val_reconstruction``
             and ``val_kl`` (at beta = 1 and without free bits), ``kl_weight``, ``learning_rate``,
             ``seconds``.
-        best_epoch: the epoch whose weights were kept; None without validation data.
+        best_epoch: the epoch whose weights were kept, 0 for those before the first; None without
+            validation data.
         best_val_loss: its ``val_loss``.
-        stopped: why training ended: ``epochs``, ``patience``, ``time`` or
+        stopped: why training ended: ``epochs``, ``patience``, ``time``, ``callback`` or
             ``interrupted``.
         mode: how steps were run, see :class:`~pyro_vaes.inference.svi.FastSVI`.
         device: where they were run.

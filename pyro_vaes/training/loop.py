@@ -20,9 +20,11 @@ from tqdm.auto import tqdm
 from pyro_vaes.core.choices import OPTIMIZERS, SCHEDULES, Mode
 from pyro_vaes.data.splits import Split, as_split, batches
 from pyro_vaes.inference.elbo import ELBO
+from pyro_vaes.inference.optimizers import without_compiler
 from pyro_vaes.inference.svi import FastSVI
 from pyro_vaes.storage.files import locked
 from pyro_vaes.storage.tensors import copied, fill, named_tensors
+from pyro_vaes.training.callbacks import Callback, Callbacks
 from pyro_vaes.training.checkpoint import CHECKPOINT, RunState, Saved, Within, identity_of
 from pyro_vaes.training.distributed import join_processes
 from pyro_vaes.training.history import History, NonFiniteError
@@ -68,6 +70,7 @@ class Trainer:
         objective: the loss.
         options: the options that determine the result.
         record: JSON-ready facts to keep with the weights.
+        keep_start: whether the weights before the first step may validate best.
 
     Raises:
         ValueError: see :func:`~pyro_vaes.fit`.
@@ -82,8 +85,10 @@ class Trainer:
         objective: Any,
         options: FitOptions,
         record: Mapping[str, Any] | None = None,
+        keep_start: bool = False,
     ) -> None:
         check_objective(objective)
+        self.keep_start = keep_start
         self.vae, self.objective, self.options = vae, objective, options
         self.processes = join_processes()
         self.device = device_of(options.device)
@@ -130,9 +135,12 @@ class Trainer:
         resume: bool = False,
         minutes: float | None = None,
         progress: bool = True,
+        on_epoch: Callback | None = None,
+        on_step: Callback | None = None,
     ) -> History:
         """Trains, once, while the caller holds the lock of ``out``; see :func:`~pyro_vaes.fit`."""
         self.end = math.inf if minutes is None else time.monotonic() + 60 * minutes
+        self.callbacks = Callbacks(on_epoch, on_step, self.processes)
         self.folder = RunFolder(
             None if out is None else Path(out),
             self.options,
@@ -143,6 +151,7 @@ class Trainer:
         with training_state(self.device), self.processes.at_work(self.objective, self._asks):  # noqa: SIM117
             with torch.random.fork_rng(), pyro.get_param_store().scope():
                 self._start(resume)
+                self.callbacks.begin()
                 return self._train(progress and not self.processes.rank)
 
     # --- state ---------------------------------------------------------------------------------
@@ -158,7 +167,7 @@ class Trainer:
             saved = self.folder.saved(resume)
         self._check_processes(saved)
         self.state.history.mode = mode = self._mode(saved)
-        kind = getattr(torch.optim, OPTIMIZERS[options.optimizer])
+        kind = without_compiler(getattr(torch.optim, OPTIMIZERS[options.optimizer]))
         model, guide = self.processes.sharing(self.vae.model, self.vae.guide)
         self.svi = FastSVI(
             model,
@@ -235,6 +244,7 @@ class Trainer:
             self._finish()
             return history
         self.folder.begin(self.state)
+        self._consider_start()
         history.stopped, history.threads = "epochs", torch.get_num_threads()
         bar = tqdm(
             total=options.epochs,
@@ -253,13 +263,15 @@ class Trainer:
                     improved = self.val is not None and self.stopping.improved(history, record)
                     if improved:
                         self.state.best = self.state.candidate()
+                    with self.state.averaged():
+                        self.callbacks.epoch(record, self.vae)
                     ended = history.epochs == options.epochs
                     if self.stopping.out_of_patience(history):
                         history.stopped, ended = "patience", True
-                    elif not ended and self._out_of_time():
-                        history.stopped, ended = "time", True
                     elif not ended and self._ends():
                         history.stopped, ended = self._ends(), True
+                    elif not ended and self._out_of_time():
+                        history.stopped, ended = "time", True
                     self.folder.log(record)
                     self.folder.write(self.state, improved, ended)
                     bar.update()
@@ -276,6 +288,16 @@ class Trainer:
             raise
         self._finish()
         return history
+
+    def _consider_start(self) -> None:
+        """Validates the weights before the first step, which may turn out the best."""
+        history = self.state.history
+        if not self.keep_start or self.val is None or history.epochs or self.state.within:
+            return
+        with torch.random.fork_rng():
+            record = {"epoch": 0, **self._validate(self.val)}
+        if self.stopping.improved(history, record):
+            self.state.best = self.state.candidate()
 
     def _finish(self) -> None:
         """Puts the weights to keep into the VAE and the folder.
@@ -313,6 +335,8 @@ class Trainer:
                 self._fail(epoch, good, first_not_finite(self.vae, arguments(self.vae, x, y)))
             self.state.follow(options.ema_decay)
             within.steps += 1
+            if self.callbacks.steps:
+                self._show_step(epoch, within.steps, loss / len(x), rate)
             self._save_within(within, started)
         self.state.within = None
         if not math.isfinite(total):
@@ -336,6 +360,11 @@ class Trainer:
             record["kl_weight"] = float(self.objective.kl_weight * self.objective.warmup)
         return record | {"learning_rate": rate, "seconds": round(time.perf_counter() - started, 4)}
 
+    def _show_step(self, epoch: int, steps: int, loss: Any, rate: float) -> None:
+        step = epoch * self.steps_per_epoch + steps
+        record = {"epoch": epoch + 1, "step": step, "train_loss": loss, "learning_rate": rate}
+        self.callbacks.step(record, self.vae)
+
     def _save_within(self, within: Within, started: float) -> None:
         """Writes a checkpoint within an epoch, if one is due or a signal has come."""
         if within.steps == self.steps_per_epoch:
@@ -348,7 +377,9 @@ class Trainer:
             raise EndedWithin(ends)
 
     def _ends(self) -> str:
-        """Why training is to end after this step, if it is: a signal's name, or ``time``."""
+        """Why training is to end now: a signal's name, ``time``, ``callback``, or empty."""
+        if self.callbacks.enough:
+            return "callback"
         return self._asks() if self.processes.size == 1 else self.processes.ends
 
     def _asks(self) -> str:

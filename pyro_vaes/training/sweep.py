@@ -25,6 +25,7 @@ from pyro_vaes.data.splits import Split, as_split
 from pyro_vaes.inference.elbo import ELBO
 from pyro_vaes.inference.joint_optimizer import fused_options
 from pyro_vaes.inference.noise import normals_drawn_by
+from pyro_vaes.inference.optimizers import without_compiler
 from pyro_vaes.inference.recording import Program
 from pyro_vaes.storage.tensors import fill, named_tensors
 from pyro_vaes.training.history import History
@@ -189,7 +190,7 @@ class _Sweep:
         self.best: dict[str, Tensor] | None = None
         self.kl_weights = self._column([float(o.kl_weight) for o in objectives])
         self.rates = self._column(learning_rates)
-        kind: Any = getattr(torch.optim, OPTIMIZERS[options.optimizer])
+        kind: Any = without_compiler(getattr(torch.optim, OPTIMIZERS[options.optimizer]))
         tensors = list(self.params.values())
         self.optimizer: torch.optim.Optimizer = kind(
             tensors, weight_decay=options.weight_decay, **fused_options(kind, tensors)

@@ -16,6 +16,7 @@ import torch
 
 from pyro_vaes.core.choices import Mode
 from pyro_vaes.inference.elbo import ELBO
+from pyro_vaes.training.callbacks import Callback
 from pyro_vaes.training.history import History
 from pyro_vaes.training.loop import Trainer
 from pyro_vaes.training.options import (
@@ -51,7 +52,10 @@ def fit(
     resume: bool = False,
     minutes: float | None = None,
     record: Mapping[str, Any] | None = None,
+    keep_start: bool = False,
     progress: bool = True,
+    on_epoch: Callback | None = None,
+    on_step: Callback | None = None,
 ) -> History:
     """Trains a VAE in place and leaves it with the weights that validated best.
 
@@ -63,6 +67,9 @@ def fit(
 
     >>> pv.fit(vae, torch.randn(100, 4), torch.randn(50, 4), epochs=5, progress=False).epochs
     5
+    >>> enough = lambda record, vae: record["val_elbo"] > -1e9
+    >>> pv.fit(vae, torch.randn(100, 4), torch.randn(50, 4), on_epoch=enough).stopped
+    'callback'
 
     Args:
         vae: the model; moved to the device.
@@ -96,7 +103,18 @@ def fit(
             limit. ``resume`` then continues the run bit for bit.
         record: JSON-ready facts to save with the weights. A ``digest`` among them is that of a
             configuration: only a run with the same one can be resumed.
+        keep_start: whether the weights before the first step are kept if none validate better, as
+            befits a start that is no random one; ``best_epoch`` is then 0.
         progress: show a progress bar in a terminal or notebook.
+        on_epoch: called after each epoch with its record (see :class:`History`) and the VAE, which
+            has the weights that were validated and is in evaluation mode, without gradients.
+            Returns None, or True to end training there (``stopped`` is then ``callback``; with
+            ``out``, ``resume`` continues). It looks and changes nothing: its draws have generators
+            of their own. After a kill, epochs since the last checkpoint are shown again. An
+            exception ends training. Under ``torchrun`` the first process calls it.
+        on_step: the same after each step, with ``epoch``, ``step``, ``train_loss`` (of the batch,
+            nats per datum, a tensor, since reading a number from a GPU waits for it) and
+            ``learning_rate``. The VAE has the weights of the step, not their average.
 
     Returns:
         The history.
@@ -114,6 +132,13 @@ def fit(
         raise ValueError(f"Expected minutes above 0; got {minutes}.")
     with torch.inference_mode(False):
         objective = ELBO() if objective is None else objective
-    trainer = Trainer(vae, train, val, objective, FitOptions.of(given), record)
+    trainer = Trainer(vae, train, val, objective, FitOptions.of(given), record, keep_start)
     with trainer.alone(out):
-        return trainer.run(out, resume=resume, minutes=minutes, progress=progress)
+        return trainer.run(
+            out,
+            resume=resume,
+            minutes=minutes,
+            progress=progress,
+            on_epoch=on_epoch,
+            on_step=on_step,
+        )

@@ -121,6 +121,16 @@ def test_peer_runs(peer: str, work: str, contender: str, tmp_path: Path, harness
     assert {record["contender"] for record in records} == {contender}
 
 
+@pytest.mark.slow
+def test_a_table_of_the_digits_is_a_study_that_names_its_command(tmp_path: Path) -> None:
+    flags = ["recipes", "--quick", "--seeds", "1", "--samples", "30", "--workers", "1"]
+    places = ["--out", str(tmp_path), "--runs", str(tmp_path / "runs")]
+    page = run("digits.py", *flags, *places)
+    assert page.strip() == (tmp_path / "recipes.md").read_text().strip()
+    assert "Made by `python benchmarks/digits.py recipes --seeds 1 --samples 30 --quick`" in page
+    assert all(f"| {name} | " in page for name in ("default", "digits-conv", "course"))
+
+
 def test_ratio_is_taken_round_by_round(harness: Any) -> None:
     # The machine slows down from round to round; the ratio does not change.
     records = [

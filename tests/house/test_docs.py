@@ -22,6 +22,9 @@ DOCS = ROOT / "docs"
 PAGES = sorted(p for p in DOCS.glob("**/*.md") if "_build" not in p.parts)
 LINKED = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md", *PAGES]
 
+# Its blocks need libraries of which a machine may have some.
+WATCHING = DOCS / "watching.md"
+
 # What a page's code may cost in a test; the page itself shows what a user would write.
 LIMITS = {
     "fit": {"epochs": 2, "warmup_epochs": 1},
@@ -59,7 +62,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def with_code() -> list[Any]:
     """README and the pages that show code."""
-    pages = [p for p in PAGES if "```python\n" in p.read_text("utf-8")]
+    pages = [p for p in PAGES if "```python\n" in p.read_text("utf-8") and p != WATCHING]
     names = [str(p.relative_to(ROOT)) for p in [ROOT / "README.md", *pages]]
     # pythae's own code warns, and that of what it needs.
     ignored = pytest.mark.filterwarnings("ignore")
@@ -82,6 +85,28 @@ def run(page: str) -> dict[str, Any]:
     for example in examples:
         example.evaluate()
     return document.namespace
+
+
+def watching_blocks() -> list[str]:
+    text = WATCHING.read_text("utf-8")
+    return re.findall(r"```python\n(.*?)```", text, re.S)
+
+
+@pytest.mark.usefixtures("hurried")
+@pytest.mark.parametrize("number", range(1, len(watching_blocks())))
+# The loggers' own code warns, and that of what they need.
+@pytest.mark.filterwarnings("ignore")
+def test_each_way_of_watching_runs(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, *_ = blocks = watching_blocks()
+    for module in re.findall(r"^(?:import|from) ([\w.]+)", blocks[number], re.M):
+        pytest.importorskip(module)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    namespace: dict[str, Any] = {}
+    for code in (first, blocks[number]):
+        exec(compile(code, str(WATCHING), "exec"), namespace)
 
 
 def test_commands_of_a_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

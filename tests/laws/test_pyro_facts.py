@@ -176,3 +176,10 @@ def test_renyi_scales_inside_its_logsumexp():
     assert bound(1.0, 20_000) == pytest.approx(exact, abs=0.05)
     # Weighted by two, the same many-sample bound estimates another number altogether.
     assert abs(bound(2.0, 20_000) - exact) > 0.1
+
+
+def test_a_batch_of_cholesky_factors_has_no_jacobian():
+    affine = T.LowerCholeskyAffine(torch.zeros(5, 2), torch.eye(2).expand(5, 2, 2))
+    x = torch.randn(5, 2)
+    with pytest.raises(RuntimeError, match="diag"):
+        affine.log_abs_det_jacobian(x, affine(x))

@@ -7,7 +7,7 @@ import pyro_vaes as pv
 from pyro_vaes.core.described import describe, rebuild
 from pyro_vaes.core.labels import append_labels, flat
 from pyro_vaes.networks.convolutions import ConvDecoder, ConvEncoder
-from pyro_vaes.networks.mlp import ACTIVATIONS, MLP, GatedMLP
+from pyro_vaes.networks.mlp import ACTIVATIONS, MLP, GatedMLP, SkipMLP
 
 SHAPES = [(1, 8, 8), (3, 37, 41), (1, 28, 28), (2, 9, 8)]
 
@@ -24,6 +24,18 @@ def test_gated_layer_is_a_product_with_a_sigmoid():
     both = network.layers[0](x)
     expected = both[:, :3] * torch.sigmoid(both[:, 3:])
     torch.testing.assert_close(network(x), expected)
+
+
+def test_features_of_a_skip_network_begin_with_its_inputs():
+    network = SkipMLP(4, [7, 3], "tanh")
+    x = torch.randn(2, 6, 4)
+    assert network.out_features == 7
+    features = network(x)
+    assert torch.equal(features[..., :4], x)
+    assert torch.equal(features[..., 4:], network.layers(x))
+    other = rebuild(describe(network))
+    other.load_state_dict(network.state_dict())
+    assert torch.equal(other(x), features)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -19,7 +19,7 @@ from pyro_vaes.plotting import image_grid, style
 __all__ = ["STUDY"]
 
 
-_COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 500)
+_COUNTS = (1, 10, 50, 200, 500)
 _PRIORS = {"mixture": "mixture", "VampPrior": "vamp"}
 
 

@@ -76,7 +76,11 @@ class Joint:
     def rows(self, index: Tensor | slice) -> Joint:
         """The same for some of the data."""
         y = None if self.y is None else self.y[index]
-        return Joint(self.vae, self.x[index], y, self.chunk_size, self.cost, self._prior)
+        return type(self)(self.vae, self.x[index], y, self.chunk_size, self.cost, self._prior)
+
+    def coordinates(self, z: Tensor) -> Tensor:
+        """Latents in the coordinates of the target: here themselves."""
+        return z
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log p(x, z) at z ``(draws, n, D)``: ``(draws, n)``, float64."""

@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 
 from pyro_vaes.evaluation.proposals.joint import GRADIENT_COST, Joint
+from pyro_vaes.inference.joint_optimizer import fused_options
+from pyro_vaes.inference.optimizers import without_compiler
 
 __all__ = [
     "DIAGONAL",
@@ -35,6 +37,7 @@ __all__ = [
     "LowRank",
     "Stage",
     "Student",
+    "ascent",
     "axes",
     "fit",
     "improve",
@@ -309,7 +312,7 @@ def _climb(
     loc, log_scale = torch.zeros_like(log_scale), log_scale.clone()
     below = None if below is None else below.clone()
     free = [loc, log_scale] if below is None else [loc, log_scale, below]
-    optimizer = torch.optim.Adam(free, betas=(0.9, 0.99), maximize=True, foreach=True)
+    optimizer = ascent(free)
     for step in range(stage.steps):
         optimizer.param_groups[0]["lr"] = stage.rate * (1 - _DECAY * step / stage.steps)
         scale = log_scale.exp()
@@ -324,6 +327,12 @@ def _climb(
             below.grad = outer.tril(-1) / stage.particles
         optimizer.step()
     return loc, log_scale, below
+
+
+def ascent(free: list[Tensor]) -> torch.optim.Optimizer:
+    """Adam that ascends, on parameters of each datum, in one kernel where there is one."""
+    kind = without_compiler(torch.optim.Adam)
+    return kind(free, betas=(0.9, 0.99), maximize=True, **fused_options(kind, free))
 
 
 def axes(scale: Tensor) -> LowRank:

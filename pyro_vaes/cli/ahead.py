@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pyro_vaes.cli.flags import Real
 from pyro_vaes.core.errors import RunError
 
 if TYPE_CHECKING:
@@ -194,7 +195,7 @@ def _duration(seconds: float) -> str:
 @click.command("doctor")
 @click.option(
     "--seconds",
-    type=click.FloatRange(min=0, min_open=True, max=600),
+    type=Real(min=0, min_open=True, max=600),
     default=10.0,
     show_default=True,
     help="How long to train for a check.",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyro_vaes.cli.evaluate import label_number, open_run
-from pyro_vaes.cli.flags import PLACE, SEED, with_options
+from pyro_vaes.cli.flags import PLACE, SEED, Whole, with_options
 from pyro_vaes.cli.outputs import PICTURES, TABLES, check_out, write_array, write_table
 from pyro_vaes.core.choices import PROPOSALS
 from pyro_vaes.runs.options import ConfigError
@@ -167,7 +167,7 @@ def draw_options(proposals: Sequence[str]) -> Callable[[Any], Any]:
     options = (
         click.option(
             "--samples",
-            type=click.IntRange(min=1),
+            type=Whole(min=1),
             default=1000,
             show_default=True,
             help="Draws per row.",

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from pyro_vaes.cli.flags import FOLDER, PLACE, check_drawing, with_options
+from pyro_vaes.cli.flags import FOLDER, PLACE, Whole, check_drawing, with_options
 from pyro_vaes.core.choices import PROPOSALS
 from pyro_vaes.runs.options import ConfigError
 
@@ -68,11 +68,11 @@ def _options(out: str) -> Callable[[Any], Any]:
             "--data-root", default="data", show_default=True, help="Folder for downloaded data."
         ),
         click.option(
-            "--seeds", type=click.IntRange(1, _MOST_SEEDS), help="How many.  [default: 3, quick: 1]"
+            "--seeds", type=Whole(1, _MOST_SEEDS), help="How many.  [default: 3, quick: 1]"
         ),
         click.option(
             "--samples",
-            type=click.IntRange(min=1),
+            type=Whole(min=1),
             help="Importance samples for each test datum.  [default: 500, quick: 50]",
         ),
         click.option(
@@ -97,7 +97,7 @@ def _options(out: str) -> Callable[[Any], Any]:
         ),
         click.option(
             "--workers",
-            type=click.IntRange(min=0),
+            type=Whole(min=0),
             default=0,
             show_default=True,
             help="Processes; 0: one per core, of the cluster if there is one.",

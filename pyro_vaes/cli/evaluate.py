@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyro_vaes.cli.flags import PLACE, SEED
+from pyro_vaes.cli.flags import PLACE, SEED, Whole
 from pyro_vaes.cli.outputs import PICTURES, TABLES, check_out, write_array, write_table
 from pyro_vaes.core.choices import PROPOSALS
 from pyro_vaes.core.errors import RunError
@@ -34,7 +34,7 @@ __all__ = [
 @click.argument("run", type=PLACE)
 @click.option(
     "--samples",
-    type=click.IntRange(min=1),
+    type=Whole(min=1),
     default=5000,
     show_default=True,
     help="Posterior draws for each datum.",
@@ -55,7 +55,7 @@ __all__ = [
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the draws.")
 @click.option(
     "--chunk-size",
-    type=click.IntRange(min=1),
+    type=Whole(min=1),
     help="Decoder evaluations at once: bounds the memory, changes no figure.  "
     "[default: 1024 on a CPU, 8192 elsewhere]",
 )
@@ -152,7 +152,7 @@ def _new_split(
 
 @click.command("sample")
 @click.argument("run", type=PLACE)
-@click.option("--num", type=click.IntRange(min=1), default=64, show_default=True, help="How many.")
+@click.option("--num", type=Whole(min=1), default=64, show_default=True, help="How many.")
 @click.option("--label", help="The label of all samples of a conditional model, or its name.")
 @click.option("--mean", is_flag=True, help="Means of p(x given z) instead of draws from it.")
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Seed.")

@@ -127,11 +127,12 @@ def _read_anndata(path: Path) -> Any:
         ) from error
     file = read_h5ad(path, backed="r")
     try:
-        if file.X is None:
-            raise DataError("Expected a matrix X in the file; got none.")
+        matrix = file.X
         # Rows stand together in all formats but this one.
-        by_columns = getattr(file.X, "format", "") == "csc"
-        return {"x": _dense(file.X.to_memory().tocsr() if by_columns else file.X)}
+        by_columns = getattr(matrix, "format", "") == "csc"
+        return {"x": _dense(matrix.to_memory().tocsr() if by_columns else matrix)}
+    except KeyError as error:
+        raise DataError("Expected a matrix X in the file; got none.") from error
     finally:
         file.file.close()
 

@@ -68,9 +68,9 @@ def _types(text: str) -> dict[str, str]:
 def _shape(text: str) -> tuple[int, ...] | None:
     if text in ("auto", "none"):
         return None if text == "auto" else ()
-    try:
-        return tuple(int(size) for size in text.split(","))
-    except ValueError as error:
+    sizes = [size.strip() for size in text.split(",")]
+    if not all(size.isascii() and size.isdecimal() for size in sizes):
         raise ConfigError(
             f"Invalid value for '--image-shape': expected C,H,W, none or auto; got {text!r}."
-        ) from error
+        )
+    return tuple(map(int, sizes))

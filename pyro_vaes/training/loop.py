@@ -140,7 +140,7 @@ class Trainer:
         on_step: Callback | None = None,
     ) -> History:
         """Trains, once, while the caller holds the lock of ``out``; see :func:`~pyro_vaes.fit`."""
-        end = None if minutes is None else time.monotonic() + 60 * minutes
+        self.end = math.inf if minutes is None else time.monotonic() + 60 * minutes
         self.callbacks = Callbacks(on_epoch, on_step, self.processes)
         self.folder = RunFolder(
             None if out is None else Path(out),
@@ -149,12 +149,12 @@ class Trainer:
             lambda: identity_of(self.vae, self.objective, self.train, self.record),
         )
         # The caller's generators and Pyro's store are restored on leaving.
-        with training_state(self.device), self.processes.at_work(self.objective):  # noqa: SIM117
+        with training_state(self.device), self.processes.at_work(self.objective, self._asks):  # noqa: SIM117
             with torch.random.fork_rng(), pyro.get_param_store().scope():
                 self._start(resume)
                 self.callbacks.begin()
                 with on_threads(self._threads()):
-                    return self._train(progress and not self.processes.rank, end)
+                    return self._train(progress and not self.processes.rank)
 
     # --- state ---------------------------------------------------------------------------------
 
@@ -212,13 +212,14 @@ class Trainer:
         if self.processes.size == 1:
             return
         tensors = named_tensors(self.vae)
-        epochs = 0 if saved is None else len(saved[1]["history"]["records"])
+        record = {} if saved is None else saved[1]
+        epochs = len(record.get("history", {}).get("records", ()))
         facts = {
             **self.folder.identity,
             "options": dataclasses.asdict(self.options),
             "weights": {name: list(tensor.shape) for name, tensor in tensors.items()},
             "validation data": None if self.val is None else list(self.val.x.shape),
-            "run folder (on a disk that all see)": epochs,
+            "run folder (on a disk that all see)": [epochs, record.get("within", {}).get("steps")],
         }
         self.processes.check_same(facts)
         self.processes.broadcast(tensors)
@@ -243,7 +244,7 @@ class Trainer:
 
     # --- the loop ------------------------------------------------------------------------------
 
-    def _train(self, progress: bool, end: float | None) -> History:
+    def _train(self, progress: bool) -> History:
         """Trains until the end of epochs, patience or time, or until interrupted."""
         options, history = self.options, self.state.history
         if history.stopped == "patience" or history.epochs >= options.epochs:
@@ -274,20 +275,20 @@ class Trainer:
                     ended = history.epochs == options.epochs
                     if self.stopping.out_of_patience(history):
                         history.stopped, ended = "patience", True
-                    elif not ended and self.callbacks.enough:
-                        history.stopped, ended = "callback", True
-                    elif not ended and self._out_of_time(end):
+                    elif not ended and self._ends():
+                        history.stopped, ended = self._ends(), True
+                    elif not ended and self._out_of_time():
                         history.stopped, ended = "time", True
-                    elif not ended and self._asked():
-                        history.stopped, ended = asked(), True
                     self.folder.log(record)
                     self.folder.write(self.state, improved, ended)
                     bar.update()
                     shown = {"loss": record["train_loss"], "val": record.get("val_loss")}
                     bar.set_postfix({k: f"{v:.2f}" for k, v in shown.items() if v is not None})
-        except (EndedWithin, KeyboardInterrupt):
-            # After the latter, a resumed run repeats the steps since the last checkpoint.
-            history.stopped = asked() or ("callback" if self.callbacks.enough else "interrupted")
+        except EndedWithin as end:
+            history.stopped = str(end)
+        except KeyboardInterrupt:
+            # A resumed run repeats the steps since the last checkpoint.
+            history.stopped = asked() or "interrupted"
         except NonFiniteError:
             if history.epochs:
                 self.folder.keep(self.vae)
@@ -375,16 +376,26 @@ class Trainer:
         """Writes a checkpoint within an epoch, if one is due or a signal has come."""
         if within.steps == self.steps_per_epoch:
             return  # The checkpoint of the epoch follows.
-        ends = self._asked() or self.callbacks.enough
+        ends = self._ends()
         if ends or self.folder.due:
             within.seconds = time.perf_counter() - started
             self.folder.write(self.state, False, True)
         if ends:
-            raise EndedWithin
+            raise EndedWithin(ends)
 
-    def _asked(self) -> bool:
-        """Whether a signal asks to end; several processes agree on that in ``combine``."""
-        return self.processes.size == 1 and bool(asked())
+    def _ends(self) -> str:
+        """Why training is to end now: a signal's name, ``time``, ``callback``, or empty."""
+        if self.callbacks.enough:
+            return "callback"
+        return self._asks() if self.processes.size == 1 else self.processes.ends
+
+    def _asks(self) -> str:
+        """Why this process is to end; several agree on it in ``combine``.
+
+        An epoch is cut for the time limit only where it is long enough to have checkpoints in it.
+        """
+        late = self.folder.due and time.monotonic() >= self.end
+        return asked() or ("time" if late else "")
 
     def _validate(self, val: Split) -> dict[str, float]:
         return validate(self.vae, self.objective, val, self.options.seed, self.processes)
@@ -401,9 +412,10 @@ class Trainer:
             )
         return rate
 
-    def _out_of_time(self, end: float | None) -> bool:
+    def _out_of_time(self) -> bool:
         """Whether the time limit has passed in any of the processes."""
-        return end is not None and self.processes.figures(time.monotonic() >= end)[0] > 0
+        limited = self.end < math.inf
+        return limited and self.processes.figures(time.monotonic() >= self.end)[0] > 0
 
     def _fail(self, epoch: int, good: dict[str, Tensor], culprit: str) -> None:
         """Restores the last good weights and raises."""

@@ -99,8 +99,8 @@ def fit(
         out: a run folder for weights, metrics and checkpoints; none if None.
         resume: continue the run in ``out``; an absent or empty folder starts one, a finished run
             stays as it is.
-        minutes: time limit, checked after each epoch; None for no limit. ``resume`` then continues
-            the run bit for bit.
+        minutes: time limit, checked after each epoch, and in a long one each minute; None for no
+            limit. ``resume`` then continues the run bit for bit.
         record: JSON-ready facts to save with the weights. A ``digest`` among them is that of a
             configuration: only a run with the same one can be resumed.
         keep_start: whether the weights before the first step are kept if none validate better, as

@@ -142,6 +142,26 @@ def test_a_data_set_in_a_file_is_trained_resumed_and_evaluated_alike(make, tmp_p
     assert torch.equal(pv.log_marginal(vae, make(x), 5), figures)
 
 
+@pytest.mark.parametrize("form", ["array", "csr_matrix", "csc_matrix"])
+def test_h5ad_files_are_read_by_parts(form, tmp_path, little_memory):
+    # Not among the requirements: it needs older versions of pandas than ours may be.
+    anndata = pytest.importorskip("anndata")
+    import scipy.sparse
+
+    if hasattr(anndata.settings, "allow_write_nullable_strings"):
+        anndata.settings.allow_write_nullable_strings = True
+    x = np.random.default_rng(0).poisson(0.3, (1500, 7)).astype(np.float32)
+    x[0, 0] = 300
+    matrix = x if form == "array" else getattr(scipy.sparse, form)(x)
+    anndata.AnnData(matrix).write_h5ad(tmp_path / "cells.h5ad")
+    expected = pv.load_data(x)
+    assert expected.kind == "counts"
+    assert pv.load_data(tmp_path / "cells.h5ad").digest == expected.digest
+    made = little_memory()
+    assert pv.load_data(tmp_path / "cells.h5ad").digest == expected.digest
+    assert len(made) >= 4
+
+
 def test_pseudo_inputs_and_gaps_do_not_need_the_rows_in_memory(little_memory, tmp_path):
     x = as_split(gappy(tmp_path)).x
     expected = filled(x), pseudo_inputs(x, 4, generator=torch.Generator().manual_seed(0))

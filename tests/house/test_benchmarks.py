@@ -463,3 +463,12 @@ def test_published_toy_run_writes_figures_curve_and_table(tmp_path: Path, harnes
     # The same command again trains and evaluates nothing.
     run("published.py", *flags)
     assert harness.read(tmp_path / "published_mnist-standard.csv")[0] == records
+
+
+@pytest.mark.slow
+def test_loading_is_measured_for_each_kind_of_file(tmp_path: Path, harness: Any) -> None:
+    run("loading.py", "--toy", "--out", str(tmp_path))
+    records, _ = harness.read(tmp_path / "loading.csv")
+    assert {"float32 .npy", "bytes .npy", ".npz", ".csv"} <= {record["file"] for record in records}
+    assert {record["way"] for record in records} == {"plain", "load_data", "in files"}
+    assert all(float(r["time over plain"]) > 0 for r in records if r["way"] == "load_data")

@@ -27,6 +27,9 @@ from .networks.convolutions import ConvEncoder as ConvEncoder
 from .networks.mlp import MLP as MLP
 from .networks.mlp import GatedMLP as GatedMLP
 from .networks.mlp import SkipMLP as SkipMLP
+from .networks.residual import ResDecoder as ResDecoder
+from .networks.residual import ResEncoder as ResEncoder
+from .networks.residual import ResMLP as ResMLP
 from .parts.chains import ChainPosterior as ChainPosterior
 from .parts.chains import ChainPrior as ChainPrior
 from .parts.columns import TableLikelihood as TableLikelihood

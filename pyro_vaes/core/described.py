@@ -39,6 +39,7 @@ _MODULES: Mapping[str, tuple[str, ...]] = {
     "networks.convolutions": ("ConvDecoder", "ConvEncoder"),
     "networks.mlp": ("GatedMLP", "MLP", "SkipMLP"),
     "networks.columns": ("OneHotColumns",),
+    "networks.residual": ("ResDecoder", "ResEncoder", "ResMLP"),
     "parts.columns": ("TableLikelihood",),
     "parts.correlated": (
         "CorrelatedLikelihood",

@@ -3,6 +3,7 @@
 from pyro_vaes.networks.convolutions import ConvDecoder, ConvEncoder
 from pyro_vaes.networks.masked import AutoregressiveNetwork
 from pyro_vaes.networks.mlp import MLP, GatedMLP, Network, SkipMLP
+from pyro_vaes.networks.residual import ResDecoder, ResEncoder, ResMLP
 
 __all__ = [
     "MLP",
@@ -11,5 +12,8 @@ __all__ = [
     "ConvEncoder",
     "GatedMLP",
     "Network",
+    "ResDecoder",
+    "ResEncoder",
+    "ResMLP",
     "SkipMLP",
 ]

@@ -85,7 +85,7 @@ class MLP(Described):
         self, in_features: int, hidden_dims: Sequence[int], activation: str = "leaky_relu"
     ) -> None:
         super().__init__()
-        sizes = _sizes(in_features, hidden_dims)
+        sizes = sizes_of(in_features, hidden_dims)
         layers: list[nn.Module] = []
         for size_in, size_out in itertools.pairwise(sizes):
             layers += [nn.Linear(size_in, size_out), make_activation(activation)]
@@ -117,7 +117,7 @@ class GatedMLP(Described):
 
     def __init__(self, in_features: int, hidden_dims: Sequence[int]) -> None:
         super().__init__()
-        sizes = _sizes(in_features, hidden_dims)
+        sizes = sizes_of(in_features, hidden_dims)
         layers: list[nn.Module] = []
         for size_in, size_out in itertools.pairwise(sizes):
             layers += [nn.Linear(size_in, 2 * size_out), nn.GLU()]
@@ -160,7 +160,8 @@ class SkipMLP(MLP):
         return torch.cat([inputs, self.layers(inputs)], -1)
 
 
-def _sizes(in_features: int, hidden_dims: Sequence[int]) -> list[int]:
+def sizes_of(in_features: int, hidden_dims: Sequence[int]) -> list[int]:
+    """The sizes of inputs and layers, of at least one."""
     if not len(hidden_dims):
         raise ValueError("Expected at least one hidden layer in hidden_dims; got none.")
     hidden = {f"hidden_dims[{i}]": size for i, size in enumerate(hidden_dims)}

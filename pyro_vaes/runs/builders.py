@@ -23,6 +23,7 @@ from pyro_vaes.inference.divergences import MMD, Adversarial
 from pyro_vaes.networks.columns import OneHotColumns
 from pyro_vaes.networks.convolutions import ConvDecoder
 from pyro_vaes.networks.mlp import MLP
+from pyro_vaes.networks.residual import ResDecoder
 from pyro_vaes.parts.columns import TableLikelihood
 from pyro_vaes.parts.correlated import StudentTLikelihood
 from pyro_vaes.parts.counts import CountLikelihood
@@ -40,6 +41,8 @@ Kind = Callable[..., nn.Module]
 
 # Training rows for each column from which on a full covariance is learned.
 _ROWS_EACH = 5
+# Networks that see images as such.
+_CONVOLUTIONS = ("conv", "residual_conv")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +84,7 @@ class Plan:
     @property
     def masked(self) -> bool:
         """Whether the encoder is given a mask: of data with gaps, with dense layers."""
-        return self.config.network.kind != "conv" and num_gaps(self.data.train.x) > 0
+        return self.config.network.kind not in _CONVOLUTIONS and num_gaps(self.data.train.x) > 0
 
     @property
     def prior_labels(self) -> int:
@@ -138,7 +141,7 @@ def _sizes(plan: Plan, decoder: bool) -> tuple[int, list[int]]:
 
 def convolutions(kind: Kind, plan: Plan, decoder: bool) -> nn.Module:
     """Convolutions, transposed in the decoder."""
-    network, shape = plan.config.network, _image_shape(plan.data)
+    network, shape = plan.config.network, _image_shape(plan)
     channels = list(network.channels)
     if decoder:
         features = plan.latent_dim + plan.labels
@@ -147,17 +150,29 @@ def convolutions(kind: Kind, plan: Plan, decoder: bool) -> nn.Module:
     return kind(shape, channels, out, network.activation, plan.labels)
 
 
-def _image_shape(data: DataSet) -> list[int]:
+def residual_convolutions(kind: Kind, plan: Plan, decoder: bool) -> nn.Module:
+    """Residual blocks of convolutions, after upsampling in the decoder."""
+    network, shape = plan.config.network, _image_shape(plan)
+    channels, activation = list(network.channels), network.activation
+    if decoder:
+        features = plan.latent_dim + plan.labels
+        return ResDecoder(features, shape, channels[::-1], activation, network.blocks)
+    out = network.hidden_dims[-1]
+    return kind(shape, channels, out, activation, plan.labels, network.blocks)
+
+
+def _image_shape(plan: Plan) -> list[int]:
     """The shape of the data as images of at least 8x8 pixels, as convolutions need."""
+    data, kind = plan.data, plan.config.network.kind
     if data.image_shape is None:
         raise ConfigError(
-            f"Invalid value for '--network': expected images with it; got conv for rows of shape "
+            f"Invalid value for '--network': expected images with it; got {kind} for rows of shape "
             f"{data.event_shape}. If they are images, say how with --image-shape C,H,W."
         )
     if min(data.image_shape[1:]) < 8:
         raise ConfigError(
             f"Invalid value for '--network': expected images of at least 8x8 pixels with it; "
-            f"got conv for data of shape {data.event_shape}."
+            f"got {kind} for data of shape {data.event_shape}."
         )
     return list(data.image_shape)
 

@@ -166,6 +166,13 @@ REGISTRY: dict[str, dict[str, Row]] = {
             "convolutions",
             ("activation", "channels"),
         ),
+        "residual": Row("networks.residual.ResMLP", "He et al. 2016", "mlp", ("activation",)),
+        "residual_conv": Row(
+            "networks.residual.ResEncoder",
+            "He et al. 2016",
+            "residual_convolutions",
+            ("activation", "channels", "blocks"),
+        ),
     },
     "divergence": {
         "mmd": Row("inference.divergences.MMD", "Zhao et al. 2019", "mmd", ("divergence_kernel",)),

@@ -191,6 +191,12 @@ class NetworkConfig(Section):
         "Of the encoder's convolutions; reversed in the decoder.",
         only_with=_only("network", "channels"),
     )
+    blocks: int = option(
+        1,
+        "Residual blocks of each size of image.",
+        least=1,
+        only_with=_only("network", "blocks"),
+    )
     activation: str = option(
         "silu",
         "Between the layers.",

@@ -26,7 +26,7 @@ FENCES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "sklearn": (("sklearn",), ("data", "evaluation")),
     "ray": ((), ("experiments.engines",)),
     "pypandoc": (("course.report.documents",), ()),
-    "nbformat": (("course.report.documents",), ()),
+    "nbformat": (("course.report.notebooks",), ()),
 }
 
 

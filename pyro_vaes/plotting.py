@@ -99,6 +99,7 @@ def image_grid(
     *,
     columns: int | None = None,
     row_labels: Sequence[str] | None = None,
+    column_labels: Sequence[str] | None = None,
     value_range: tuple[float, float] | None = None,
 ) -> Figure:
     """A grid of images, dark on white.
@@ -111,6 +112,7 @@ def image_grid(
         image_shape: ``(channels, height, width)``.
         columns: images in a row; a square grid if None.
         row_labels: labels to the left of the rows.
+        column_labels: labels above the columns.
         value_range: values of white and black; those of the images if None.
     """
     channels, height, width = image_shape
@@ -131,6 +133,9 @@ def image_grid(
         for row, text in enumerate(row_labels or ()):
             y = row * (height + gap) + height / 2 - 0.5
             axes.text(-gap, y, text, ha="right", va="center", fontsize=9)
+        for column, text in enumerate(column_labels or ()):
+            x = column * (width + gap) + width / 2 - 0.5
+            axes.text(x, -gap, text, ha="center", va="bottom", fontsize=9)
     return figure
 
 

@@ -27,7 +27,7 @@ FENCES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "sklearn": (("sklearn",), ("classical", "data", "evaluation")),
     "ray": ((), ("experiments.engines",)),
     "pypandoc": (("course.report.documents",), ()),
-    "nbformat": (("course.report.documents",), ()),
+    "nbformat": (("course.report.notebooks",), ()),
 }
 
 

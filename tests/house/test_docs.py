@@ -129,6 +129,22 @@ def test_commands_of_a_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert "--out" not in options or Path(options[options.index("--out") + 1]).exists()
 
 
+def test_commands_of_the_page_on_exploring_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("bokeh")
+    from pyro_vaes.cli import main
+
+    lines = re.findall(r"^pyro-vaes (.*)$", (DOCS / "exploring.md").read_text("utf-8"), re.M)
+    assert len(lines) == 2
+    monkeypatch.chdir(tmp_path)
+    few = ["--samples", "30", "--proposal", "encoder"]
+    quick = ["--epochs", "2", "--warmup-epochs", "0"]
+    for line in ("train --out runs/first " + shlex.join(quick), *lines):
+        main([*shlex.split(line), *few])
+    assert Path("runs/first/explore.html").exists() and Path("val.html").exists()
+
+
 def test_readme_shows_what_its_example_prints(monkeypatch: pytest.MonkeyPatch) -> None:
     hurry(monkeypatch, "auto")
     shown = re.findall(r"```text\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S)

@@ -129,20 +129,30 @@ def test_commands_of_a_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert "--out" not in options or Path(options[options.index("--out") + 1]).exists()
 
 
-def test_commands_of_the_page_on_exploring_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("page", "count", "found"),
+    [
+        ("exploring", 2, ("runs/first/explore.html", "val.html")),
+        ("searching", 2, ("search/best/summary.json", "random/search.md")),
+    ],
+)
+def test_commands_of_other_pages_run(
+    page: str, count: int, found: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("bokeh")
     from pyro_vaes.cli import main
 
-    lines = re.findall(r"^pyro-vaes (.*)$", (DOCS / "exploring.md").read_text("utf-8"), re.M)
-    assert len(lines) == 2
+    if page == "exploring":
+        pytest.importorskip("bokeh")
+    lines = re.findall(r"^pyro-vaes (.*)$", (DOCS / f"{page}.md").read_text("utf-8"), re.M)
+    assert len(lines) == count
     monkeypatch.chdir(tmp_path)
     few = ["--samples", "30", "--proposal", "encoder"]
-    quick = ["--epochs", "2", "--warmup-epochs", "0"]
-    for line in ("train --out runs/first " + shlex.join(quick), *lines):
-        main([*shlex.split(line), *few])
-    assert Path("runs/first/explore.html").exists() and Path("val.html").exists()
+    quick = ["--epochs", "2", "--warmup-epochs", "0", "--workers", "1"]
+    if page == "exploring":
+        main(["train", "--out", "runs/first", *few, *quick[:4]])
+    for line in lines:
+        main([*shlex.split(line), *few, *(quick if page == "searching" else [])])
+    assert all(Path(name).exists() for name in found)
 
 
 def test_readme_shows_what_its_example_prints(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,14 +85,14 @@ _search_options: list[click.Parameter] = [
     click.Option(
         ["--num"],
         type=click.IntRange(2, _MOST),
-        help="So many random configurations.  [default: the whole grid]",
+        help="How many random configurations.  [default: the whole grid]",
     ),
     click.Option(
         ["--factor"],
         type=click.IntRange(1, 100),
         default=3,
         show_default=True,
-        help="Successive halving keeps one configuration in so many; 1: all train to the end.",
+        help="Successive halving keeps the best of each FACTOR; 1: all train to the end.",
     ),
     click.Option(
         ["--samples"],

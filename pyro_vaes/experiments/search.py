@@ -59,8 +59,8 @@ class Search(NamedTuple):
         runs: the folder of all runs.
         recipe: a recipe, or None.
         file: the options of a file, or None.
-        num: so many random points; None for the whole grid.
-        factor: a rung keeps one of so many; 1 for no halving.
+        num: the number of random points; None for the whole grid.
+        factor: a rung keeps the best 1 / factor of the one before; 1 for no halving.
         samples: draws per row for log p(x).
         proposal: what they are drawn from.
         workers: processes; 0 for one per core.

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import matplotlib as mpl
 import numpy as np
@@ -27,10 +27,12 @@ from pyro_vaes.storage.files import replacing
 from pyro_vaes.vae import VAE, evaluating
 
 __all__ = [
+    "Plane",
     "apart",
     "image_grid",
     "latent_space",
     "learning_curves",
+    "plane_of",
     "reconstructions",
     "save_figure",
     "style",
@@ -216,15 +218,34 @@ def learning_curves(records: Sequence[Mapping[str, Any]], best_epoch: int | None
     return figure
 
 
-def latent_space(vae: VAE, split: Split, *, num: int = 1000) -> Figure:
-    """Posterior means in two dimensions, over the prior's density there.
-
-    Beyond two latent dimensions the figure shows the plane of the means' first two principal
-    components, with the density of the prior's draws projected onto it. In one dimension the height
-    is the prior's density, and the means of each label are on a line of their own.
+class Plane(NamedTuple):
+    """Posterior means and draws from the prior, projected; see :func:`plane_of`.
 
     >>> from pyro_vaes import plotting
-    >>> figure = plotting.latent_space(vae, pv.Split(torch.randn(200, 4), torch.arange(200) % 3))
+    >>> plane = plotting.plane_of(vae, pv.Split(torch.randn(200, 4)))
+    >>> plane.points.shape, plane.prior.shape, plane.latent_dim
+    ((200, 2), (4000, 2), 2)
+    """
+
+    points: Any
+    """Posterior means, ``(n, 2)``, or ``(n, 1)`` for one latent unit."""
+    prior: Any
+    """Draws from the prior, ``(4000, 2)`` or ``(4000, 1)``."""
+    latent_dim: int
+    """The number of latent units."""
+
+
+def plane_of(vae: VAE, split: Split, *, num: int = 1000) -> Plane:
+    """The two dimensions in which :func:`latent_space` shows posterior means and the prior.
+
+    >>> from pyro_vaes import plotting
+    >>> plotting.plane_of(vae, pv.Split(torch.randn(200, 4)), num=50).points.shape
+    (50, 2)
+
+    Args:
+        vae: the model.
+        split: the data.
+        num: how many rows, at most.
     """
     with evaluating(vae):
         torch.manual_seed(0)
@@ -242,7 +263,21 @@ def latent_space(vae: VAE, split: Split, *, num: int = 1000) -> Figure:
         prior = vae.p_z(labels)
         z = prior.sample(() if prior.batch_shape else (draws,)).float()
         points, ground = (((v - center) @ axes_.mT).cpu().numpy() for v in (means, z))
-    classes = None if y is None else y.cpu().numpy()
+    return Plane(points, ground, means.shape[1])
+
+
+def latent_space(vae: VAE, split: Split, *, num: int = 1000) -> Figure:
+    """Posterior means in two dimensions, over the prior's density there.
+
+    Beyond two latent dimensions the figure shows the plane of the means' first two principal
+    components, with the density of the prior's draws projected onto it. In one dimension the height
+    is the prior's density, and the means of each label are on a line of their own.
+
+    >>> from pyro_vaes import plotting
+    >>> figure = plotting.latent_space(vae, pv.Split(torch.randn(200, 4), torch.arange(200) % 3))
+    """
+    points, ground, latent_dim = plane_of(vae, split, num=num)
+    classes = None if split.y is None else split.y[:num].cpu().numpy()
     with style():
         figure = Figure(figsize=(_WIDTH, 0.85 * _WIDTH))
         axes = figure.add_subplot()
@@ -285,7 +320,7 @@ def latent_space(vae: VAE, split: Split, *, num: int = 1000) -> Figure:
                         "alpha": 0.85,
                     },
                 )
-        what = "principal component" if means.shape[1] > 2 else "dimension"
+        what = "principal component" if latent_dim > 2 else "dimension"
         axes.set_xlabel(f"first {what} of z")
         axes.set_ylabel(f"second {what} of z" if plane else "prior's density")
     return figure

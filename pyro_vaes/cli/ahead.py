@@ -6,12 +6,9 @@ import dataclasses
 import importlib.util
 import math
 import os
-import platform
 import shutil
-import statistics
 import time
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -148,6 +145,8 @@ def _compiles(trainer: Trainer) -> bool:
 
 def _timed(trainer: Trainer) -> tuple[Any, float]:
     """Takes some steps; returns their history and the median seconds of one."""
+    import statistics
+
     times: list[float] = []
 
     def enough(record: Any, vae: VAE) -> bool:
@@ -213,6 +212,8 @@ def doctor_command(seconds: float) -> None:
 
 
 def _versions() -> Iterator[str]:
+    import platform
+
     from pyro_vaes.runs.summary import versions
 
     found = ", ".join(f"{name} {number}" for name, number in versions().items())
@@ -249,6 +250,8 @@ def _devices() -> Iterator[str]:
 
 
 def _optional() -> Iterator[str]:
+    from importlib.metadata import PackageNotFoundError, version
+
     for module, name, purpose in _EXTRAS:
         if importlib.util.find_spec(module) is None:
             yield f"Missing: {name}, for {purpose}. To get it: pip install {name}"

@@ -19,7 +19,9 @@ from pyro_vaes.cli.apply import (
 )
 from pyro_vaes.cli.course import report_command, reproduce, study_command
 from pyro_vaes.cli.evaluate import evaluate_command, parts_command, sample_command
+from pyro_vaes.cli.explore import explore_command
 from pyro_vaes.cli.paths import interpolate_command, traverse_command
+from pyro_vaes.cli.search import search_command
 from pyro_vaes.cli.train import train_command
 from pyro_vaes.core.errors import InputError, RunError, SignalStop
 from pyro_vaes.runs.memory import keep_freed_memory
@@ -54,6 +56,8 @@ for command in (
     impute_command,
     interpolate_command,
     traverse_command,
+    explore_command,
+    search_command,
     study_command,
     reproduce,
     report_command,

@@ -28,6 +28,8 @@ from pyro_vaes.runs.resolve import (
 from pyro_vaes.runs.schema import RunConfig, read_config, to_yaml
 from pyro_vaes.storage.files import CONFIG, RunFolderError, contents, locked
 
+__all__ = ["read_file", "train_command"]
+
 if TYPE_CHECKING:
     from pyro_vaes.data.dataset import DataSet
     from pyro_vaes.training.history import History
@@ -172,7 +174,7 @@ def _configured(
 ) -> tuple[RunConfig, frozenset[str], list[str], RunConfig | None]:
     """The options by file, recipe and flags; names given, remarks, those of a run to resume."""
     started = None if out is None else _started(out, resume)
-    file_values = None if file is None else from_yaml(_read(file), str(file))
+    file_values = None if file is None else from_yaml(read_file(file), str(file))
     flags = given(click.get_current_context())
     config, explicit = resolve(recipe, file_values, flags, started)
     config, remarks = check_combination(config, explicit)
@@ -224,7 +226,8 @@ def _new_folder() -> Path:
     raise RunFolderError("Expected runs to be a folder; got something else of that name.")
 
 
-def _read(path: Path) -> str:
+def read_file(path: Path) -> str:
+    """The text of a file of options."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -3,8 +3,9 @@
 A run is identified by its options, the contents of its data and the version of this library. Its
 folder is named by their digest, so studies share runs, a finished run is reused, a killed one
 resumes from its checkpoint, and figures always belong to the data. Besides the usual files, the
-folder holds ``result.json``: the figures of :func:`pyro_vaes.evaluate` on the test split, the
-log-likelihood of each test datum (for paired comparisons), further measures, and the versions used.
+folder holds ``result.json``: the figures of :func:`pyro_vaes.evaluate` on the test split (in a
+search on the validation split), the log-likelihood of each datum (for paired comparisons), further
+measures, and the versions used.
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ class Run:
         measures: further measures, by their names in
             :data:`~pyro_vaes.experiments.measures.MEASURES`.
         proposal: the proposal for log p(x), as for ``evaluate``.
+        split: the rows that it is evaluated on, ``test`` or ``val``.
     """
 
     config: RunConfig
@@ -70,14 +72,16 @@ class Run:
     samples: int
     measures: tuple[str, ...] = ()
     proposal: str = "auto"
+    split: str = "test"
 
     @property
     def key(self) -> str:
-        """The digest that identifies the run: options, contents of the data, version.
+        """The digest that identifies the run: options, contents of the data, version, other rows.
 
         The place of the data does not matter.
         """
-        named = (digest(self.config, ("data", "data_root")), self.data, __version__)
+        other = () if self.split == "test" else (self.split,)
+        named = (digest(self.config, ("data", "data_root")), self.data, __version__, *other)
         return hashlib.sha256(" ".join(named).encode()).hexdigest()
 
     @property
@@ -253,8 +257,9 @@ def _measure(run: Run, data: DataSet, facts: Mapping[str, Any]) -> dict[str, Any
     result = dataclasses.replace(run, measures=()).finished()
     if result is None:
         started = time.perf_counter()
+        rows = getattr(data, run.split)
         evaluation = evaluate(
-            vae, data.test, num_samples=run.samples, proposal=run.proposal, train=data.train
+            vae, rows, num_samples=run.samples, proposal=run.proposal, train=data.train
         )
         result = {
             "training": facts,

@@ -25,6 +25,7 @@ FENCES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "matplotlib": (("plotting", "experiments", "course"), ()),
     "pandas": (("experiments", "course"), ("data", "evaluation")),
     "sklearn": (("sklearn",), ("classical", "data", "evaluation")),
+    "bokeh": ((), ("explorer.page",)),
     "ray": ((), ("experiments.engines",)),
     "pypandoc": (("course.report.documents",), ()),
     "nbformat": (("course.report.notebooks",), ()),

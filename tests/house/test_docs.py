@@ -129,6 +129,32 @@ def test_commands_of_a_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert "--out" not in options or Path(options[options.index("--out") + 1]).exists()
 
 
+@pytest.mark.parametrize(
+    ("page", "count", "found"),
+    [
+        ("exploring", 2, ("runs/first/explore.html", "val.html")),
+        ("searching", 2, ("search/best/summary.json", "random/search.md")),
+    ],
+)
+def test_commands_of_other_pages_run(
+    page: str, count: int, found: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pyro_vaes.cli import main
+
+    if page == "exploring":
+        pytest.importorskip("bokeh")
+    lines = re.findall(r"^pyro-vaes (.*)$", (DOCS / f"{page}.md").read_text("utf-8"), re.M)
+    assert len(lines) == count
+    monkeypatch.chdir(tmp_path)
+    few = ["--samples", "30", "--proposal", "encoder"]
+    quick = ["--epochs", "2", "--warmup-epochs", "0", "--workers", "1"]
+    if page == "exploring":
+        main(["train", "--out", "runs/first", *few, *quick[:4]])
+    for line in lines:
+        main([*shlex.split(line), *few, *(quick if page == "searching" else [])])
+    assert all(Path(name).exists() for name in found)
+
+
 def test_readme_shows_what_its_example_prints(monkeypatch: pytest.MonkeyPatch) -> None:
     hurry(monkeypatch, "auto")
     shown = re.findall(r"```text\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S)

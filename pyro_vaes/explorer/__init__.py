@@ -1,0 +1,1 @@
+"""A page to look into a model: latent space, reconstructions, traversals, scores."""

@@ -120,7 +120,7 @@ def _time_lines(trainer: Trainer, data: DataSet, config: RunConfig) -> Iterator[
 
     epochs, patience = config.training.epochs, config.training.patience
     steps, compiles = trainer.steps_per_epoch, _compiles(trainer)
-    with threads(config, data):
+    with threads(config, data.event_shape):
         history, each = _timed(trainer)
         validation = _validation_seconds(trainer)
     epoch = steps * each + validation

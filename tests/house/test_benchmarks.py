@@ -76,6 +76,13 @@ TOYS = [
         id="together",
     ),
     pytest.param(
+        "combinations.py",
+        [],
+        ["combinations", "combinations_memory"],
+        ["of an IAF posterior", "of its base", "ordinal", "discretised logistic"],
+        id="combinations",
+    ),
+    pytest.param(
         "course_job.py",
         [],
         ["course_job"],
@@ -107,6 +114,14 @@ def test_toy_run_writes_records_header_and_picture(
             assert float(measured) >= 0
     found = {record["contender"] for record in harness.read(tmp_path / f"{files[0]}.csv")[0]}
     assert set(contenders) <= found
+
+
+@pytest.mark.slow
+def test_two_processes_are_timed_side_by_side(tmp_path: Path, harness: Any) -> None:
+    run("side_by_side.py", "--toy", "--out", str(tmp_path))
+    records, facts = harness.read(tmp_path / "side_by_side.csv")
+    assert [record["contender"] for record in records] == ["one thread"]
+    assert float(records[0]["seconds"]) > 0 and facts["work"] == "mnist, traced steps"
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ _ROUNDING = 0.05
 
 
 def fits(size: int) -> bool:
-    """Whether rows of so many bytes are held in memory."""
+    """Whether rows of this many bytes are held in memory."""
     return size <= _IN_MEMORY
 
 
@@ -71,7 +71,7 @@ def taken(x: Tensor, index: Tensor) -> Tensor:
 
 
 def thinned(x: Tensor) -> slice:
-    """Which rows make a starting point: all, or so many, evenly spread, that a copy fits."""
+    """Which rows make a starting point: all, or as many, evenly spread, as fit into memory."""
     return slice(None, None, max(1, math.ceil(8 * x.numel() / _IN_MEMORY)))
 
 

@@ -339,7 +339,7 @@ def read_labels(value: Any, n: int) -> Tensor:
         raise DataError(
             f"Expected a label for each of {n} rows, shape ({n},); got {tuple(y.shape)}."
         )
-    wrong = y < 0 if not y.is_floating_point() else ~((y >= 0) & (y == y.floor()) & y.isfinite())
+    wrong = y < 0 if not y.is_floating_point() else ~((y >= 0) & (y == y.floor()) & (y < 2**63))
     if bool(wrong.any()):
         raise DataError(
             f"Expected labels that are whole numbers of at least 0; got {y[wrong][0].item()}. "

@@ -9,6 +9,7 @@ import torch
 
 from pyro_vaes.core.errors import DataError
 from pyro_vaes.data.dataset import load_data
+from pyro_vaes.data.splits import as_split
 
 X = np.random.default_rng(0).normal(size=(20, 3)).round(4)
 
@@ -285,3 +286,6 @@ def test_large_unsigned_numbers_stay_positive():
     rows = np.array([[2**63 + 5, 1], [2**63 + 2**60, 2]] * 10, dtype=np.uint64)
     data = load_data(rows)
     assert data.train.x.min() >= 0 and data.train.x.max() > 9e18
+    labels = np.full(20, 2**63 + 5, dtype=np.uint64)
+    with pytest.raises(DataError, match=r"whole numbers of at least 0; got 9\.2"):
+        as_split(X, labels)

@@ -172,6 +172,10 @@ def _readable(path: Path, suffix: str) -> Iterator[None]:
         yield
     except DataError:
         raise
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"Expected text in UTF-8; got another encoding ({_reason(error)}). Save it as UTF-8."
+        ) from error
     # A damaged file fails in many ways (zip, zlib, header, encoding, sizes beyond memory).
     except Exception as error:
         raise DataError(

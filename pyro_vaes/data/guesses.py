@@ -47,6 +47,8 @@ _CHANNELS = (1, 2, 3, 4)
 _FAR_OUT = 1e6
 # Rounding errors of whole numbers, at most: a millionth of their size, within these bounds.
 _ROUNDING = (1e-4, 1e-2)
+# Fewer rows than this may have two values by chance.
+_FEW_ROWS = 10
 # Most rows from which typical distances are estimated.
 _SOME = 10_000
 
@@ -71,6 +73,8 @@ def oddities(
             f"{int(still.sum())} of {x.shape[1]} elements never vary in training (element {i} is "
             f"always {x[0, i]:g}): the smallest scale sets their density."
         )
+    if kind == "real":
+        notes += _two_valued(x, still | never)
     if kind == "real" and len(x) > 2 and (found := _farthest(x)) is not None:
         notes.append(
             f"A value of {found[0]:.4g} in element {found[1]} lies more than {_FAR_OUT:.0e} times "
@@ -83,6 +87,20 @@ def oddities(
         shown = ", ".join(names[label] if names else str(label) for label in unseen[:10])
         notes.append(f"No training row has the label {shown}: figures for it mean little.")
     return notes
+
+
+def _two_valued(x: Tensor, without: Tensor) -> list[str]:
+    """A sentence on elements that only ever have one of two values, if there are any."""
+    low, high = x.amin(0), x.amax(0)
+    two = _in_all_rows(x, lambda part: (part == low) | (part == high)) & ~without
+    if len(x) < _FEW_ROWS or not bool(two.any()):
+        return []
+    i = int(two.nonzero()[0])
+    return [
+        f"{int(two.sum())} of {x.shape[1]} elements have two values only (element {i}: "
+        f"{low[i]:g} and {high[i]:g}): a density of them means little. A table with "
+        "kind='table' (--kind table) gives them a probability."
+    ]
 
 
 def _in_all_rows(x: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:

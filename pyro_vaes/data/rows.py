@@ -71,7 +71,7 @@ def taken(x: Tensor, index: Tensor) -> Tensor:
 
 
 def thinned(x: Tensor) -> slice:
-    """Which rows make a starting point: all, or as many, evenly spread, as a copy holds."""
+    """Which rows make a starting point: all, or as many, evenly spread, as fit into memory."""
     return slice(None, None, max(1, math.ceil(8 * x.numel() / _IN_MEMORY)))
 
 

@@ -254,8 +254,9 @@ def _can_be_mapped(array: Any) -> bool:
 
 def _copied(array: np.ndarray) -> Tensor:
     """A copy: writable, in a type torch has, and safe from later changes of the array."""
+    most = array.max() if array.dtype.kind == "u" and array.size else 0
     with np.errstate(over="ignore"):
-        return torch.from_numpy(array.astype(_torch_type(array.dtype), order="C"))
+        return torch.from_numpy(array.astype(_torch_type(array.dtype, most), order="C"))
 
 
 def _dense(matrix: Any) -> Tensor:
@@ -265,12 +266,12 @@ def _dense(matrix: Any) -> Tensor:
     return gathered(_as_tensor(array, "data") for array in arrays)
 
 
-def _torch_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """The nearest numeric type that torch supports, in native byte order."""
+def _torch_type(dtype: np.dtype[Any], most: Any = 0) -> np.dtype[Any]:
+    """The nearest numeric type that torch supports, in native byte order, up to a number."""
     if dtype.kind == "f":
         return np.dtype(np.float32 if dtype.itemsize <= 4 else np.float64)
     if dtype.kind == "u" and dtype.itemsize > 1:
-        return np.dtype(np.int64)
+        return np.dtype(np.float64 if most > np.iinfo(np.int64).max else np.int64)
     return dtype.newbyteorder("=")
 
 
@@ -338,7 +339,7 @@ def read_labels(value: Any, n: int) -> Tensor:
         raise DataError(
             f"Expected a label for each of {n} rows, shape ({n},); got {tuple(y.shape)}."
         )
-    wrong = y < 0 if not y.is_floating_point() else ~((y >= 0) & (y == y.floor()) & y.isfinite())
+    wrong = y < 0 if not y.is_floating_point() else ~((y >= 0) & (y == y.floor()) & (y < 2**63))
     if bool(wrong.any()):
         raise DataError(
             f"Expected labels that are whole numbers of at least 0; got {y[wrong][0].item()}. "

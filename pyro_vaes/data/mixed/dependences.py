@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyro_vaes.core.errors import DataError
 from pyro_vaes.data.mixed.codec import Codec
+from pyro_vaes.data.rows import ROWS
 from pyro_vaes.data.splits import Split
 from pyro_vaes.data.spreadsheets import Columns
 
@@ -57,7 +58,8 @@ def dependences(x: Tensor) -> list[Dependence]:
     >>> dependences(torch.cat([x, x.sum(1, keepdim=True) / 2, torch.ones(50, 1)], 1))
     [Dependence(column=2, on=(0, 1)), Dependence(column=3, on=())]
     """
-    rows = x[~x.isnan().any(1)][:_MOST_ROWS].double()
+    whole = torch.cat([~part.isnan().any(1) for part in x.split(ROWS)])
+    rows = x[whole.nonzero()[:_MOST_ROWS, 0]].double()
     found: list[Dependence] = []
     if len(rows) <= _SPARE_ROWS or rows.shape[1] > _MOST_COLUMNS:
         return found
@@ -66,7 +68,7 @@ def dependences(x: Tensor) -> list[Dependence]:
     size = rows.square().sum(0)
     rows = rows / size.sqrt().clamp(min=torch.finfo(torch.float64).tiny)
     kept: list[int] = []
-    basis = rows.new_zeros(len(rows), 0)
+    directions = torch.empty_like(rows)
     for column in range(rows.shape[1]):
         if size[column] == 0:
             found.append(Dependence(column, ()))
@@ -74,14 +76,15 @@ def dependences(x: Tensor) -> list[Dependence]:
         if len(kept) + 1 + _SPARE_ROWS > len(rows):
             break
         rest = rows[:, column]
+        basis = directions[:, : len(kept)]
         for _ in range(2):  # Once more, for what rounding left.
             rest = rest - basis @ (basis.mT @ rest)
         left = float(rest.square().sum())
         if left < _SHARE:
             found.append(Dependence(column, _on(rows, kept, column)))
         else:
+            directions[:, len(kept)] = rest / left**0.5
             kept.append(column)
-            basis = torch.cat([basis, (rest / left**0.5).unsqueeze(1)], 1)
     return found
 
 
@@ -136,9 +139,10 @@ def look_at_dependent(
     """
     kinds = ["real"] * splits[0].x.shape[1] if codec is None else [c.kind for c in codec.columns]
     real = [i for i, kind in enumerate(kinds) if kind == "real"]
+    x = splits[0].x
     found = [
         Dependence(real[one.column], tuple(real[i] for i in one.on))
-        for one in dependences(splits[0].x[:, real])
+        for one in dependences(x if len(real) == x.shape[1] else x[:, real])
     ]
     table = _Table(splits, columns)
     if dependent == "keep":  # Those that never vary are reported with other oddities.

@@ -49,6 +49,9 @@ from .parts.likelihoods import OrdinalLikelihood as OrdinalLikelihood
 from .parts.posteriors import FlowPosterior as FlowPosterior
 from .parts.posteriors import FullNormalPosterior as FullNormalPosterior
 from .parts.posteriors import NormalPosterior as NormalPosterior
+from .parts.powers import PowerLikelihood as PowerLikelihood
+from .parts.powers import PowerPosterior as PowerPosterior
+from .parts.powers import YeoJohnson as YeoJohnson
 from .parts.priors import FlowPrior as FlowPrior
 from .parts.priors import MixturePrior as MixturePrior
 from .parts.priors import NormalPrior as NormalPrior

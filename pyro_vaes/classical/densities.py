@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vaes.classical.student import StudentMixture
 from pyro_vaes.data.splits import as_split
 from pyro_vaes.data.units import units_of
 
@@ -129,7 +128,7 @@ def candidates(rows: Any, seed: int, only: str = "") -> Iterator[tuple[str, Any]
             f"mixture of t's, {_count(k, 'component')}, floor {floor:g}"
             if k > 1
             else f"multivariate t, floor {floor:g}",
-            lambda k=k, floor=floor: StudentMixture(k, floor, seed=seed).fit(rows),
+            lambda k=k, floor=floor: _student(rows, k, floor, seed),
         )
         for k, floor in itertools.product(counts[:4], _FLOORS)
     ]
@@ -180,3 +179,9 @@ def _mixture(rows: Any, count: int, kind: str, floor: float, seed: int) -> Any:
     return GaussianMixture(count, covariance_type=kind, reg_covar=floor, random_state=seed).fit(
         rows
     )
+
+
+def _student(rows: Any, count: int, floor: float, seed: int) -> Any:
+    from pyro_vaes.classical.student import StudentMixture  # Imports SciPy.
+
+    return StudentMixture(count, floor, seed=seed).fit(rows)

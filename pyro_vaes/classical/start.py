@@ -102,7 +102,8 @@ def start_at_factors(vae: VAE, train: Any, val: Any = None, seed: int = 0) -> No
     Args:
         vae: its posterior is a ``NormalPosterior``; its likelihood is a ``NormalLikelihood``,
             ``StudentTLikelihood`` or ``LowRankNormalLikelihood`` that knows the units of the data;
-            the networks of both are of :class:`.SkipMLP`.
+            the networks of both are of :class:`.SkipMLP`. Or both are such parts on the scale of
+            one power transform.
         train: training data, or a split.
         val: validation data, by which the mixture is chosen; by the training data's BIC if None.
         seed: of what is drawn.
@@ -110,6 +111,13 @@ def start_at_factors(vae: VAE, train: Any, val: Any = None, seed: int = 0) -> No
     Raises:
         ValueError: for a VAE with other parts.
     """
+    shared = getattr(vae.likelihood, "powers", vae)
+    if shared is getattr(vae.posterior, "powers", None):
+        # Both work on another scale: the start is that of their bases there.
+        powers, bases = cast(Any, shared), (vae.posterior.base, vae.likelihood.base)
+        other = None if val is None else powers.split(val)
+        start_at_factors(VAE(vae.prior, *cast(Any, bases)), powers.split(train), other, seed)
+        return
     likelihood, posterior, prior = _checked(vae)
     rows = _standardised(likelihood, train)[:_MOST_ROWS]
     found = Factors.of(rows, min(posterior.latent_dim, max(1, rows.shape[1] - 1)))

@@ -122,7 +122,7 @@ def evaluate_command(
             train=train,
         )
     if own is not None and config.training.start == "factors":
-        what |= compared(own, rows, result)
+        what |= compared(own, what["split"], result, vae.cpu().likelihood)
     if as_json:
         figures = {**result.to_dict(), **what, "seed": seed}
         click.echo(json.dumps(figures, allow_nan=False))

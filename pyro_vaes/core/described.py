@@ -67,6 +67,7 @@ _MODULES: Mapping[str, tuple[str, ...]] = {
         "Posterior",
         "_Scaled",
     ),
+    "parts.powers": ("PowerLikelihood", "PowerPosterior", "YeoJohnson"),
     "parts.units": ("ElementUnits", "InUnits"),
     "parts.priors": ("FlowPrior", "MixturePrior", "NormalPrior", "VampPrior"),
     "vae": ("VAE",),

@@ -9,13 +9,15 @@ import pyro.infer
 import torch
 from pyro.infer import RenyiELBO
 
+from pyro_vaes.classical.comparison import on_scale
 from pyro_vaes.classical.start import start_at_factors
 from pyro_vaes.core.errors import DataError
 from pyro_vaes.data.dataset import NAMES, DataSet
 from pyro_vaes.data.tables import num_gaps
 from pyro_vaes.inference.elbo import BetaELBO
 from pyro_vaes.inference.info import InfoELBO
-from pyro_vaes.runs.builders import Plan
+from pyro_vaes.parts.powers import PowerLikelihood, PowerPosterior
+from pyro_vaes.runs.builders import Plan, power_transform
 from pyro_vaes.runs.data_source import load_for
 from pyro_vaes.runs.options import ConfigError
 from pyro_vaes.runs.registry import REGISTRY, builder_of
@@ -74,11 +76,18 @@ def build(config: RunConfig, data: DataSet) -> tuple[VAE, list[str]]:
             f"Invalid value for '--conditional': expected far fewer labels than the "
             f"{len(data.train)} training rows; got {labels}. Are they classes?"
         )
-    plan = Plan(config, data, labels, remarks)
+    powers = power_transform(config, data, remarks)
+    seen = data if powers is None else on_scale(data, powers)
+    plan = Plan(config, seen, labels, remarks)
     posterior = _part("posterior", config.parts.posterior, plan)
     prior = _part("prior", config.parts.prior, plan, posterior)
     likelihood = _part("likelihood", _likelihood(config, data, remarks), plan)
     _remark_on_images(config, data, remarks)
+    if powers is not None:
+        posterior, likelihood = (
+            PowerPosterior(posterior, powers),
+            PowerLikelihood(likelihood, powers),
+        )
     vae = VAE(prior, posterior, likelihood)
     if config.training.start == "factors":
         _start_at_factors(vae, config, data, remarks)

@@ -61,6 +61,7 @@ RECIPES: dict[str, Recipe] = {
             hidden_dims=(32,),
             latent_dim=8,
             prior_components=12,
+            transform="auto",
             start="factors",
             dependent="drop",
             epochs=400,

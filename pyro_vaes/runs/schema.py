@@ -141,6 +141,12 @@ class PartsConfig(Section):
         "Let the network set each element's sharpness.",
         only_with=_only("likelihood", "sharpness"),
     )
+    transform: str = option(
+        "none",
+        "Scale of real elements: yeo_johnson, a power transform of each; auto: where the "
+        "validation rows want it.",
+        choices=("none", "auto", "yeo_johnson"),
+    )
     prior: str = option("mixture", "p(z).", choices=tuple(REGISTRY["prior"]))
     prior_components: int = option(
         50,

@@ -96,7 +96,7 @@ def summarise(
     summary = {
         **result.to_dict(),
         "split": "test",
-        **(compared(data, data.test, result) if config.training.start == "factors" else {}),
+        **(compared(data, "test", result, vae.likelihood) if _compares(config) else {}),
         "pseudo_inputs_moved": _moved(vae, data),
         "epochs": history.epochs,
         "best_epoch": history.best_epoch,
@@ -111,6 +111,11 @@ def summarise(
     }
     write_text(out / _SUMMARY, json.dumps(summary, indent=2) + "\n")
     return summary
+
+
+def _compares(config: RunConfig) -> bool:
+    """Whether a run is compared with a classical density: where it starts at one."""
+    return config.training.start == "factors"
 
 
 def _moved(vae: VAE, data: DataSet) -> float | None:

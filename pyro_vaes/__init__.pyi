@@ -18,6 +18,7 @@ from .inference.divergences import Adversarial as Adversarial
 from .inference.elbo import ELBO as ELBO
 from .inference.elbo import BetaELBO as BetaELBO
 from .inference.info import InfoELBO as InfoELBO
+from .inference.many_samples import ManySamples as ManySamples
 from .inference.svi import FastSVI as FastSVI
 from .networks.columns import OneHotColumns as OneHotColumns
 from .networks.convolutions import ConvDecoder as ConvDecoder

@@ -13,6 +13,7 @@ from pyro_vaes.core.errors import DataError
 from pyro_vaes.data.dataset import NAMES, DataSet
 from pyro_vaes.inference.elbo import BetaELBO
 from pyro_vaes.inference.info import InfoELBO
+from pyro_vaes.inference.many_samples import ManySamples
 from pyro_vaes.runs.builders import Plan
 from pyro_vaes.runs.data_source import load_for
 from pyro_vaes.runs.options import ConfigError
@@ -74,6 +75,11 @@ def build(config: RunConfig, data: DataSet) -> tuple[VAE, list[str]]:
         )
     plan = Plan(config, data, labels, remarks)
     posterior = _part("posterior", config.parts.posterior, plan)
+    if config.objective.gradient == "path" and not posterior.scores:
+        raise ConfigError(
+            "Invalid value for '--gradient': expected total with --posterior "
+            f"{config.parts.posterior}, which scores only its own draws; got path."
+        )
     prior = _part("prior", config.parts.prior, plan, posterior)
     likelihood = _part("likelihood", _likelihood(config, data, remarks), plan)
     _remark_on_images(config, data, remarks)
@@ -130,17 +136,16 @@ def build_objective(config: RunConfig) -> pyro.infer.ELBO:
     objective = config.objective
     if objective.train_samples > 1:
         # The bound of importance-weighted autoencoders is Renyi's at order 0.
-        return RenyiELBO(
-            alpha=0,
-            num_particles=objective.train_samples,
-            vectorize_particles=True,
-            max_plate_nesting=1,
-        )
+        draws = {"num_particles": objective.train_samples}
+        if objective.gradient == "path":
+            return ManySamples(**draws, gradient="path")
+        return RenyiELBO(alpha=0, **draws, vectorize_particles=True, max_plate_nesting=1)
+    common: dict[str, Any] = {"free_bits": objective.free_bits, "gradient": objective.gradient}
     if (objective.alpha, objective.lambda_) == (0, 1):
-        return BetaELBO(objective.beta, free_bits=objective.free_bits)
+        return BetaELBO(objective.beta, **common)
     name = objective.divergence
     divergence = None if name == "none" else _part("divergence", name, config)
-    return InfoELBO(objective.alpha, objective.lambda_, divergence, free_bits=objective.free_bits)
+    return InfoELBO(objective.alpha, objective.lambda_, divergence, **common)
 
 
 def _values(data: DataSet) -> str:

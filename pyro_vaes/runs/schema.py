@@ -13,6 +13,7 @@ import yaml
 
 from pyro_vaes.core.choices import (
     ACTIVATIONS,
+    GRADIENTS,
     KERNELS,
     MODES,
     OPTIMIZERS,
@@ -230,6 +231,11 @@ class ObjectiveConfig(Section):
     )
     train_samples: int = option(
         1, "Draws of z per datum in the bound to train on: 1 the ELBO, more IWAE's.", least=1
+    )
+    gradient: str = option(
+        "total",
+        "Of q(z given x); path: without its score, so less noise near p(z given x).",
+        choices=GRADIENTS,
     )
 
     def check(self) -> None:

@@ -56,4 +56,5 @@ from .storage.weights import save as save
 from .training.history import History as History
 from .training.sweep import fit_many as fit_many
 from .training.trainer import fit as fit
+from .training.trainer import refit_prior as refit_prior
 from .vae import VAE as VAE

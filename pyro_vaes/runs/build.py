@@ -120,15 +120,29 @@ def _remark_on_images(config: RunConfig, data: DataSet, remarks: list[str]) -> N
 def start_from_init(vae: VAE, config: RunConfig) -> None:
     """Gives a VAE the weights of the run that ``--init`` names, units of the data included.
 
+    With ``--freeze`` only the frozen parts, for the others may be of another kind.
+
     Raises:
         ConfigError: if there are none, or they are of another model.
     """
     if config.training.init == "none":
         return
+    folder = Path(config.training.init).expanduser()
     try:
-        load(Path(config.training.init).expanduser(), into=vae)
+        if not config.training.frozen:
+            load(folder, into=vae)
+            return
+        source = load(folder)
     except RunFolderError as error:
         raise ConfigError(f"Invalid value for '--init': {error}") from error
+    for name in config.training.frozen:
+        try:
+            getattr(vae, name).load_state_dict(getattr(source, name).state_dict())
+        except RuntimeError:
+            raise ConfigError(
+                f"Invalid value for '--init': expected a run with the {name} of these options; got "
+                f"another in {folder}."
+            ) from None
 
 
 def build_objective(config: RunConfig) -> pyro.infer.ELBO:

@@ -265,6 +265,11 @@ class TrainingConfig(Section):
         0.995, "Decay of a moving average of the weights; 0 for none.", least=0, below=1
     )
     init: str = option("none", "A run folder whose weights training starts from, or none.")
+    freeze: str = option(
+        "none",
+        "Parts that keep the weights of --init while the others are trained anew: "
+        "posterior,likelihood to refit a prior.",
+    )
     seed: int = option(0, "Of weights, data order and noise.", least=0)
     device: str = option("auto", "Where to compute; auto: CUDA if there is one.", choices=DEVICES)
     mode: str = option("auto", "How steps are run; auto goes by device and number.", choices=MODES)
@@ -274,6 +279,25 @@ class TrainingConfig(Section):
     threads: int = option(
         0, "CPU threads to train with; 0: one for small data, else as many as torch takes.", least=0
     )
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """The names of the parts that are not trained."""
+        return () if self.freeze == "none" else tuple(self.freeze.split(","))
+
+    def check(self) -> None:
+        """Refuses to freeze what is no part, every part, or parts without weights."""
+        parts, frozen = ("prior", "posterior", "likelihood"), self.frozen
+        if frozen and self.init == "none":
+            raise ConfigError(
+                "Invalid value for '--freeze': expected a run by --init with it; got "
+                f"{self.freeze} without."
+            )
+        if not set(frozen) < set(parts) or len(set(frozen)) < len(frozen):
+            raise ConfigError(
+                f"Invalid value for '--freeze': expected one or two of {', '.join(parts)}, or "
+                f"none; got {shown(self.freeze)}."
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,6 +20,7 @@ from .inference.divergences import Adversarial as Adversarial
 from .inference.elbo import ELBO as ELBO
 from .inference.elbo import BetaELBO as BetaELBO
 from .inference.info import InfoELBO as InfoELBO
+from .inference.many_samples import ManySamples as ManySamples
 from .inference.svi import FastSVI as FastSVI
 from .networks.columns import OneHotColumns as OneHotColumns
 from .networks.convolutions import ConvDecoder as ConvDecoder
@@ -61,4 +62,5 @@ from .storage.weights import save as save
 from .training.history import History as History
 from .training.sweep import fit_many as fit_many
 from .training.trainer import fit as fit
+from .training.trainer import refit_prior as refit_prior
 from .vae import VAE as VAE

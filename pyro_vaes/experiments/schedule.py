@@ -96,7 +96,8 @@ def _kind(config: RunConfig) -> str:
 def _batches(config: RunConfig) -> bool:
     """Whether a run can be part of a joint program."""
     o, t = config.objective, config.training
-    plain = (o.alpha, o.lambda_, o.divergence, o.train_samples) == (0, 1, "none", 1)
+    kind = (o.alpha, o.lambda_, o.divergence, o.train_samples, o.gradient)
+    plain = kind == (0, 1, "none", 1, "total")
     simple = (t.precision, t.mode) == ("float32", "auto") and not o.warmup_steps
     return plain and simple and not config.data.augment
 

@@ -16,6 +16,7 @@ from pyro_vaes.data.dataset import NAMES, DataSet
 from pyro_vaes.data.tables import num_gaps
 from pyro_vaes.inference.elbo import BetaELBO
 from pyro_vaes.inference.info import InfoELBO
+from pyro_vaes.inference.many_samples import ManySamples
 from pyro_vaes.parts.powers import PowerLikelihood, PowerPosterior
 from pyro_vaes.runs.builders import Plan, power_transform
 from pyro_vaes.runs.data_source import load_for
@@ -80,6 +81,11 @@ def build(config: RunConfig, data: DataSet) -> tuple[VAE, list[str]]:
     seen = data if powers is None else on_scale(data, powers)
     plan = Plan(config, seen, labels, remarks)
     posterior = _part("posterior", config.parts.posterior, plan)
+    if config.objective.gradient == "path" and not posterior.scores:
+        raise ConfigError(
+            "Invalid value for '--gradient': expected total with --posterior "
+            f"{config.parts.posterior}, which scores only its own draws; got path."
+        )
     prior = _part("prior", config.parts.prior, plan, posterior)
     likelihood = _part("likelihood", _likelihood(config, data, remarks), plan)
     _remark_on_images(config, data, remarks)
@@ -145,15 +151,29 @@ def _start_at_factors(vae: VAE, config: RunConfig, data: DataSet, remarks: list[
 def start_from_init(vae: VAE, config: RunConfig) -> None:
     """Gives a VAE the weights of the run that ``--init`` names, units of the data included.
 
+    With ``--freeze`` only the frozen parts, for the others may be of another kind.
+
     Raises:
         ConfigError: if there are none, or they are of another model.
     """
     if config.training.init == "none":
         return
+    folder = Path(config.training.init).expanduser()
     try:
-        load(Path(config.training.init).expanduser(), into=vae)
+        if not config.training.frozen:
+            load(folder, into=vae)
+            return
+        source = load(folder)
     except RunFolderError as error:
         raise ConfigError(f"Invalid value for '--init': {error}") from error
+    for name in config.training.frozen:
+        try:
+            getattr(vae, name).load_state_dict(getattr(source, name).state_dict())
+        except RuntimeError:
+            raise ConfigError(
+                f"Invalid value for '--init': expected a run with the {name} of these options; got "
+                f"another in {folder}."
+            ) from None
 
 
 def build_objective(config: RunConfig) -> pyro.infer.ELBO:
@@ -161,17 +181,16 @@ def build_objective(config: RunConfig) -> pyro.infer.ELBO:
     objective = config.objective
     if objective.train_samples > 1:
         # The bound of importance-weighted autoencoders is Renyi's at order 0.
-        return RenyiELBO(
-            alpha=0,
-            num_particles=objective.train_samples,
-            vectorize_particles=True,
-            max_plate_nesting=1,
-        )
+        draws = {"num_particles": objective.train_samples}
+        if objective.gradient == "path":
+            return ManySamples(**draws, gradient="path")
+        return RenyiELBO(alpha=0, **draws, vectorize_particles=True, max_plate_nesting=1)
+    common: dict[str, Any] = {"free_bits": objective.free_bits, "gradient": objective.gradient}
     if (objective.alpha, objective.lambda_) == (0, 1):
-        return BetaELBO(objective.beta, free_bits=objective.free_bits)
+        return BetaELBO(objective.beta, **common)
     name = objective.divergence
     divergence = None if name == "none" else _part("divergence", name, config)
-    return InfoELBO(objective.alpha, objective.lambda_, divergence, free_bits=objective.free_bits)
+    return InfoELBO(objective.alpha, objective.lambda_, divergence, **common)
 
 
 def _values(data: DataSet) -> str:

@@ -63,6 +63,8 @@ def trainer_of(vae: VAE, data: DataSet, config: RunConfig) -> Trainer:
         ConfigError: for options that do not fit the data or the processes.
     """
     record, strength = record_of(config, data), config.data.augment
+    for name in config.training.frozen:
+        getattr(vae, name).requires_grad_(False)
     if strength and data.image_shape is not None:
         data = data.augmented(**{name: strength * move for name, move in _MOVES.items()})
     try:

@@ -13,6 +13,7 @@ import yaml
 
 from pyro_vaes.core.choices import (
     ACTIVATIONS,
+    GRADIENTS,
     KERNELS,
     MODES,
     OPTIMIZERS,
@@ -242,6 +243,11 @@ class ObjectiveConfig(Section):
     train_samples: int = option(
         1, "Draws of z per datum in the bound to train on: 1 the ELBO, more IWAE's.", least=1
     )
+    gradient: str = option(
+        "total",
+        "Of q(z given x); path: without its score, so less noise near p(z given x).",
+        choices=GRADIENTS,
+    )
 
     def check(self) -> None:
         """Refuses a warm-up in both units."""
@@ -276,6 +282,11 @@ class TrainingConfig(Section):
         only_with=("network", ("skip",)),
     )
     init: str = option("none", "A run folder whose weights training starts from, or none.")
+    freeze: str = option(
+        "none",
+        "Parts that keep the weights of --init while the others are trained anew: "
+        "posterior,likelihood to refit a prior.",
+    )
     seed: int = option(0, "Of weights, data order and noise.", least=0)
     device: str = option("auto", "Where to compute; auto: CUDA if there is one.", choices=DEVICES)
     mode: str = option("auto", "How steps are run; auto goes by device and number.", choices=MODES)
@@ -285,6 +296,25 @@ class TrainingConfig(Section):
     threads: int = option(
         0, "CPU threads to train with; 0: one for small data, else as many as torch takes.", least=0
     )
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """The names of the parts that are not trained."""
+        return () if self.freeze == "none" else tuple(self.freeze.split(","))
+
+    def check(self) -> None:
+        """Refuses to freeze what is no part, every part, or parts without weights."""
+        parts, frozen = ("prior", "posterior", "likelihood"), self.frozen
+        if frozen and self.init == "none":
+            raise ConfigError(
+                "Invalid value for '--freeze': expected a run by --init with it; got "
+                f"{self.freeze} without."
+            )
+        if not set(frozen) < set(parts) or len(set(frozen)) < len(frozen):
+            raise ConfigError(
+                f"Invalid value for '--freeze': expected one or two of {', '.join(parts)}, or "
+                f"none; got {shown(self.freeze)}."
+            )
 
 
 @dataclasses.dataclass(frozen=True)

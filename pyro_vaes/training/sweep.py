@@ -175,6 +175,8 @@ class _Sweep:
         diverging = any(getattr(o, "divergence", None) is not None for o in objectives)
         if diverging or len(free_bits) > 1:
             raise ValueError("Expected objectives without divergences and with equal free_bits.")
+        if any(objective.gradient != "total" for objective in objectives):
+            raise ValueError('Expected objectives with gradient="total"; got "path". Use fit().')
         self.vaes, self.options, self.seeds = vaes, options, seeds
         self.free_bits = free_bits.pop()
         self.device = device_of(options.device)

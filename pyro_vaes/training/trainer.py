@@ -8,11 +8,13 @@ resumes exactly from its last checkpoint; ``run_folder`` writes it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from pyro_vaes.core.choices import Mode
 from pyro_vaes.inference.elbo import ELBO
@@ -24,7 +26,7 @@ from pyro_vaes.training.options import (
 )
 from pyro_vaes.vae import VAE
 
-__all__ = ["fit"]
+__all__ = ["fit", "refit_prior"]
 
 
 def fit(
@@ -142,3 +144,50 @@ def fit(
             on_epoch=on_epoch,
             on_step=on_step,
         )
+
+
+def refit_prior(
+    vae: VAE, prior: nn.Module, train: Any, val: Any = None, **options: Any
+) -> tuple[VAE, History]:
+    """Fits another prior to the codes of a trained VAE, whose posterior and likelihood stay.
+
+    The marginal KL(q(z) || p(z)) is what a prior loses; it is lowered without moving q(z | x) (Dai
+    and Wipf, "Diagnosing and enhancing VAE models", 2019, for a second VAE as prior). Compare
+    ``evaluate`` of both.
+
+    >>> x = torch.randn(100, 4)
+    >>> prior = pv.FlowPrior(vae.prior.latent_dim, pv.flows.realnvp(vae.prior.latent_dim, 2))
+    >>> better, history = pv.refit_prior(vae, prior, x, epochs=3, progress=False)
+    >>> better.posterior is vae.posterior, history.epochs
+    (True, 3)
+
+    Args:
+        vae: the trained model; it stays as it is, but for its device.
+        prior: trained in place.
+        train: as for :func:`fit`.
+        val: as for :func:`fit`.
+        **options: those of :func:`fit`.
+
+    Returns:
+        The VAE of the new prior, which shares the other parts, and the history.
+
+    Raises:
+        ValueError: as :func:`fit`, or for a prior that does not fit the posterior.
+    """
+    joined = VAE(prior, vae.posterior, vae.likelihood)
+    with _fixed(vae.posterior, vae.likelihood):
+        history = fit(joined, train, val, **options)
+    return joined, history
+
+
+@contextmanager
+def _fixed(*parts: nn.Module) -> Iterator[None]:
+    """Parts whose parameters do not learn."""
+    learned = [p for part in parts for p in part.parameters() if p.requires_grad]
+    for parameter in learned:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learned:
+            parameter.requires_grad_(True)

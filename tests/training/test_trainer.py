@@ -603,3 +603,23 @@ def test_splits_are_checked_like_everything_else():
     assert pv.Split(gap).x.isnan().nonzero().tolist() == [[3, 1]]
     split = pv.Split(np.ones((4, 2)), np.array([0, 1, 1, 0], "uint8"))
     assert split.y.dtype == torch.long and isinstance(split.x, torch.Tensor)
+
+
+def test_a_refitted_prior_lowers_the_rate_and_moves_no_other_part() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(200, 4)
+    posterior = pv.NormalPosterior(pv.MLP(4, [8]), 2)
+    vae = pv.VAE(pv.NormalPrior(2), posterior, pv.NormalLikelihood(pv.MLP(2, [8]), (4,)))
+    with torch.no_grad():
+        posterior.head.bias[:2] += 2  # Far from its prior.
+    frozen = next(vae.likelihood.parameters()).requires_grad_(False)
+    before = {name: value.clone() for name, value in vae.state_dict().items()}
+    options = dict(epochs=30, learning_rate=0.02, progress=False)
+    flow = pv.FlowPrior(2, pv.flows.realnvp(2, 4))
+    better, history = pv.refit_prior(vae, flow, x, x, **options)
+    assert history.epochs == 30
+    assert all(torch.equal(before[name], value) for name, value in vae.state_dict().items())
+    assert all(p.requires_grad == (p is not frozen) for p in vae.parameters())
+    old, new = (pv.evaluate(v, x, num_samples=100, diagnostics=False) for v in (vae, better))
+    assert new.kl < old.kl - 1
+    assert new.reconstruction == pytest.approx(old.reconstruction)

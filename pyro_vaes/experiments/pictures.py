@@ -94,15 +94,27 @@ def interpolated(o: Outcome, labels: Sequence[str], pairs: int = 2) -> Figure | 
     """Means on straight lines in the latent space between test images of different classes."""
     if o.data.image_shape is None:
         return None
-    x, rows, names = o.data.test.frozen().x, [], []
-    for pair in range(pairs):
+    test, rows, names = o.data.test.frozen(), [], []
+    x = test.x
+    for first, second in _pairs(test.y, len(x))[:pairs]:
         for label in labels:
             vae = o.vae(label)
             with evaluating(vae):
-                a, b = x[2 * pair : 2 * pair + 1], x[2 * pair + 1 : 2 * pair + 2]
+                a, b = x[first : first + 1], x[second : second + 1]
                 rows.append(torch.cat([a, vae.interpolate(a, b, 10)[0], b]))
                 names.append(label)
     return picture(o, rows, names)
+
+
+def _pairs(y: Tensor | None, count: int) -> list[tuple[int, int]]:
+    """Pairs of rows in their order, of different classes where there are labels."""
+    left, pairs = list(range(min(count, 100))), []
+    while len(left) > 1:
+        first = left.pop(0)
+        second = next((i for i in left if y is None or y[i] != y[first]), left[0])
+        left.remove(second)
+        pairs.append((first, second))
+    return pairs
 
 
 def neighbours(o: Outcome, label: str, num: int = 12) -> Figure | None:

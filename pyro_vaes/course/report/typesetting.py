@@ -68,7 +68,7 @@ class Title:
 
 
 _BLANK = 24 * "_"
-_PRINTED = 100  # characters of printed text in a line of the PDF
+_PRINTED = 96  # characters of printed text in a line of the PDF
 
 
 def to_html(blocks: list[Node], title: Title) -> tuple[bytes, list[str]]:

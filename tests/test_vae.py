@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import gc
+import io
+import sys
 
 import pyro
 import pyro.distributions as dist
@@ -17,6 +19,7 @@ from registry import OwnLikelihood, OwnPosterior, OwnPrior, data, make_vae
 from torch import nn
 
 from pyro_vaes import flows
+from pyro_vaes.core import looking
 from pyro_vaes.inference.elbo import ELBO
 from pyro_vaes.networks.mlp import MLP
 from pyro_vaes.parts.likelihoods import BernoulliLikelihood, CategoricalLikelihood, NormalLikelihood
@@ -538,6 +541,20 @@ def test_the_mean_of_draws_is_that_of_pieces(monkeypatch):
     monkeypatch.setattr("pyro_vaes.core.looking._MEAN_NUMBERS", 600 * 7)
     assert (mean_of(d) - mean).abs().max() < 0.5  # other draws, as many of them
     assert torch.equal(mean_of(d), mean_of(d))
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_long_work_shows_the_time_left_on_a_terminal_only(terminal, monkeypatch):
+    class Screen(io.StringIO):
+        def isatty(self):
+            return terminal
+
+    screen = Screen()
+    monkeypatch.setattr(looking, "_DELAY", 0.0)
+    monkeypatch.setattr(sys, "stderr", screen)
+    found = looking.in_pieces(lambda rows, y: rows * 2, torch.arange(10), None, 2)
+    assert found.tolist() == list(range(0, 20, 2))
+    assert ("Computing" in screen.getvalue()) == terminal
 
 
 def test_an_own_network_that_does_not_say_its_sizes_is_named():

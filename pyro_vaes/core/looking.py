@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 __all__ = ["in_evaluation_mode", "in_pieces", "mean_of"]
 
@@ -16,6 +17,8 @@ __all__ = ["in_evaluation_mode", "in_pieces", "mean_of"]
 # Draws for a mean without a closed form, and numbers drawn at once.
 _MEAN_DRAWS = 512
 _MEAN_NUMBERS = 2**20
+# Seconds before a bar is shown.
+_DELAY = 2.0
 
 
 @contextmanager
@@ -55,9 +58,13 @@ def mean_of(distribution: Any) -> Tensor:
 def in_pieces(
     work: Callable[[Any, Tensor | None], Tensor], rows: Any, y: Tensor | None, size: int
 ) -> Tensor:
-    """Applies a function to rows and their labels, ``size`` rows at a time."""
+    """Applies a function to rows and their labels, ``size`` rows at a time.
+
+    On a terminal, work that takes over two seconds has a bar with the time left.
+    """
     result = None
-    for start in range(0, len(rows), size):
+    starts = range(0, len(rows), size)
+    for start in tqdm(starts, "Computing", unit="piece", delay=_DELAY, disable=None, leave=False):
         piece = slice(start, start + size)
         part = work(rows[piece], None if y is None else y[piece])
         if result is None:

@@ -43,8 +43,8 @@ from pyro_vaes.training.run_folder import METRICS
 
 __all__ = ["Search", "search"]
 
-# Panels of the picture.
-_PANELS = 4
+# The table, and panels of the picture.
+_TABLE, _PANELS = "search.csv", 4
 # Draws per row in the rungs before the last, whose rank goes by the ELBO.
 _FEW = 50
 
@@ -201,6 +201,7 @@ def search(asked: Search, say: Callable[[str], Any] = print) -> Path:
     epochs = {asked.config(c.point).training.epochs for c in candidates}
     rungs = rungs_of(len(candidates), max(epochs), asked.factor if len(epochs) == 1 else 1)
     contents = contents_of(data)
+    _check_out(asked.out)
     say(_plan_text(len(candidates), rungs))
     with locked(asked.out, "search"):
         left = candidates
@@ -211,8 +212,16 @@ def search(asked: Search, say: Callable[[str], Any] = print) -> Path:
         order = _ranked(candidates)
         if order[0].failed:
             raise RunFolderError(f"Expected a run with figures; got none: {_reason(order[0])}.")
-        summary = _best(asked, data, order[0])
-        return _write(asked, data, order, rungs, summary)
+        return _write(asked, data, order, rungs)
+
+
+def _check_out(out: Path) -> None:
+    """Refuses a folder whose ``best/`` is not that of a search."""
+    if (out / "best").exists() and not (out / _TABLE).exists():
+        raise ConfigError(
+            "Invalid value for '--out': expected the folder of a search, or one without best/; "
+            f"got {out}, whose best/ would be overwritten."
+        )
 
 
 def _plan_text(count: int, rungs: Sequence[tuple[int, int]]) -> str:
@@ -296,14 +305,13 @@ def _write(
     data: DataSet,
     order: Sequence[Candidate],
     rungs: Sequence[tuple[int, int]],
-    summary: Mapping[str, Any],
 ) -> Path:
     rows = [dict(_row(asked, candidate, len(rungs) - 1)) for candidate in order]
     table = pd.DataFrame(rows)
     csv = table.to_csv(index=False, lineterminator="\n", float_format="%.6g")
-    write_text(asked.out / "search.csv", csv)
+    write_text(asked.out / _TABLE, csv)
     save_figure(_picture(asked, order, len(rungs) - 1), asked.out / "search.png")
-    page = asked.out / "search.md"
+    summary, page = _best(asked, data, order[0]), asked.out / "search.md"
     write_text(page, "\n\n".join(_page(asked, data, order, rungs, rows, summary)) + "\n")
     return page
 

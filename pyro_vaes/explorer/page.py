@@ -11,6 +11,7 @@ import numpy as np
 
 from pyro_vaes._version import __version__
 from pyro_vaes.core.errors import InputError
+from pyro_vaes.evaluation.pareto import reliable_k
 from pyro_vaes.evaluation.reliability import UNRELIABLE
 from pyro_vaes.explorer.contents import Contents
 from pyro_vaes.explorer.pictures import Pictures, words
@@ -22,8 +23,6 @@ _COLORS: tuple[str, ...] = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7
 _COLORS += ("#b8a900", "#666666", "#7b4bb7", "#8c510a")
 # Rows in the table of the worst modelled; columns of a traversal that is no image.
 _WORST, _CHANGING = 12, 6
-# Above this k-hat an estimate is not to be trusted (Vehtari et al. 2024).
-_K = 0.7
 _HEIGHT = 420
 
 
@@ -290,11 +289,12 @@ def _khat(contents: Contents) -> Any:
     from bokeh.models import Span
 
     assert contents.scores.pareto_k is not None
+    limit = reliable_k(contents.scores.num_samples)
     values = contents.scores.pareto_k.double().numpy()
     values = values[np.isfinite(values)]
     counts, edges = np.histogram(values, bins=30)
-    plot = _figure(f"Pareto k-hat (above {_K}: doubtful)")
+    plot = _figure(f"Pareto k-hat (above {limit:.2f}: doubtful)")
     plot.quad(left=edges[:-1], right=edges[1:], bottom=0, top=counts, color="#56b4e9")
-    plot.add_layout(Span(location=_K, dimension="height", line_color="#d55e00", line_width=2))
+    plot.add_layout(Span(location=limit, dimension="height", line_color="#d55e00", line_width=2))
     plot.xaxis.axis_label, plot.yaxis.axis_label = "k-hat", "rows"
     return plot

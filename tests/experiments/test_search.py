@@ -146,7 +146,7 @@ def test_the_winner_has_the_best_validation_and_the_test_is_looked_at_once(searc
     assert last["val_nll"].iloc[0] == last["val_nll"].min()
     assert table[table["epochs"] == 10]["val_nll"].isna().all()
     # A rate of 1e-5 learns nothing in so few steps.
-    assert (last["--learning-rate" if "--learning-rate" in last else "learning_rate"] == 0.01).all()
+    assert (last["learning_rate"] == 0.01).all()
     # 350 rows validate, 447 test.
     assert rows["runs"] == [350] * 12 and rows["summary"] == [447]
 
@@ -220,6 +220,14 @@ def test_what_cannot_be_searched_is_refused_and_nothing_written(
     said = capsys.readouterr().err
     assert message in said and len(said.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_of_the_users_own_is_not_overwritten(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine" / "best").mkdir(parents=True)
+    assert run("search", *QUICK, "--latent-dim", "2,4", "--out", "mine") == 2
+    assert "whose best/ would be overwritten" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine", "best"]
 
 
 def test_sizes_with_commas_go_between_slashes(tmp_path, monkeypatch, capsys):

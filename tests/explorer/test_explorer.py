@@ -177,6 +177,8 @@ def test_one_file_holds_everything(digits):
     logp = [float(v) for v in facts["logp"]]
     assert [logp[i] for i in facts["worst"]] == sorted(logp)[:12]
     assert len(text) < 4e6
+    # Of 30 draws a k-hat is to be below 1 - 1 / log10(30).
+    assert "Pareto k-hat (above 0.32: doubtful)" in text
 
 
 def test_words_of_the_data_stay_words(table):

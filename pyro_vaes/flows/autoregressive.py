@@ -35,6 +35,8 @@ class IAFLayer(FlowLayer):
         if index % 2:
             ordering = ordering.flip(0)
         permutation = cast(torch.LongTensor, ordering)
+        # Plain numbers: of models trained together the network's buffers are stacked.
+        self.ordering: list[int] = ordering.tolist()
         with warnings.catch_warnings():
             # Pyro advises against dim 1, where the flow is affine; the laws need it.
             warnings.filterwarnings("ignore", ".*input_dim = 1.*")
@@ -45,7 +47,7 @@ class IAFLayer(FlowLayer):
             )
 
     def forward(self, context: Tensor | None) -> list[Transform]:
-        return [Autoregressive(self.network, context)]
+        return [Autoregressive(self.network, self.ordering, context)]
 
 
 class MAFLayer(IAFLayer):
@@ -64,11 +66,15 @@ class Autoregressive(T.AffineAutoregressive):
 
     Args:
         network: a Pyro autoregressive network.
+        ordering: its columns, each after those that it depends on.
         context: a further input of the network, or None.
     """
 
-    def __init__(self, network: nn.Module, context: Tensor | None = None) -> None:
+    def __init__(
+        self, network: nn.Module, ordering: Sequence[int], context: Tensor | None = None
+    ) -> None:
         super().__init__(_WithContext(network, context))
+        self.ordering = ordering
 
     def _inverse(self, y: Tensor) -> Tensor:
         """Column by column, each from those before it in the permutation.
@@ -78,7 +84,7 @@ class Autoregressive(T.AffineAutoregressive):
         """
         weight, sums = self.arn.first_layer()
         found: dict[int, tuple[Tensor, Tensor]] = {}
-        for column in self.arn.permutation.tolist():
+        for column in self.ordering:
             mean, log_scale = self.arn.outputs(sums, column)
             log_scale = log_scale.clamp(self.log_scale_min_clip, self.log_scale_max_clip)
             x = (y[..., column] - mean) * (-log_scale).exp()
@@ -90,7 +96,7 @@ class Autoregressive(T.AffineAutoregressive):
 
 
 class _WithContext:
-    """An autoregressive network with its context filled in, and the ordering that Pyro needs."""
+    """An autoregressive network with its context filled in, and the buffer that Pyro asks for."""
 
     def __init__(self, network: Any, context: Tensor | None) -> None:
         self.permutation = cast(Tensor, network.permutation)

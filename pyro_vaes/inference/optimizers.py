@@ -1,4 +1,4 @@
-"""Torch's optimisers without the import of its compiler.
+"""Torch's optimisers without the import of its compiler, and what their fused kernels need.
 
 Their methods import ``torch._dynamo`` at the first call, 1.2 s of a core, only to keep the compiler
 out of them. Nothing here compiles an optimiser's Python.
@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
-__all__ = ["without_compiler"]
+__all__ = ["lay_out", "without_compiler"]
 
 
 # Those that torch guards, besides `step`.
@@ -42,3 +44,23 @@ def without_compiler(kind: type[Kind]) -> type[Kind]:
 
     methods = {name: inspect.unwrap(getattr(kind, name)) for name in _GUARDED}
     return type(kind.__name__, (kind,), {**methods, "step": step})
+
+
+def lay_out(params: Iterable[Tensor]) -> None:
+    """Gives gradients the memory layout of their parameters.
+
+    Fused optimisers read both as flat memory. ``backward`` sees to that; ``torch.autograd.grad``,
+    hooks and compiled code may return a view, such as a column of a matrix.
+
+    >>> from pyro_vaes.inference.optimizers import lay_out
+    >>> weight = torch.zeros(2)
+    >>> weight.grad = torch.tensor([[1.0, 2.0], [3.0, 4.0]])[:, 0]
+    >>> lay_out([weight])
+    >>> weight.grad, weight.grad.stride()
+    (tensor([1., 3.]), (1,))
+    """
+    for param in params:
+        grad = param.grad
+        strided = grad is not None and grad.layout is param.layout is torch.strided
+        if grad is not None and strided and grad.stride() != param.stride():
+            param.grad = torch.empty_like(param).copy_(grad)

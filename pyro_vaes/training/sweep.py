@@ -25,7 +25,7 @@ from pyro_vaes.data.splits import Split, as_split
 from pyro_vaes.inference.elbo import ELBO
 from pyro_vaes.inference.joint_optimizer import fused_options
 from pyro_vaes.inference.noise import normals_drawn_by
-from pyro_vaes.inference.optimizers import without_compiler
+from pyro_vaes.inference.optimizers import lay_out, without_compiler
 from pyro_vaes.inference.recording import Program
 from pyro_vaes.storage.tensors import fill, named_tensors
 from pyro_vaes.training.history import History
@@ -279,6 +279,7 @@ class _Sweep:
             grads = [g * _beside(shares, g) for g in grads]
         for param, grad in zip(self.params.values(), grads, strict=True):
             param.grad = grad
+        lay_out(self.params.values())
         self._move(rates)
         if self.average is not None:
             update = get_ema_multi_avg_fn(self.options.ema_decay)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pyro_vaes.core.choices import OPTIMIZERS
-from pyro_vaes.inference.optimizers import without_compiler
+from pyro_vaes.inference.optimizers import lay_out, without_compiler
 
 
 def trained(kind, **options):
@@ -49,3 +49,15 @@ def test_a_step_leaves_no_graph_behind_it():
     optimizer = without_compiler(torch.optim.Adam)([weight], lr=0.1)
     optimizer.step()
     assert torch.is_grad_enabled() and weight.requires_grad and weight.grad_fn is None
+
+
+def test_gradients_are_laid_out_as_their_parameters():
+    turned = torch.empty(3, 2).mT.requires_grad_()  # Column by column.
+    plain, none, sparse = (torch.zeros(2, 3, requires_grad=True) for _ in range(3))
+    turned.grad, plain.grad = torch.arange(6.0).view(2, 3), torch.arange(6.0).view(3, 2).mT
+    sparse.grad = torch.eye(2, 3).to_sparse()
+    same = plain.grad.clone()
+    lay_out([turned, plain, none, sparse])
+    assert turned.grad.stride() == turned.stride() and plain.grad.stride() == plain.stride()
+    assert torch.equal(turned.grad, torch.arange(6.0).view(2, 3)) and torch.equal(plain.grad, same)
+    assert none.grad is None and sparse.grad.is_sparse

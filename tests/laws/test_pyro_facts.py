@@ -183,3 +183,16 @@ def test_a_batch_of_cholesky_factors_has_no_jacobian():
     x = torch.randn(5, 2)
     with pytest.raises(RuntimeError, match="diag"):
         affine.log_abs_det_jacobian(x, affine(x))
+
+
+def test_fused_optimisers_read_a_gradient_as_flat_memory():
+    """So ``lay_out`` copies one that is a column, say."""
+
+    def stepped(**options):
+        weight = torch.zeros(2, requires_grad=True)
+        weight.grad = torch.tensor([[1.0, -1.0], [1.0, -1.0]])[:, 0]
+        torch.optim.SGD([weight], lr=1.0, **options).step()
+        return weight.tolist()
+
+    assert stepped(fused=False) == [-1.0, -1.0]
+    assert stepped(fused=True) == [-1.0, 1.0]

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pyro_vaes.evaluation.proposals.joint import GRADIENT_COST, Joint
 from pyro_vaes.inference.joint_optimizer import fused_options
-from pyro_vaes.inference.optimizers import without_compiler
+from pyro_vaes.inference.optimizers import lay_out, without_compiler
 
 __all__ = [
     "DIAGONAL",
@@ -337,6 +337,7 @@ def _climb(
         if below is not None:
             outer = (scale * slope).movedim(0, -1) @ noise.transpose(0, 1)
             below.grad = outer.tril(-1) / stage.particles
+        lay_out(free)
         optimizer.step()
     return loc, log_scale, below
 

@@ -99,7 +99,7 @@ class Processes:
     def combine(self, params: Sequence[Tensor], loss: Tensor) -> Tensor:
         """Sums gradients over the processes, in place, and returns the summed loss.
 
-        If one of them is to end, :attr:`ends` says so in all, for the same step.
+        If one of them is to end, ``ends`` says so in all, for the same step.
 
         Raises:
             PeerError: if a process ended.
@@ -259,7 +259,7 @@ class Processes:
 
         Args:
             objective: the loss.
-            asks: why this process is to end, if it is; see :attr:`ends`.
+            asks: why this process is to end, if it is; see ``ends``.
         """
         if self.size == 1:
             yield

@@ -108,7 +108,7 @@ def fit(
         keep_start: whether the weights before the first step are kept if none validate better, as
             befits a start that is no random one; ``best_epoch`` is then 0.
         progress: show a progress bar in a terminal or notebook.
-        on_epoch: called after each epoch with its record (see :class:`History`) and the VAE, which
+        on_epoch: called after each epoch with its record (see :class:`.History`) and the VAE, which
             has the weights that were validated and is in evaluation mode, without gradients.
             Returns None, or True to end training there (``stopped`` is then ``callback``; with
             ``out``, ``resume`` continues). It looks and changes nothing: its draws have generators

@@ -142,6 +142,7 @@ def test_a_data_set_in_a_file_is_trained_resumed_and_evaluated_alike(make, tmp_p
     assert torch.equal(pv.log_marginal(vae, make(x), 5), figures)
 
 
+@pytest.mark.filterwarnings("ignore::Warning")  # Of anndata's own calls.
 @pytest.mark.parametrize("form", ["array", "csr_matrix", "csc_matrix"])
 def test_h5ad_files_are_read_by_parts(form, tmp_path, little_memory):
     # Not among the requirements: it needs older versions of pandas than ours may be.

@@ -52,8 +52,8 @@ DRAWS = 200
 
 
 def ours(data: pv.DataSet, seed: int, epochs: int | None, **options: Any) -> pv.VAE:
-    """A VAE of the recipe ``table``, trained."""
-    values = {**flatten(resolve("table")[0]), **options, "seed": seed}
+    """A VAE of the recipe ``table``, trained on the scale that the others see."""
+    values = {**flatten(resolve("table")[0]), "transform": "none", **options, "seed": seed}
     config = from_values({**values, **({} if epochs is None else {"epochs": epochs})})
     torch.manual_seed(seed)
     with warnings.catch_warnings():

@@ -328,6 +328,10 @@ PRIORS: dict[str, Case] = {
         min_latent_dim=2,
     ),
     "chain_of_vamp": Case(_chain_of_vamp, min_latent_dim=2),
+    "realnvp_normalised": Case(
+        lambda d, shape, labels: FlowPrior(d, flows.realnvp(d, 2, [8], normalise=True), labels),
+        min_latent_dim=2,
+    ),
     "gtm": Case(lambda d, shape, labels: GTMPrior(_decoder(2, labels), d, 3, labels)),
     "own": Case(lambda d, shape, labels: OwnPrior(d), conditional=False, own=False),
 }

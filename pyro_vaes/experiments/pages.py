@@ -212,7 +212,8 @@ def _write(
     if not len(done):
         raise ConfigError(f"No run of the study {name!r} has figures: {'; '.join(failed)}")
     outcome.shown = table_of(outcome, study)
-    findings = _findings(study, outcome, failed, settings)
+    rehearsal = ["A rehearsal: too short for findings."]
+    findings = rehearsal if settings.quick else study.findings(outcome)
     drawn = []
     for part, (figure, caption) in study.draw(outcome).items():
         save_figure(figure, settings.out / f"{name}_{part}.png")
@@ -221,7 +222,7 @@ def _write(
         title=study.title,
         question=study.question,
         table=outcome.shown,
-        notes=notes_of(outcome),
+        notes=[*notes_of(outcome), *(f"No figures: {reason}" for reason in failed)],
         figures=drawn,
         findings=findings,
         claims=[] if settings.quick else list(map(str, claims(outcome, study.comparisons))),
@@ -307,14 +308,6 @@ def _cell(o: Outcome, label: str, key: str) -> str:
     mark = f" {DAGGER}" if key in _OF_LOG_P and o.untrusted(label) else ""
     spread = "" if np.isnan(error) else f" ± {error:.{digits}f}"
     return f"{mean:.{digits}f}{spread}{mark}"
-
-
-def _findings(
-    study: Study, outcome: Outcome, failed: Sequence[str], settings: Settings
-) -> list[str]:
-    rehearsal = ["A rehearsal: too short for findings."]
-    lines = rehearsal if settings.quick else study.findings(outcome)
-    return [*lines, *(f"No figures: {reason}" for reason in failed)]
 
 
 def _made_by(settings: Settings, data: DataSet, table: pd.DataFrame) -> str:

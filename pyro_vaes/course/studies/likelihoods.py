@@ -8,7 +8,7 @@ from pyro_vaes.course.studies.base import ALIVE, course_study, few
 from pyro_vaes.course.studies.priors import _PRIORS
 from pyro_vaes.data.dataset import DataSet
 from pyro_vaes.experiments.claims import Comparison
-from pyro_vaes.experiments.outcomes import Outcome
+from pyro_vaes.experiments.outcomes import Outcome, joined
 from pyro_vaes.experiments.panels import COLORS, NLL, Figures, axes_of, dots, drawn, examples
 from pyro_vaes.experiments.study import Cell
 from pyro_vaes.plotting import style
@@ -73,12 +73,16 @@ def figures(o: Outcome) -> Figures:
         ax.set_xlabel("probability that p(x|z) gives to a pixel in the upper half of the levels")
         ax.set_ylabel("share of pixels that are")
     panels = {"nll": NLL, "calibration_error": "calibration error"}
+    alive = [k for k in o.labels if o.mean(k, "active_units")[0] >= 0.5] or o.labels
+    dead = [k for k in o.labels if k not in alive]
+    without = f" Not drawn, since collapsed: {joined(dead)}." if dead else ""
     return drawn(
         [
             (
                 "nll",
-                dots(o, panels),
-                "Knowing the order of the levels against learning the prior; grey: seeds.",
+                dots(o, panels, alive),
+                "Knowing the order of the levels against learning the prior; grey: seeds."
+                + without,
             ),
             (
                 "calibration",

@@ -155,6 +155,31 @@ def test_commands_of_other_pages_run(
     assert all(Path(name).exists() for name in found)
 
 
+@pytest.fixture
+def gallery(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("gallery")
+
+
+def test_the_gallery_is_that_of_the_registry_and_the_docstrings(gallery: Any) -> None:
+    hint = "run python benchmarks/gallery.py --text, and FLAG/VALUE for a new picture"
+    assert (DOCS / "gallery.md").read_text("utf-8") == gallery.page(), hint
+    pictures = {f"{f}_{v}.png" for f, v, row in gallery.shown() if gallery.has_picture(f, row)}
+    files = list((DOCS / "gallery").iterdir())
+    assert {path.name for path in files} == pictures, hint
+    assert all(1000 < path.stat().st_size < 60_000 for path in files)
+
+
+@pytest.mark.parametrize("part", [("posterior", "normal"), ("likelihood", "ordinal")])
+def test_a_picture_of_the_gallery_is_drawn(
+    part: tuple[str, str], gallery: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gallery, "EPOCHS", 2)
+    axes = gallery.picture(*part).axes[0]
+    # Eight posteriors, or one sheet of draws.
+    assert (len(axes.collections), len(axes.images)) == {"posterior": (8, 0)}.get(part[0], (0, 1))
+
+
 def test_readme_shows_what_its_example_prints(monkeypatch: pytest.MonkeyPatch) -> None:
     hurry(monkeypatch, "auto")
     shown = re.findall(r"```text\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S)

@@ -149,7 +149,8 @@ def main() -> None:
                     continue
                 records += _lines(kind, path, rounds)
                 path.unlink()
-    print(write(given.out, "loading", records, facts))
+                out = write(given.out, "loading", records, facts)  # What there is, if it is ended.
+    print(out)
 
 
 def _lines(kind: str, path: Path, rounds: int) -> list[dict[str, Any]]:

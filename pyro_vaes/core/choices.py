@@ -39,7 +39,7 @@ SCHEDULES: Mapping[str, Callable[[float], float]] = {
     "cosine": lambda fraction: 0.5 * (1 + math.cos(math.pi * fraction)),
     "linear": lambda fraction: 1.0 - fraction,
 }
-#: Of an objective with respect to q(z | x): all of it, or without the score of q.
+#: Gradients of an objective, all of it or without the score of q(z | x).
 GRADIENTS = ("total", "path")
 #: Kernels of the MMD.
 KERNELS = ("imq", "rbf")

@@ -103,9 +103,8 @@ def fit(
         record: JSON-ready facts to save with the weights. A ``digest`` among them is that of a
             configuration: only a run with the same one can be resumed.
         progress: show a progress bar in a terminal or notebook.
-        on_epoch: called after each epoch with its record (see
-            :class:`~pyro_vaes.training.history.History`) and the VAE, which has the weights that
-            were validated and is in evaluation mode, without gradients.
+        on_epoch: called after each epoch with its record (see :class:`.History`) and the VAE, which
+            has the weights that were validated and is in evaluation mode, without gradients.
             Returns None, or True to end training there (``stopped`` is then ``callback``; with
             ``out``, ``resume`` continues). It looks and changes nothing: its draws have generators
             of their own. After a kill, epochs since the last checkpoint are shown again. An

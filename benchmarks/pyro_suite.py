@@ -127,8 +127,8 @@ def pytest_runtest_setup(item: Any) -> None:
 def pytest_runtest_logreport(report: Any) -> None:
     if report.when == "call" or (report.when == "setup" and report.outcome != "passed"):
         text = report.longreprtext.strip().split("\n")[-1] if report.failed else ""
-        ended = (name for kind, name in _ENDED.items() if kind in text)
-        _log(report.nodeid, next(ended, report.outcome), text)
+        ended = next((name for kind, name in _ENDED.items() if kind in text), None)
+        _log(report.nodeid, ended or report.outcome, "" if ended else text)
     if report.when == "call":
         signal.alarm(0)
 

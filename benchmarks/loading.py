@@ -11,6 +11,8 @@ and "allocated" is the part that is no file's and that the system cannot take ba
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib.metadata
 import random
 import statistics
 import tempfile
@@ -125,6 +127,14 @@ def times(path: Path, rounds: int) -> dict[str, list[float]]:
     return found
 
 
+def _readers() -> str:
+    found = []
+    for name in ("pandas", "pyarrow"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found.append(f"{name} {importlib.metadata.version(name)}")
+    return ", ".join(found)
+
+
 def main() -> None:
     """Measures each kind of file at each size and writes ``loading.csv``."""
     parser = argparse.ArgumentParser(
@@ -139,7 +149,7 @@ def main() -> None:
         parser.error("Expected --out beside --toy, whose figures are not worth keeping.")
     sizes, rounds = ([1.0], 1) if given.toy else (given.megabytes, given.rounds)
     torch.set_num_threads(1)
-    facts, records = header(), []
+    facts, records = {**header(), "readers": _readers()}, []
     with tempfile.TemporaryDirectory() as folder:
         for kind in _KINDS:
             for size in sizes:

@@ -4,9 +4,11 @@ The command is run once undisturbed, then killed (SIGKILL to its whole process g
 machine goes) and started again until it has been killed as often as asked for. Whenever it gets
 through in spite of that, its folder is compared with the undisturbed one, file by file and bit for
 bit, seconds apart, and the next run begins in a new folder. The last one is left in peace. (A study
-whose report has a column of seconds differs in that report.)
+whose report has a column of seconds differs in that report.) SIGTERM is what a cluster sends: a run
+then saves its state at the next step, within an epoch too, and says so by its status.
 
     python benchmarks/kill.py                          # pyro-vaes train, 50 kills
+    python benchmarks/kill.py --signal TERM --long     # by SIGTERM, epochs of a thousand steps
     python benchmarks/kill.py --study beta             # the same for a study
     python benchmarks/kill.py --command "train --prior vamp --resume --out {out}"
 """
@@ -32,10 +34,17 @@ from typing import Any
 
 from harness import RESULTS, header, write
 
+from pyro_vaes.storage.files import RunFolderError
 from pyro_vaes.storage.tensors import read_tensors
+from pyro_vaes.training.checkpoint import read_checkpoint
 
 TRAIN = (
     "train --hidden-dims 32 --prior vamp --prior-components 10 --epochs 500 --patience 500 "
+    "--resume --out {out}"
+)
+# Batches of one row: most signals come within an epoch.
+LONG = (
+    "train --hidden-dims 32 --batch-size 1 --epochs 10 --warmup-epochs 1 --samples 20 "
     "--resume --out {out}"
 )
 STUDY = "study {study} --quick --seeds 1 --out {{out}}/figures --runs {{out}}/runs"
@@ -43,12 +52,14 @@ STUDY = "study {study} --quick --seeds 1 --out {{out}}/figures --runs {{out}}/ru
 
 @dataclasses.dataclass
 class Kill:
-    """One kill: in which run, when, and how far it had got."""
+    """One kill: in which run, when, how far it had got, and with what status it ended."""
 
     run: int
     seconds: float
     epochs: int
+    steps_within: int
     partial_files: int
+    status: int
 
 
 def differences(folder: Path, other: Path) -> list[str]:
@@ -93,6 +104,15 @@ def _epochs(out: Path) -> int:
     return sum(path.read_bytes().count(b"\n") for path in out.rglob("metrics.jsonl"))
 
 
+def _steps(out: Path) -> int:
+    """Steps within an epoch in the checkpoint, 0 if it is of a whole one."""
+    try:
+        saved = read_checkpoint(out)
+    except RunFolderError:  # Weights without a checkpoint, for instance: killed before the first.
+        return 0
+    return 0 if saved is None else int(saved[1].get("within", {"steps": 0})["steps"])
+
+
 def _start(command: str, out: Path) -> subprocess.Popen[bytes]:
     arguments = [sys.executable, "-m", "pyro_vaes", *shlex.split(command.format(out=out))]
     # A group of its own, workers included: all of it is killed.
@@ -105,8 +125,7 @@ def _start(command: str, out: Path) -> subprocess.Popen[bytes]:
     )
 
 
-def _ended_well(process: subprocess.Popen[bytes]) -> None:
-    _, errors = process.communicate()
+def _check_end(process: subprocess.Popen[bytes], errors: bytes) -> None:
     if process.returncode:
         raise SystemExit(f"Expected the command to end well; got {errors.decode()[-2000:]}")
 
@@ -119,13 +138,13 @@ def undisturbed(command: str, out: Path) -> tuple[float, float]:
         time.sleep(0.02)
         if first is None and _epochs(out):
             first = time.perf_counter() - began
-    _ended_well(process)
+    _check_end(process, process.communicate()[1])
     total = time.perf_counter() - began
     return (total / 2 if first is None else first), total
 
 
 def kills(
-    command: str, place: Path, number: int, seed: int
+    command: str, place: Path, number: int, seed: int, how: signal.Signals = signal.SIGKILL
 ) -> Iterator[Kill | tuple[int, list[str]]]:
     """Kills the command so often.
 
@@ -134,6 +153,7 @@ def kills(
         place: an empty folder for all of its folders.
         number: how many kills.
         seed: of the moments.
+        how: the signal.
 
     Yields:
         Each kill; and for each run that got through, its number and the files that differ.
@@ -149,12 +169,15 @@ def kills(
             process.wait(None if done == number else clock.uniform(0, 2 * first))
         except subprocess.TimeoutExpired:
             seconds = time.perf_counter() - began
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+            os.killpg(process.pid, how)
+        _, errors = process.communicate()
+        # Before a run handles signals they end it at once, as SIGKILL does always.
+        if process.returncode in (-how, 128 + how):
             done += 1
-            yield Kill(run, seconds, _epochs(out), len(list(out.rglob(".partial-*"))))
+            partial = len(list(out.rglob(".partial-*")))
+            yield Kill(run, seconds, _epochs(out), _steps(out), partial, process.returncode)
             continue
-        _ended_well(process)
+        _check_end(process, errors)
         yield run, differences(place / "undisturbed", out)
         run += 1
         if done == number:
@@ -168,19 +191,26 @@ def main() -> None:
     )
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--signal", choices=("KILL", "TERM"), default="KILL")
+    parser.add_argument("--long", action="store_true", help="train in epochs of many steps")
     parser.add_argument("--command", default=TRAIN, help="after pyro-vaes; {out} is its folder")
     parser.add_argument("--study", help="a study's name instead")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     given = parser.parse_args()
     command = STUDY.format(study=given.study) if given.study else given.command
+    command = LONG if given.long else command
+    how = getattr(signal, f"SIG{given.signal}")
+    name = "kill" + "_study" * bool(given.study) + "_long" * given.long
+    name += "_term" * (given.signal == "TERM")
     facts, found, different, through = header(), [], set(), 0
     with tempfile.TemporaryDirectory() as place:
-        for event in kills(command, Path(place), given.kills, given.seed):
+        for event in kills(command, Path(place), given.kills, given.seed, how):
             if isinstance(event, Kill):
                 found.append(dataclasses.asdict(event))
                 print(
                     f"{len(found)}: run {event.run} killed after {event.seconds:.2f} s, "
-                    f"{event.epochs} epochs, {event.partial_files} files half-written",
+                    f"{event.epochs} epochs and {event.steps_within} steps, "
+                    f"{event.partial_files} files half-written, status {event.status}",
                     flush=True,
                 )
             else:
@@ -189,11 +219,13 @@ def main() -> None:
                 print(f"run {event[0]} got through: {', '.join(files) or 'no'} difference")
     facts |= {
         "killed": f"pyro-vaes {command}",
+        "signal": how.name,
         "kills": str(len(found)),
+        "kills saved within an epoch": str(sum(kill["steps_within"] > 0 for kill in found)),
         "runs that got through": str(through),
         "files that differ from the undisturbed run": ", ".join(sorted(different)) or "none",
     }
-    print(write(given.out, "kill_study" if given.study else "kill", found, facts))
+    print(write(given.out, name, found, facts))
     if different:
         raise SystemExit(f"Expected no difference; got {', '.join(sorted(different))}.")
 

@@ -4,17 +4,20 @@ Takes a checkout of Pyro's repository (of the installed version, or near it)::
 
     python benchmarks/pyro_suite.py ../pyro
     python benchmarks/pyro_suite.py ../pyro --only optim/test_optim.py --modes traced
-    python benchmarks/pyro_suite.py ../pyro --examples --only eight_schools vae
+    python benchmarks/pyro_suite.py ../pyro --examples --only eight_schools vae --steps 10
 
-Prints what passes under SVI and fails under FastSVI, and in which mode each program ended. What
-reads ``optim_objs`` may differ; nothing else should. A test that is still running after its time
-counts neither as passed nor as failed.
+Prints what passes under SVI and fails under FastSVI, by how much the losses differ, and in which
+mode each program ended. What reads ``optim_objs`` may differ; nothing else should. A test that is
+still running after its time counts neither as passed nor as failed. ``--steps`` ends each program
+after that many steps, and compares their losses: minutes instead of hours. ``--table`` also writes
+a row for each program; further calls, with other files, add theirs.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import csv
 import importlib.util
 import json
 import os
@@ -48,33 +51,45 @@ TESTS = (
     "infer/test_valid_models.py",
 )
 _MODE, _LOG, _SECONDS = "PYRO_SUITE_MODE", "PYRO_SUITE_LOG", "PYRO_SUITE_SECONDS"
-_made: list[pv.FastSVI] = []
+_STEPS = "PYRO_SUITE_STEPS"
+_made: list[Any] = []
+# Losses of two programs are compared up to this number of steps.
+_COMPARED = 10
 
 
 # --- in a process of its own: SVI replaced --------------------------------------------------------
 
 
 def replace() -> None:
-    """Puts FastSVI where a program will look for SVI, if the environment names a mode for it."""
-    mode: Any = os.environ[_MODE]
-    if mode == "svi":
-        return
+    """Puts a class that notes its losses where a program will look for SVI."""
+    mode, most = os.environ[_MODE], int(os.environ[_STEPS])
+    original = pyro.infer.SVI
+    kind: Any = original if mode == "svi" else pv.FastSVI
+    options = {} if mode == "svi" else {"mode": mode}
 
-    class SVI(pv.FastSVI):
+    class SVI(kind):  # type: ignore[misc]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, mode=mode, **kwargs)
+            super().__init__(*args, **options, **kwargs)
+            self.losses: list[float] = []
             _made.append(self)
 
-    original = pyro.infer.SVI
+        def step(self, *args: Any, **kwargs: Any) -> Any:
+            loss = super().step(*args, **kwargs)
+            self.losses += loss if isinstance(loss, tuple) else [loss]
+            if 0 < most <= sum(len(svi.losses) for svi in _made):
+                raise _EnoughError
+            return loss
+
     for name, module in list(sys.modules.items()):
         if name.startswith("pyro.") and getattr(module, "SVI", None) is original:
             module.SVI = SVI  # type: ignore[attr-defined]
 
 
 def _log(name: str, outcome: str, reason: str) -> None:
-    modes = dict(collections.Counter(svi.mode for svi in _made))
+    modes = dict(collections.Counter(getattr(svi, "mode", "svi") for svi in _made))
+    losses = [float(loss) for svi in _made for loss in svi.losses[:_COMPARED]]
     _made.clear()
-    line = {"name": name, "outcome": outcome, "modes": modes, "reason": reason}
+    line = {"name": name, "outcome": outcome, "modes": modes, "reason": reason, "losses": losses}
     with Path(os.environ[_LOG]).open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 
@@ -83,9 +98,15 @@ class _OutOfTimeError(BaseException):
     """No ``Exception``: nobody shall catch it on the way."""
 
 
+class _EnoughError(BaseException):
+    """The same, after the wanted number of steps."""
+
+
 def _ring(*_: Any) -> None:
     raise _OutOfTimeError
 
+
+_ENDED = {"_OutOfTimeError": "out of time", "_EnoughError": "cut"}
 
 # The hooks of a pytest plugin, which this module is in the tests' process.
 
@@ -106,8 +127,8 @@ def pytest_runtest_setup(item: Any) -> None:
 def pytest_runtest_logreport(report: Any) -> None:
     if report.when == "call" or (report.when == "setup" and report.outcome != "passed"):
         text = report.longreprtext.strip().split("\n")[-1] if report.failed else ""
-        out_of_time = "_OutOfTimeError" in text
-        _log(report.nodeid, "out of time" if out_of_time else report.outcome, text)
+        ended = (name for kind, name in _ENDED.items() if kind in text)
+        _log(report.nodeid, next(ended, report.outcome), text)
     if report.when == "call":
         signal.alarm(0)
 
@@ -121,6 +142,8 @@ def _run_example(path: Path, arguments: list[str]) -> None:
         runpy.run_path(str(path), run_name="__main__")
     except Exception as error:
         _log(name, "failed", f"{type(error).__name__}: {error}".split("\n")[0])
+    except _EnoughError:
+        _log(name, "cut", "")
     else:
         _log(name, "passed", "")
 
@@ -128,14 +151,21 @@ def _run_example(path: Path, arguments: list[str]) -> None:
 # --- the whole ------------------------------------------------------------------------------------
 
 Results = dict[str, dict[str, Any]]
-_CRASHED = {"outcome": "failed", "modes": {}, "reason": "the process ended without a word"}
+_CRASHED = {
+    "outcome": "failed",
+    "modes": {},
+    "reason": "the process ended without a word",
+    "losses": [],
+}
+_NOTHING: dict[str, Any] = {"outcome": "missing", "modes": {}, "reason": "", "losses": []}
 
 
-def _environment(mode: str, log: Path, seconds: int) -> dict[str, str]:
+def _environment(mode: str, log: Path, options: argparse.Namespace) -> dict[str, str]:
     here = str(Path(__file__).parent)
     path = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
-    told = {_MODE: mode, _LOG: str(log), _SECONDS: str(seconds), "PYTHONPATH": path}
-    return {**os.environ, **told, "MPLBACKEND": "Agg"}
+    told = {_MODE: mode, _LOG: str(log), "PYTHONPATH": path}
+    limits = {_SECONDS: str(options.seconds), _STEPS: str(options.steps)}
+    return {**os.environ, **told, **limits, "MPLBACKEND": "Agg"}
 
 
 def run_tests(checkout: Path, mode: str, options: argparse.Namespace) -> Results:
@@ -157,7 +187,7 @@ def run_tests(checkout: Path, mode: str, options: argparse.Namespace) -> Results
         subprocess.run(
             [*command, *chosen],
             cwd=checkout,
-            env=_environment(mode, log, options.seconds),
+            env=_environment(mode, log, options),
             stdout=subprocess.DEVNULL,
             check=False,
         )
@@ -178,14 +208,14 @@ def run_examples(checkout: Path, mode: str, options: argparse.Namespace) -> Resu
                 subprocess.run(
                     [sys.executable, "-W", "ignore", __file__, "--example", str(path), *arguments],
                     cwd=folder,
-                    env=_environment(mode, log, options.seconds),
+                    env=_environment(mode, log, options),
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
                     timeout=options.seconds,
                     check=False,
                 )
             except subprocess.TimeoutExpired:
-                results[example] = {"outcome": "out of time", "modes": {}, "reason": ""}
+                results[example] = {**_NOTHING, "outcome": "out of time"}
             else:
                 results[example] = next(iter(_read(log).values()), _CRASHED)
     return results
@@ -208,22 +238,59 @@ def _read(log: Path) -> Results:
     return {line["name"]: line for line in lines}
 
 
-def compare(theirs: Results, ours: Results, mode: str, verbose: bool) -> int:
-    """Prints the differences under a mode; returns how many pass with SVI and fail with FastSVI."""
-    passed = [name for name, line in theirs.items() if line["outcome"] == "passed"]
-    outcomes = collections.Counter(ours.get(n, {"outcome": "missing"})["outcome"] for n in passed)
-    print(f"\n{mode}: of {len(passed)} that pass with SVI, {dict(outcomes)}")
-    failed = [name for name in passed if ours.get(name, {}).get("outcome") == "failed"]
-    for name in failed:
-        print(f"  FAILS  {name}\n         {ours[name]['reason']}")
+def difference(theirs: dict[str, Any], ours: dict[str, Any]) -> float:
+    """The largest difference of two programs' losses, relative to the largest loss."""
+    pairs = list(zip(theirs["losses"], ours["losses"], strict=False))
+    largest = max((abs(one) for one, _ in pairs if one == one), default=0.0)
+    apart = [abs(a - b) for a, b in pairs if a != b and (a == a or b == b)]
+    return max(apart, default=0.0) / max(largest, 1e-12)
+
+
+def compare(theirs: Results, ours: Results, mode: str, options: argparse.Namespace) -> int:
+    """Prints what a mode does otherwise; returns how many programs fail or differ with it alone."""
+    ran = [name for name, line in theirs.items() if line["outcome"] in ("passed", "cut")]
+    lines = {name: ours.get(name, _NOTHING) for name in ran}
+    counts = collections.Counter(line["outcome"] for line in lines.values())
+    print(f"\n{mode}: of {len(ran)} that pass (or are cut) with SVI, {dict(counts)}")
+    wrong = 0
     modes: collections.Counter[str] = collections.Counter()
-    for name in passed:
-        ran = ours.get(name, {}).get("modes", {})
-        modes.update(ran)
-        if verbose and ran:
-            print(f"  {'+'.join(f'{n} {m}' for m, n in ran.items()):20} {name}")
+    for name, line in lines.items():
+        modes.update(line["modes"])
+        apart = difference(theirs[name], line)
+        failed, differs = line["outcome"] == "failed", not apart <= options.most
+        wrong += failed or differs
+        word = "FAILS  " if failed else "DIFFERS" if differs else "       "
+        if failed or differs or (options.verbose and line["modes"]):
+            print(f"  {word} {apart:.0e} {_counts(line['modes']):20} {name} {line['reason']}")
     print(f"  programs by the mode that they ended in: {dict(modes)}")
-    return len(failed)
+    return wrong
+
+
+def tabulate(path: Path, results: dict[str, Results]) -> None:
+    """Writes outcome and modes of each program that uses SVI; keeps the rows of other programs."""
+    rows: dict[str, dict[str, str]] = {}
+    if path.exists():
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = {row["program"]: row for row in csv.DictReader(file)}
+    for name in set().union(*results.values()):
+        lines = {mode: found.get(name, _NOTHING) for mode, found in results.items()}
+        if not lines["svi"]["losses"]:
+            continue  # It takes no steps.
+        row = rows.setdefault(name, {"program": name})
+        for mode, line in lines.items():
+            row[mode] = line["outcome"]
+            if mode != "svi":
+                row[f"{mode}: ended in"] = _counts(line["modes"])
+                row[f"{mode}: difference"] = f"{difference(lines['svi'], line):.0e}"
+    columns = list(dict.fromkeys(key for row in rows.values() for key in row))
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows[name] for name in sorted(rows))
+
+
+def _counts(modes: dict[str, int]) -> str:
+    return " + ".join(f"{number} {mode}" for mode, number in modes.items())
 
 
 def main() -> None:
@@ -237,16 +304,19 @@ def main() -> None:
     parser.add_argument("--keyword", help="pytest's -k")
     parser.add_argument("--modes", nargs="+", default=["eager", "traced"])
     parser.add_argument("--seconds", type=int, default=120, help="for one test or example")
+    parser.add_argument("--steps", type=int, default=0, help="most of a program; 0: no limit")
+    parser.add_argument("--most", type=float, default=1e-4, help="largest difference of the losses")
+    parser.add_argument("--table", type=Path, help="a CSV to add a row for each program to")
     parser.add_argument("--verbose", action="store_true", help="the mode of each program")
     options = parser.parse_args()
     checkout = options.checkout.resolve()
     run = run_examples if options.examples else run_tests
     theirs = run(checkout, "svi", options)
     print(f"SVI: {dict(collections.Counter(line['outcome'] for line in theirs.values()))}")
-    failed = sum(
-        compare(theirs, run(checkout, mode, options), mode, options.verbose)
-        for mode in options.modes
-    )
+    ours = {mode: run(checkout, mode, options) for mode in options.modes}
+    failed = sum(compare(theirs, ours[mode], mode, options) for mode in options.modes)
+    if options.table is not None:
+        tabulate(options.table, {"svi": theirs, **ours})
     sys.exit(bool(failed))
 
 

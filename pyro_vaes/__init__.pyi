@@ -1,6 +1,8 @@
 from . import flows as flows
 from . import sklearn as sklearn
 from ._version import __version__ as __version__
+from .classical.densities import best_density as best_density
+from .classical.start import start_at_factors as start_at_factors
 from .data.dataset import DataSet as DataSet
 from .data.dataset import load_data as load_data
 from .data.splits import Split as Split
@@ -18,12 +20,17 @@ from .inference.divergences import Adversarial as Adversarial
 from .inference.elbo import ELBO as ELBO
 from .inference.elbo import BetaELBO as BetaELBO
 from .inference.info import InfoELBO as InfoELBO
+from .inference.many_samples import ManySamples as ManySamples
 from .inference.svi import FastSVI as FastSVI
 from .networks.columns import OneHotColumns as OneHotColumns
 from .networks.convolutions import ConvDecoder as ConvDecoder
 from .networks.convolutions import ConvEncoder as ConvEncoder
 from .networks.mlp import MLP as MLP
 from .networks.mlp import GatedMLP as GatedMLP
+from .networks.mlp import SkipMLP as SkipMLP
+from .networks.residual import ResDecoder as ResDecoder
+from .networks.residual import ResEncoder as ResEncoder
+from .networks.residual import ResMLP as ResMLP
 from .parts.chains import ChainPosterior as ChainPosterior
 from .parts.chains import ChainPrior as ChainPrior
 from .parts.columns import TableLikelihood as TableLikelihood
@@ -43,6 +50,9 @@ from .parts.likelihoods import OrdinalLikelihood as OrdinalLikelihood
 from .parts.posteriors import FlowPosterior as FlowPosterior
 from .parts.posteriors import FullNormalPosterior as FullNormalPosterior
 from .parts.posteriors import NormalPosterior as NormalPosterior
+from .parts.powers import PowerLikelihood as PowerLikelihood
+from .parts.powers import PowerPosterior as PowerPosterior
+from .parts.powers import YeoJohnson as YeoJohnson
 from .parts.priors import FlowPrior as FlowPrior
 from .parts.priors import MixturePrior as MixturePrior
 from .parts.priors import NormalPrior as NormalPrior
@@ -52,4 +62,5 @@ from .storage.weights import save as save
 from .training.history import History as History
 from .training.sweep import fit_many as fit_many
 from .training.trainer import fit as fit
+from .training.trainer import refit_prior as refit_prior
 from .vae import VAE as VAE

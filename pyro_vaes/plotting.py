@@ -14,13 +14,13 @@ from typing import Any, NamedTuple, cast
 
 import matplotlib as mpl
 import numpy as np
-import seaborn as sns
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.mlab import GaussianKDE
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
-from torchvision.utils import make_grid
+from torch.nn import functional
 
 from pyro_vaes.data.splits import Split
 from pyro_vaes.storage.files import replacing
@@ -40,7 +40,11 @@ __all__ = [
 
 
 # A colour-blind safe palette (Okabe and Ito); ten labels need three further greys and browns.
-_PALETTE = sns.color_palette("colorblind", 10)
+_PALETTE = (
+    *("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc"),
+    *("#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9"),
+)
+_INK = ".15"
 _WIDTH = 6.0  # inches, a text column
 
 
@@ -54,15 +58,22 @@ def style() -> Iterator[None]:
     ...     figure = Figure(figsize=(6, 4))
     """
     settings = {
+        **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "text.color"), _INK),
+        **dict.fromkeys(("xtick.color", "ytick.color"), _INK),
+        "axes.axisbelow": True,
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.titlesize": "medium",
         "figure.dpi": 110,
         "font.size": 10,
+        "font.sans-serif": ["Arial", "DejaVu Sans", "Liberation Sans", "sans-serif"],
         "legend.frameon": False,
+        "lines.solid_capstyle": "round",
+        "patch.edgecolor": "w",
+        "patch.force_edgecolor": True,
         "savefig.bbox": "tight",
     }
-    with mpl.rc_context(cast(Any, {**sns.axes_style("ticks"), **settings})):
+    with mpl.rc_context(cast(Any, settings)):
         yield
 
 
@@ -90,6 +101,7 @@ def image_grid(
     *,
     columns: int | None = None,
     row_labels: Sequence[str] | None = None,
+    column_labels: Sequence[str] | None = None,
     value_range: tuple[float, float] | None = None,
 ) -> Figure:
     """A grid of images, dark on white.
@@ -102,6 +114,7 @@ def image_grid(
         image_shape: ``(channels, height, width)``.
         columns: images in a row; a square grid if None.
         row_labels: labels to the left of the rows.
+        column_labels: labels above the columns.
         value_range: values of white and black; those of the images if None.
     """
     channels, height, width = image_shape
@@ -112,9 +125,7 @@ def image_grid(
     if channels == 1:
         scaled = 1 - scaled  # ink on paper
     gap = max(1, height // 8)
-    blank = torch.ones(-len(scaled) % columns, *scaled.shape[1:])
-    grid = make_grid(torch.cat([scaled, blank]), columns, padding=gap, pad_value=1.0)
-    sheet = grid[:channels, gap:-gap, gap:-gap].permute(1, 2, 0).numpy()
+    sheet = _tiled(scaled, columns, gap)
     with style():
         scale = _WIDTH / sheet.shape[1]
         figure = Figure(figsize=(_WIDTH, max(0.6, scale * sheet.shape[0])))
@@ -124,7 +135,18 @@ def image_grid(
         for row, text in enumerate(row_labels or ()):
             y = row * (height + gap) + height / 2 - 0.5
             axes.text(-gap, y, text, ha="right", va="center", fontsize=9)
+        for column, text in enumerate(column_labels or ()):
+            x = column * (width + gap) + width / 2 - 0.5
+            axes.text(x, -gap, text, ha="center", va="bottom", fontsize=9)
     return figure
+
+
+def _tiled(images: Tensor, columns: int, gap: int) -> Any:
+    """Images ``(n, channels, height, width)`` in rows, white between: ``(.., .., channels)``."""
+    blank = images.new_ones(-len(images) % columns, *images.shape[1:])
+    framed = functional.pad(torch.cat([images, blank]), (0, gap, 0, gap), value=1.0)
+    rows = framed.unflatten(0, (-1, columns)).permute(0, 3, 1, 4, 2)
+    return rows.flatten(2, 3).flatten(0, 1)[:-gap, :-gap].numpy()
 
 
 def reconstructions(vae: VAE, split: Split, image_shape: Sequence[int], *, num: int = 12) -> Figure:
@@ -261,21 +283,16 @@ def latent_space(vae: VAE, split: Split, *, num: int = 1000) -> Figure:
         axes = figure.add_subplot()
         plane = points.shape[1] > 1
         if not plane:
-            sns.kdeplot(x=ground[:, 0], fill=True, color="0.6", linewidth=0, ax=axes)
+            grid, density = _density(ground, 200)
+            axes.fill_between(grid[0], density, color="0.6", alpha=0.25, linewidth=0)
+            axes.set_ylim(bottom=0)
             lines = _lines(classes, len(points)) * axes.get_ylim()[1]
             points = np.column_stack([points, lines])
         else:
-            sns.kdeplot(
-                x=ground[:, 0],
-                y=ground[:, 1],
-                fill=True,
-                cmap="Greys",
-                alpha=0.6,
-                levels=8,
-                thresh=0.02,
-                gridsize=80,  # The default's 200 take a second and look the same.
-                ax=axes,
-            )
+            (across, up), density = _density(ground, 80)
+            levels = np.unique(_holding(density, np.linspace(0.02, 1, 8)))
+            if len(levels) > 1:  # Outliers may leave all mass to one place of the grid.
+                axes.contourf(across, up, density, levels=levels, cmap="Greys", alpha=0.6)
         if classes is None:
             axes.scatter(points[:, 0], points[:, 1], s=6, color=_PALETTE[0], linewidths=0)
         else:
@@ -307,6 +324,26 @@ def latent_space(vae: VAE, split: Split, *, num: int = 1000) -> Figure:
         axes.set_xlabel(f"first {what} of z")
         axes.set_ylabel(f"second {what} of z" if plane else "prior's density")
     return figure
+
+
+def _density(points: Any, size: int) -> tuple[list[Any], Any]:
+    """A kernel estimate from points ``(n, d)``: a grid for each axis, and the density on it.
+
+    The bandwidth is Scott's, and the grid reaches three of them beyond the points.
+    """
+    kernel: Any = GaussianKDE(points.T)
+    reach = 3 * np.sqrt(kernel.covariance.diagonal())
+    axes = np.linspace(points.min(0) - reach, points.max(0) + reach, size).T
+    grid = np.meshgrid(*axes)
+    density = kernel(np.stack([axis.ravel() for axis in grid])).reshape(grid[0].shape)
+    return list(axes), density
+
+
+def _holding(density: Any, shares: Any) -> Any:
+    """Heights below which a density has these shares of its mass on the grid."""
+    heights = np.sort(density, axis=None)
+    mass = heights.cumsum() / heights.sum()
+    return heights[np.minimum(mass.searchsorted(shares), len(mass) - 1)]
 
 
 def _lines(classes: Any, n: int) -> Any:

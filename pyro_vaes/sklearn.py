@@ -35,7 +35,7 @@ __all__ = ["VAEEstimator"]
 _SEEDS = 2**31 - 1
 # Parameters that are options of a run, by the same names.
 _OPTIONS = [
-    *("latent_dim", "prior", "prior_components", "posterior", "likelihood", "beta"),
+    *("latent_dim", "start", "prior", "prior_components", "posterior", "likelihood", "beta"),
     *("epochs", "patience", "batch_size", "learning_rate", "device"),
 ]
 # Rows that a training needs at least: some to learn from, one to choose by.
@@ -60,6 +60,8 @@ class VAEEstimator(  # type: ignore[misc]
     Args:
         latent_dim: size of the code.
         hidden_dims: hidden layers of the encoder; reversed in the decoder.
+        start: ``random`` weights, or ``factors``: those of a factor analysis, which few rows want
+            (with ``likelihood="student_t"`` and ``prior="mixture"`` the recipe ``table``).
         prior: p(z).
         prior_components: of a mixture, or pseudo-inputs of a VampPrior.
         posterior: q(z given x).
@@ -89,6 +91,7 @@ class VAEEstimator(  # type: ignore[misc]
         latent_dim: int = 2,
         *,
         hidden_dims: Sequence[int] = (64, 64),
+        start: str = "random",
         prior: str = "standard",
         prior_components: int = 10,
         posterior: str = "normal",
@@ -107,6 +110,7 @@ class VAEEstimator(  # type: ignore[misc]
     ) -> None:
         self.latent_dim = latent_dim
         self.hidden_dims = hidden_dims
+        self.start = start
         self.prior = prior
         self.prior_components = prior_components
         self.posterior = posterior
@@ -157,14 +161,16 @@ class VAEEstimator(  # type: ignore[misc]
         count = min(max(1, round(self.validation_fraction * len(rows))), len(rows) - 2)
         val, some = rows[order[:count]], rows[order[count:]]
         # A test split is not used here, but a data set has one.
-        kind: Any = "real" if self.likelihood == "normal" else None
+        real = self.start == "factors" or self.likelihood == "normal"
+        kind: Any = "real" if real else None
         return load_data({"train_x": some, "val_x": val, "test_x": val}, kind=kind)
 
     def _config(self, seed: int) -> RunConfig:
         given = {name: _plain(getattr(self, name)) for name in _OPTIONS}
         sizes = tuple(map(_plain, self.hidden_dims))
         rest = {"hidden_dims": sizes, "seed": seed, "warmup_epochs": 0}
-        return from_values({**given, **rest, "ema_decay": 0.0})
+        network = "skip" if self.start == "factors" else "mlp"
+        return from_values({**given, **rest, "network": network, "ema_decay": 0.0})
 
     def transform(self, X: Any) -> Any:
         """Posterior means ``(n, latent_dim)``."""

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +19,9 @@ from pyro.infer import RenyiELBO
 
 import pyro_vaes as pv
 from pyro_vaes.storage.tensors import copied, named_tensors, write_tensors
+from pyro_vaes.training.checkpoint import read_checkpoint
 from pyro_vaes.training.distributed import _disconnect, join_processes
+from pyro_vaes.training.signals import watched
 from pyro_vaes.training.validation import arguments
 
 # 51 rows: batches of 16 leave 3 for the last, of 50 a single one for two processes.
@@ -173,12 +177,42 @@ def main(folder: Path) -> None:
     # A run that one process began, if there is one, and one of these for it to resume.
     fit(epochs=4, out=folder / "one", resume=True)
     fit(epochs=2, out=folder / "many", resume=True)
+    stopped = stopped_at_a_step(folder / "stopped")
     told = refusals()
     rank = join_processes().rank
     _disconnect()
     if rank == 0:
         (folder / "refusals.json").write_text(json.dumps(told))
+        (folder / "stopped.json").write_text(json.dumps(stopped))
         (folder / "threads.json").write_text(json.dumps(threads()))
+
+
+def stopped_at_a_step(out: Path) -> dict[str, Any]:
+    """A signal to one process within the second epoch, and the run that is then resumed."""
+    whole, _ = fit(epochs=3)
+    rank, update, steps = join_processes().rank, pv.FastSVI.update, 0
+
+    def counted(self: Any, *args: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps == 6 and rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return update(self, *args)
+
+    pv.FastSVI.update = counted  # type: ignore[method-assign]
+    with watched():
+        _, history = fit(epochs=3, out=out, resume=True)
+    pv.FastSVI.update = update  # type: ignore[method-assign]
+    join_processes().agree(0)  # Until the first process has written it.
+    saved = read_checkpoint(out)
+    again, _ = fit(epochs=3, out=out, resume=True)
+    expected = named_tensors(whole)
+    return {
+        "stopped": history.stopped,
+        "epochs": history.epochs,
+        "within": saved and saved[1]["within"]["steps"],
+        "equal": all(torch.equal(expected[n], t) for n, t in named_tensors(again).items()),
+    }
 
 
 def threads() -> list[str]:

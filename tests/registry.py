@@ -21,7 +21,7 @@ from pyro_vaes import flows
 from pyro_vaes.inference.divergences import MMD, Adversarial
 from pyro_vaes.inference.elbo import ELBO, BetaELBO
 from pyro_vaes.inference.info import InfoELBO
-from pyro_vaes.networks.mlp import MLP
+from pyro_vaes.networks.mlp import MLP, SkipMLP
 from pyro_vaes.parts.chains import ChainPosterior, ChainPrior
 from pyro_vaes.parts.columns import TableLikelihood
 from pyro_vaes.parts.correlated import LowRankNormalLikelihood, StudentTLikelihood
@@ -37,6 +37,7 @@ from pyro_vaes.parts.likelihoods import (
     OrdinalLikelihood,
 )
 from pyro_vaes.parts.posteriors import FlowPosterior, FullNormalPosterior, NormalPosterior
+from pyro_vaes.parts.powers import PowerLikelihood, PowerPosterior, YeoJohnson
 from pyro_vaes.parts.priors import FlowPrior, MixturePrior, NormalPrior, VampPrior
 from pyro_vaes.vae import VAE
 
@@ -221,6 +222,20 @@ def _vamp_of_flow(latent_dim: int, event_shape: Shape, labels: int) -> VampPrior
     )
 
 
+def _powers(event_shape: Shape) -> YeoJohnson:
+    """Exponents below and above 1, on values in another unit."""
+    powers, size = YeoJohnson(event_shape), math.prod(event_shape)
+    powers.exponent.copy_(torch.linspace(0.7, 1.3, size).reshape(event_shape))
+    powers.spread.fill_(1.5)
+    return powers
+
+
+def _on_powers(base: Callable[..., nn.Module]) -> Callable[..., PowerLikelihood]:
+    return lambda d, shape, labels: PowerLikelihood(
+        base(_decoder(d, labels), shape, labels), _powers(shape)
+    )
+
+
 def _chain_prior(latent_dim: int, event_shape: Shape, labels: int, top: Any = None) -> ChainPrior:
     top = NormalPrior(1, labels) if top is None else top
     return ChainPrior(top, NormalPosterior(MLP(1 + labels, [8]), latent_dim - 1, (1,), labels))
@@ -313,6 +328,10 @@ PRIORS: dict[str, Case] = {
         min_latent_dim=2,
     ),
     "chain_of_vamp": Case(_chain_of_vamp, min_latent_dim=2),
+    "realnvp_normalised": Case(
+        lambda d, shape, labels: FlowPrior(d, flows.realnvp(d, 2, [8], normalise=True), labels),
+        min_latent_dim=2,
+    ),
     "gtm": Case(lambda d, shape, labels: GTMPrior(_decoder(2, labels), d, 3, labels)),
     "own": Case(lambda d, shape, labels: OwnPrior(d), conditional=False, own=False),
 }
@@ -321,6 +340,14 @@ POSTERIORS: dict[str, Case] = {
     "normal": Case(_normal),
     "full_normal": Case(_full_normal),
     "masked_normal": Case(_masked_normal),
+    "normal_of_skip": Case(
+        lambda d, shape, labels: NormalPosterior(
+            SkipMLP(math.prod(shape) + labels, [8]), d, shape, labels
+        )
+    ),
+    "power_normal": Case(
+        lambda d, shape, labels: PowerPosterior(_normal(d, shape, labels), _powers(shape))
+    ),
     "chain": Case(_chain_posterior, min_latent_dim=2),
     "chain_upward": Case(lambda *args: _chain_posterior(*args, upward=True), min_latent_dim=2),
     "chain_given_prior": Case(
@@ -369,6 +396,13 @@ LIKELIHOODS: dict[str, Case] = {
         support="binary",
     ),
     "normal": Case(lambda d, shape, labels: NormalLikelihood(_decoder(d, labels), shape, labels)),
+    "normal_of_skip": Case(
+        lambda d, shape, labels: NormalLikelihood(SkipMLP(d + labels, [8]), shape, labels)
+    ),
+    "power_normal": Case(_on_powers(NormalLikelihood), tells_mean=False),
+    "power_low_rank_normal": Case(
+        _on_powers(LowRankNormalLikelihood), tells_mean=False, takes_gaps=False
+    ),
     "poisson": _counts(PoissonLikelihood),
     "poisson_inflated": _counts(PoissonLikelihood, zero_inflated=True),
     "negative_binomial": _counts(NegativeBinomialLikelihood),

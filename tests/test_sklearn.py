@@ -42,6 +42,15 @@ def test_is_an_estimator_of_scikit_learn(estimator, check):
     check(estimator)
 
 
+def test_a_start_at_a_factor_analysis_scores_at_once(rows):
+    options = dict(likelihood="student_t", prior="mixture", learning_rate=1e-4, epochs=1)
+    scores = {
+        start: VAEEstimator(1, start=start, random_state=0, **options).fit(rows).score(rows)
+        for start in ("random", "factors")
+    }
+    assert scores["factors"] > scores["random"] + 0.5
+
+
 def test_codes_rows_and_scores_are_the_models(model, rows):
     x = torch.from_numpy(rows)
     np.testing.assert_array_equal(model.transform(rows), model.vae_.encode(x))

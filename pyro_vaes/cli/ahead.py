@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pyro_vaes.cli.flags import Real
 from pyro_vaes.core.errors import RunError
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def _time_lines(trainer: Trainer, data: DataSet, config: RunConfig) -> Iterator[
 
     epochs, patience = config.training.epochs, config.training.patience
     steps, compiles = trainer.steps_per_epoch, _compiles(trainer)
-    with threads(config, data):
+    with threads(config, data.event_shape):
         history, each = _timed(trainer)
         validation = _validation_seconds(trainer)
     epoch = steps * each + validation
@@ -193,7 +194,7 @@ def _duration(seconds: float) -> str:
 @click.command("doctor")
 @click.option(
     "--seconds",
-    type=click.FloatRange(min=0, min_open=True, max=600),
+    type=Real(min=0, min_open=True, max=600),
     default=10.0,
     show_default=True,
     help="How long to train for a check.",

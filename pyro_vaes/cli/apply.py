@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyro_vaes.cli.evaluate import label_number, open_run
-from pyro_vaes.cli.flags import PLACE, SEED, with_options
+from pyro_vaes.cli.flags import PLACE, SEED, Whole, with_options
 from pyro_vaes.cli.outputs import PICTURES, TABLES, check_out, write_array, write_table
 from pyro_vaes.core.choices import PROPOSALS
 from pyro_vaes.runs.options import ConfigError
@@ -167,7 +167,7 @@ def draw_options(proposals: Sequence[str]) -> Callable[[Any], Any]:
     options = (
         click.option(
             "--samples",
-            type=click.IntRange(min=1),
+            type=Whole(min=1),
             default=1000,
             show_default=True,
             help="Draws per row.",
@@ -215,6 +215,7 @@ def score_command(
     """Scores rows: log p(x) in nats, its error, and a p-value, one line a row."""
     from pyro_vaes.evaluation.scores import score
     from pyro_vaes.runs.build import device_of_flag
+    from pyro_vaes.runs.run import threads
 
     place = device_of_flag(device)
     used = use(run, data, split, label, out)
@@ -223,10 +224,12 @@ def score_command(
     vae = used.vae.to(place)
     options: dict[str, Any] = {"num_samples": samples, "proposal": proposal, "seed": seed}
     compared = None if against == "none" else _reference(used, against)
-    scores = score(vae, used.rows.x, used.rows.y, **options)
+    with threads(read_config(run), used.record["data"]["event_shape"]):
+        scores = score(vae, used.rows.x, used.rows.y, **options)
+        others = None if compared is None else score(vae, *compared[:2], **options)
     columns = _columns(scores)
-    if compared is not None:
-        columns["p_value"] = scores.p_values(score(vae, *compared[:2], **options)).cpu().numpy()
+    if compared is not None and others is not None:
+        columns["p_value"] = scores.p_values(others).cpu().numpy()
         low = int((columns["p_value"] <= _UNUSUAL).sum())
         click.echo(
             f"{compared[2]} {low} of {len(scores)} are {_UNUSUAL} or less; of rows like those of "

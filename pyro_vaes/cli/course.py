@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import click
 
-from pyro_vaes.cli.flags import FOLDER, PLACE, check_drawing, with_options
+from pyro_vaes.cli.flags import FOLDER, PLACE, Whole, check_drawing, with_options
 from pyro_vaes.core.choices import PROPOSALS
 from pyro_vaes.runs.options import ConfigError
 
@@ -17,6 +19,18 @@ __all__ = ["report_command", "reproduce", "study_command"]
 
 _NOTEBOOKS = Path("notebooks")
 _MOST_SEEDS = 10_000
+
+# Lines below the report's title.
+_TITLE = [
+    click.option("--author", default="", help="Below the title.  [default: a blank line]"),
+    click.option("--course", default="", help="Below the title.  [default: a blank line]"),
+    click.option("--collaborators", default="", help="Below the title.  [default: a blank line]"),
+    click.option(
+        "--date",
+        type=click.DateTime(["%Y-%m-%d"]),
+        help="Below the title.  [default: that of the results]",
+    ),
+]
 
 
 @click.command("report")
@@ -39,17 +53,22 @@ _MOST_SEEDS = 10_000
     show_default=True,
     help="The folder to write report.html and report.pdf to.",
 )
-def report_command(results: Path, notebooks: Path | None, out: Path) -> None:
+@with_options(_TITLE)
+def report_command(
+    results: Path, notebooks: Path | None, out: Path, date: datetime | None, **lines: str
+) -> None:
     """Makes one document, HTML and PDF, of the derivations and the studies' results.
 
     The PDF needs a TeX engine: xelatex, lualatex, pdflatex or tectonic.
     """
     check_drawing()
-    from pyro_vaes.course.report.report import write_report  # Imports pandoc and nbformat.
+    from pyro_vaes.course.report.report import TITLE, write_report  # Imports pandoc and nbformat.
 
     if notebooks is None and _NOTEBOOKS.is_dir():
         notebooks = _NOTEBOOKS
-    report = write_report(results, out, notebooks)
+    day = "" if date is None else date.date().isoformat()
+    title = dataclasses.replace(TITLE, date=day, **lines)
+    report = write_report(results, out, notebooks, title)
     for remark in report.remarks:
         click.echo(remark, err=True)
     for path in (report.html, report.pdf):
@@ -68,11 +87,11 @@ def _options(out: str) -> Callable[[Any], Any]:
             "--data-root", default="data", show_default=True, help="Folder for downloaded data."
         ),
         click.option(
-            "--seeds", type=click.IntRange(1, _MOST_SEEDS), help="How many.  [default: 3, quick: 1]"
+            "--seeds", type=Whole(1, _MOST_SEEDS), help="How many.  [default: 3, quick: 1]"
         ),
         click.option(
             "--samples",
-            type=click.IntRange(min=1),
+            type=Whole(min=1),
             help="Importance samples for each test datum.  [default: 500, quick: 50]",
         ),
         click.option(
@@ -97,7 +116,7 @@ def _options(out: str) -> Callable[[Any], Any]:
         ),
         click.option(
             "--workers",
-            type=click.IntRange(min=0),
+            type=Whole(min=0),
             default=0,
             show_default=True,
             help="Processes; 0: one per core, of the cluster if there is one.",
@@ -155,13 +174,16 @@ def study_command(name: str, **given: Any) -> None:
     type=PLACE,
     help="The folder of the notebooks with the derivations.  [default: notebooks, if there]",
 )
+@with_options(_TITLE)
 def reproduce(out: Path, notebooks: Path | None, **given: Any) -> None:
     """Runs every study, draws all figures and writes the report."""
     check_drawing()
     from pyro_vaes.course.studies.table import STUDIES
     from pyro_vaes.experiments.pages import write_pages
 
+    title = {name: given.pop(name) for name in ("author", "course", "collaborators", "date")}
     for path in write_pages(STUDIES, _settings(out=out / "results", **given)):
         click.echo(path)
     context = click.get_current_context()
-    context.invoke(report_command, results=out / "results", notebooks=notebooks, out=out)
+    places = {"results": out / "results", "notebooks": notebooks, "out": out}
+    context.invoke(report_command, **places, **title)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyro_vaes.cli.flags import PLACE, SEED
+from pyro_vaes.cli.flags import PLACE, SEED, Whole
 from pyro_vaes.cli.outputs import PICTURES, TABLES, check_out, write_array, write_table
 from pyro_vaes.core.choices import PROPOSALS
 from pyro_vaes.core.errors import RunError
@@ -34,7 +34,7 @@ __all__ = [
 @click.argument("run", type=PLACE)
 @click.option(
     "--samples",
-    type=click.IntRange(min=1),
+    type=Whole(min=1),
     default=5000,
     show_default=True,
     help="Posterior draws for each datum.",
@@ -55,7 +55,7 @@ __all__ = [
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the draws.")
 @click.option(
     "--chunk-size",
-    type=click.IntRange(min=1),
+    type=Whole(min=1),
     help="Decoder evaluations at once: bounds the memory, changes no figure.  "
     "[default: 1024 on a CPU, 8192 elsewhere]",
 )
@@ -92,31 +92,37 @@ def evaluate_command(
     as_json: bool,
 ) -> None:
     """Evaluates the VAE in a run folder."""
+    from pyro_vaes.classical.comparison import compared, comparison_lines
     from pyro_vaes.evaluation.evaluator import evaluate
     from pyro_vaes.runs.build import device_of_flag
     from pyro_vaes.runs.new_data import own_data
+    from pyro_vaes.runs.run import threads
 
     place = device_of_flag(device)
     vae, record = open_run(run)
+    config = read_config(run)
     if data is not None:
         what: dict[str, Any] = {"split": None, "split_reason": "these are other rows"}
         rows, notes = _new_split(run, record, vae, data, split)
-        train = None
+        own = train = None
     else:
         what = {"split": split or "test"}
-        own, notes = own_data(read_config(run), run, record), ()
+        own, notes = own_data(config, run, record), ()
         rows, train = getattr(own, what["split"]), own.train
-    result = evaluate(
-        vae.to(place),
-        rows,
-        num_samples=samples,
-        proposal=proposal,
-        seed=seed,
-        chunk_size=chunk_size,
-        diagnostics=diagnostics,
-        gaps=gaps,
-        train=train,
-    )
+    with threads(config, record["data"]["event_shape"]):
+        result = evaluate(
+            vae.to(place),
+            rows,
+            num_samples=samples,
+            proposal=proposal,
+            seed=seed,
+            chunk_size=chunk_size,
+            diagnostics=diagnostics,
+            gaps=gaps,
+            train=train,
+        )
+    if own is not None and config.training.start == "factors":
+        what |= compared(own, what["split"], result, vae.cpu().likelihood)
     if as_json:
         figures = {**result.to_dict(), **what, "seed": seed}
         click.echo(json.dumps(figures, allow_nan=False))
@@ -125,6 +131,8 @@ def evaluate_command(
             click.echo(note)
         which = data or f"{what['split']} split"
         click.echo(f"{run}, {which}: {result}")
+        for line in comparison_lines(what):
+            click.echo(f"  {line}")
     if not (math.isfinite(result.nll) and math.isfinite(result.elbo)):
         raise RunError(f"Expected finite figures of {run}; got {result.nll} for -log p(x).")
 
@@ -144,7 +152,7 @@ def _new_split(
 
 @click.command("sample")
 @click.argument("run", type=PLACE)
-@click.option("--num", type=click.IntRange(min=1), default=64, show_default=True, help="How many.")
+@click.option("--num", type=Whole(min=1), default=64, show_default=True, help="How many.")
 @click.option("--label", help="The label of all samples of a conditional model, or its name.")
 @click.option("--mean", is_flag=True, help="Means of p(x given z) instead of draws from it.")
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Seed.")

@@ -20,6 +20,8 @@ __all__ = [
     "SEED",
     "ConfigCommand",
     "Flag",
+    "Real",
+    "Whole",
     "check_drawing",
     "given",
     "options",
@@ -68,9 +70,28 @@ class _Place(click.ParamType):  # type: ignore[type-arg]
         return path
 
 
+class _AsWritten:
+    """Refuses what Python takes for a number and people do not write: 1_0, or other digits."""
+
+    name: str
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if isinstance(value, str) and (not value.isascii() or "_" in value):
+            raise click.BadParameter(f"{value!r} is not a valid {self.name}.", ctx, param)
+        return super().convert(value, param, ctx)  # type: ignore[misc]
+
+
+class Whole(_AsWritten, click.IntRange):
+    """A whole number between bounds."""
+
+
+class Real(_AsWritten, click.FloatRange):
+    """A number between bounds."""
+
+
 PLACE, FOLDER = _Place(), _Place(folder=True)
 """The types of an option that is a path, and of one that is a folder, which need not exist."""
-SEED = click.IntRange(0, 2**63 - 1)
+SEED = Whole(0, 2**63 - 1)
 """The type of a seed that torch takes."""
 
 

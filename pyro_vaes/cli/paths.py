@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from pyro_vaes.cli.apply import Use, rows_options, use
+from pyro_vaes.cli.flags import Whole
 from pyro_vaes.cli.outputs import PICTURES, write_array, write_table
 from pyro_vaes.runs.options import ConfigError
 
@@ -16,7 +17,7 @@ __all__ = ["interpolate_command", "traverse_command"]
 
 
 _STEPS = click.option(
-    "--steps", type=click.IntRange(min=2), default=8, show_default=True, help="Data on each path."
+    "--steps", type=Whole(min=2), default=8, show_default=True, help="Data on each path."
 )
 
 

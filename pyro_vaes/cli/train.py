@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyro_vaes.cli.ahead import plan_text
-from pyro_vaes.cli.flags import PLACE, ConfigCommand, check_drawing, given, options
+from pyro_vaes.cli.flags import PLACE, ConfigCommand, Real, Whole, check_drawing, given, options
 from pyro_vaes.core.choices import PROPOSALS
 from pyro_vaes.core.errors import SignalStop
 from pyro_vaes.runs.options import ConfigError
@@ -54,12 +54,13 @@ _train_options: list[click.Parameter] = [
     click.Option(["--resume"], is_flag=True, help="Resume the run in --out."),
     click.Option(
         ["--minutes"],
-        type=click.FloatRange(min=0, min_open=True),
-        help="Time limit for training, checked after each epoch; --resume continues the run.",
+        type=Real(min=0, min_open=True),
+        help="Time limit for training, checked after each epoch, in long ones each minute; "
+        "--resume continues the run.",
     ),
     click.Option(
         ["--samples"],
-        type=click.IntRange(min=1),
+        type=Whole(min=1),
         default=1000,
         show_default=True,
         help="Draws per test row in the evaluation at the end.",
@@ -145,7 +146,7 @@ def _train(
         out = _new_folder() if out is None and not processes.rank else out
     out = Path(processes.agree(str(out)))
     if processes.rank:
-        with watched(), threads(config, data):
+        with watched(), threads(config, data.event_shape):
             trainer.run(out, resume=True, minutes=minutes)
         return
     if resume and started is None:
@@ -157,7 +158,7 @@ def _train(
         now = (out / CONFIG).read_bytes() if contents(out) else None
         if now != before:
             raise RunFolderError(f"Expected {out} as it was just now; another process wrote there.")
-        with threads(config, data):
+        with threads(config, data.event_shape):
             history = trainer.run(out, resume=True, minutes=minutes)
         if history.stopped not in ("epochs", "patience"):
             _say_stopped(history, out)

@@ -11,6 +11,7 @@ from typing import Literal
 
 __all__ = [
     "ACTIVATIONS",
+    "GRADIENTS",
     "KERNELS",
     "MODES",
     "OPTIMIZERS",
@@ -38,6 +39,8 @@ SCHEDULES: Mapping[str, Callable[[float], float]] = {
     "cosine": lambda fraction: 0.5 * (1 + math.cos(math.pi * fraction)),
     "linear": lambda fraction: 1.0 - fraction,
 }
+#: Gradients of an objective, all of it or without the score of q(z | x).
+GRADIENTS = ("total", "path")
 #: Kernels of the MMD.
 KERNELS = ("imq", "rbf")
 #: Where the draws behind log p(x) come from.

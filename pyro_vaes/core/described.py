@@ -37,8 +37,9 @@ _MODULES: Mapping[str, tuple[str, ...]] = {
     "exact.linear_gaussian": ("Identity", "LinearPosterior"),
     "flows.recipes": ("FlowRecipe",),
     "networks.convolutions": ("ConvDecoder", "ConvEncoder"),
-    "networks.mlp": ("GatedMLP", "MLP"),
+    "networks.mlp": ("GatedMLP", "MLP", "SkipMLP"),
     "networks.columns": ("OneHotColumns",),
+    "networks.residual": ("ResDecoder", "ResEncoder", "ResMLP"),
     "parts.columns": ("TableLikelihood",),
     "parts.correlated": (
         "CorrelatedLikelihood",
@@ -66,6 +67,7 @@ _MODULES: Mapping[str, tuple[str, ...]] = {
         "Posterior",
         "_Scaled",
     ),
+    "parts.powers": ("PowerLikelihood", "PowerPosterior", "YeoJohnson"),
     "parts.units": ("ElementUnits", "InUnits"),
     "parts.priors": ("FlowPrior", "MixturePrior", "NormalPrior", "VampPrior"),
     "vae": ("VAE",),

@@ -1,4 +1,4 @@
-"""Data sets, splits and batches: tensors in memory, read by name, from files or from the user.
+"""Data sets, splits and batches: tensors, read by name, from files or from the user.
 
 ``load_data`` gives a :class:`DataSet` of three splits; :mod:`pyro_vaes.data.tables` reads,
 :mod:`pyro_vaes.data.splits` holds rows and walks through them,
@@ -25,19 +25,19 @@ from pyro_vaes.data.guesses import (
     LIKELIHOODS,
     Kind,
     find_images,
-    is_bytes,
     kind_of,
     note_gaps,
     oddities,
     whole_again,
 )
 from pyro_vaes.data.mixed.codec import Codec
+from pyro_vaes.data.mixed.dependences import look_at_dependent
 from pyro_vaes.data.mixed.groups import shares
 from pyro_vaes.data.named import read_digits, read_torchvision
-from pyro_vaes.data.precision import in_single
+from pyro_vaes.data.rows import ROWS, by_parts, in_single, taken
 from pyro_vaes.data.splits import Split
 from pyro_vaes.data.spreadsheets import Columns, TableOptions
-from pyro_vaes.data.tables import ROWS, Pair, num_gaps, suffix_of
+from pyro_vaes.data.tables import Pair, num_gaps, suffix_of
 
 __all__ = ["DataSet", "load_data"]
 
@@ -198,6 +198,7 @@ def load_data(
     label_column: str | None = None,
     drop: Sequence[str] = (),
     missing: Literal["keep", "refuse"] = "keep",
+    dependent: Literal["keep", "drop", "refuse"] = "keep",
     types: Mapping[str, Any] | None = None,
     group: Any = None,
     split: Literal["random", "time"] = "random",
@@ -245,6 +246,9 @@ def load_data(
         label_column: of a table: the name of the label column, ``""`` for none; None to detect it.
         drop: of a table: names of columns to leave out.
         missing: whether gaps are kept, or refused.
+        dependent: whether real columns that never vary, or are linear functions of others in the
+            training rows, are kept (which is said: the smallest scale sets their density), dropped
+            from a table that names its columns, or refused.
         types: of a table: kinds of columns by name (:data:`~pyro_vaes.core.columns.KINDS`,
             ``date``, ``drop``, or the values of an ordinal in order); others are guessed, and said.
         group: rows with the same value stay in one split: a column of a table, left out of the
@@ -252,7 +256,8 @@ def load_data(
         split: ``random``, or ``time``: the first rows train, the last ones test.
 
     Returns:
-        The data set, on the CPU, float32; bytes stay bytes until a batch needs them.
+        The data set, on the CPU, float32; bytes stay bytes until a batch needs them. Splits of more
+        than a gigabyte lie in mapped temporary files (``TMPDIR``), not in memory.
 
     Raises:
         DataError: for data that are missing, damaged or unfit, with one line that says why.
@@ -279,9 +284,10 @@ def load_data(
         pairs, label_names = _read(source, labels, options, notes)
         first = pairs.get("train", pairs.get("all"))
         shape = tuple(first[0].shape[1:]) if first else ()
-        image_shape, turned = find_images(shape, image_shape, is_bytes(source), notes)
+        are_bytes = first is not None and first[0].dtype == torch.uint8
+        image_shape, turned = find_images(shape, image_shape, are_bytes, notes)
         if turned:
-            pairs = {key: (x.movedim(-1, 1).contiguous(), y) for key, (x, y) in pairs.items()}
+            pairs = {key: (by_parts(_channels_first, x), y) for key, (x, y) in pairs.items()}
         codec, group = options.extras.get("codec"), options.extras.get("group", group)
         splits, places = _own(pairs, val_fraction, test_fraction, int(plain(seed)), group, split)
         if kind != "real" and codec is None:
@@ -298,6 +304,10 @@ def load_data(
     reason = "it has columns of several kinds" if kind is None else "that was asked for"
     if codec is None:
         found, num_levels, reason = kind_of(known, kind, num_levels, bool(image_shape))
+    columns = options.found[-1] if options.found else None
+    if found in ("real", "table") and train.x.dim() == 2 and not image_shape:
+        splits, columns = look_at_dependent(splits, columns, codec, dependent, notes)
+        train, val, test = splits
     if train.transform is not None:
         reason += " (for training, grey ones are drawn anew at each batch)"
     notes += oddities(train, splits, found, label_names)
@@ -313,7 +323,7 @@ def load_data(
         reason=reason,
         label_names=label_names,
         notes=tuple(notes),
-        columns=options.found[-1] if options.found else None,
+        columns=columns,
         codec=codec,
         places=places,
     )
@@ -386,8 +396,12 @@ def _own(
     if num_test + num_val >= n:
         raise DataError(f"Expected rows enough for three splits; got {n}.")
     index = shares(n, num_test, num_val, seed, group, split)
-    splits = [Split(whole.x[i], None if whole.y is None else whole.y[i]) for i in index]
+    splits = [Split(taken(whole.x, i), None if whole.y is None else whole.y[i]) for i in index]
     return splits, dict(zip(("train", "val", "test"), index, strict=True))
+
+
+def _channels_first(x: Tensor) -> Tensor:
+    return x.movedim(-1, 1).contiguous()
 
 
 def _single(pair: Pair) -> Split:

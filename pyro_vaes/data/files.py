@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from pyro_vaes.core.errors import DataError
 from pyro_vaes.data.class_names import Names
+from pyro_vaes.data.rows import ROWS, fits, gathered
 from pyro_vaes.data.tables import (
+    LABEL_KEYS,
     Pair,
     _check_used,
     _read_anndata,
@@ -104,6 +109,8 @@ def _read_file(path: Path, options: Any = None, notes: list[str] | None = None) 
     with _readable(path, suffix):
         if suffix in (".npy", ".npz"):
             return _read_numpy(path)
+        if suffix != ".h5ad":
+            _check_size(path)
         return _read_anndata(path) if suffix == ".h5ad" else _read_table(path, options, notes)
 
 
@@ -128,8 +135,28 @@ def read_columns(
 
     path = path.expanduser()
     with _readable(path, suffix_of(path)):
+        _check_size(path)
         frame, _ = read_table(path, TableOptions(header=True), [])
         return pick_columns(frame, columns, labelled, codec)
+
+
+def _check_size(path: Path) -> None:
+    """Refuses a table that is read in one piece and would not fit into memory."""
+    size, memory = path.stat().st_size, _memory()
+    if size > memory / 2:
+        raise DataError(
+            f"Expected a table of at most half the memory, {memory / 2e9:.1f} GB, for tables are "
+            f"read in one piece; got {size / 1e9:.1f} GB. Save its numbers by numpy.save: an .npy "
+            "file of any size will do."
+        )
+
+
+def _memory() -> float:
+    """Bytes of the machine's memory; without bound where the system does not say."""
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, ValueError, OSError):
+        return math.inf
 
 
 @contextmanager
@@ -145,11 +172,46 @@ def _readable(path: Path, suffix: str) -> Iterator[None]:
         yield
     except DataError:
         raise
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"Expected text in UTF-8; got another encoding ({_reason(error)}). Save it as UTF-8."
+        ) from error
     # A damaged file fails in many ways (zip, zlib, header, encoding, sizes beyond memory).
     except Exception as error:
         raise DataError(
             f"Expected a readable {suffix} file of numbers; got {_reason(error)}."
         ) from error
+
+
+def _members(archive: Any) -> dict[str, Any]:
+    """The arrays of an ``.npz`` file; those that nothing would use are not unpacked."""
+    used = {"x", *LABEL_KEYS, *(f"{split}_{part}" for split in _SPLITS for part in "xy")}
+    names = archive.files
+    wanted = [name for name in names if name.lower() in used or len(names) == 1]
+    return {name: _member(archive, name) if name in wanted else None for name in names}
+
+
+def _member(archive: Any, name: str) -> Any:
+    """One array of an ``.npz`` file, unpacked a part at a time if it is large."""
+    held = archive.zip.namelist()
+    inside = name if name in held else f"{name}.npy"
+    if fits(archive.zip.getinfo(inside).file_size):
+        return archive[name]
+    form = np.lib.format
+    with archive.zip.open(inside) as file:
+        old = form.read_magic(file) == (1, 0)
+        found = (form.read_array_header_1_0 if old else form.read_array_header_2_0)(file)
+        shape, by_columns, dtype = found
+        if len(shape) < 2:
+            return archive[name]
+        if by_columns or dtype.hasobject:
+            raise DataError(
+                f"Expected {name!r}, which is large, to hold numbers row by row; got another array."
+            )
+        size = dtype.itemsize * math.prod(shape[1:])
+        counts = (min(ROWS, shape[0] - i) for i in range(0, shape[0], ROWS))
+        parts = (np.frombuffer(file.read(count * size), dtype) for count in counts)
+        return gathered(torch.from_numpy(part.reshape(-1, *shape[1:]).copy()) for part in parts)
 
 
 def _read_numpy(path: Path) -> Any:
@@ -158,7 +220,7 @@ def _read_numpy(path: Path) -> Any:
             if path.suffix.lower() == ".npy":  # Mapped, so that only a copy takes memory.
                 return np.load(path, mmap_mode="r", allow_pickle=False)
             content = np.load(file, allow_pickle=False)
-            return content if isinstance(content, np.ndarray) else dict(content)
+            return content if isinstance(content, np.ndarray) else _members(content)
         except ValueError as error:
             if "pickle" not in str(error):
                 raise

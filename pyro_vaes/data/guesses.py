@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pyro_vaes.core.errors import DataError
+from pyro_vaes.data.rows import ROWS, by_parts
 from pyro_vaes.data.splits import Split
-from pyro_vaes.data.tables import ROWS, filled, num_gaps, suffix_of
+from pyro_vaes.data.tables import filled, num_gaps
 
 __all__ = [
     "LIKELIHOODS",
     "Kind",
     "find_images",
-    "is_bytes",
     "kind_of",
     "note_gaps",
     "oddities",
@@ -49,28 +47,10 @@ _CHANNELS = (1, 2, 3, 4)
 _FAR_OUT = 1e6
 # Rounding errors of whole numbers, at most: a millionth of their size, within these bounds.
 _ROUNDING = (1e-4, 1e-2)
+# Fewer rows than this may have two values by chance.
+_FEW_ROWS = 10
 # Most rows from which typical distances are estimated.
 _SOME = 10_000
-
-
-def is_bytes(source: Any) -> bool:
-    """Whether the source holds bytes, as pictures do and little else."""
-    if isinstance(source, (str, Path)):
-        path = Path(source).expanduser()
-        if path.is_dir():
-            return True
-        if suffix_of(path) == ".npy":
-            return bool(np.load(path, mmap_mode="r", allow_pickle=False).dtype == np.uint8)
-        if suffix_of(path) != ".npz":
-            return False
-        with np.load(path, allow_pickle=False) as arrays:
-            source = dict(arrays)
-    if isinstance(source, Mapping):
-        keys = [key for key in ("x", "train_x") if key in source] or list(source)
-        source = source[keys[0]]
-    if isinstance(source, (tuple, list)) and len(source) == 2:
-        source = source[0]
-    return str(getattr(source, "dtype", "")).removeprefix("torch.") == "uint8"
 
 
 def oddities(
@@ -78,19 +58,23 @@ def oddities(
 ) -> list[str]:
     """Oddities in the data, in sentences."""
     notes, x = [], filled(train.x).flatten(1)
-    never = train.x.isnan().flatten(1).all(0)
+    never = _in_all_rows(train.x.flatten(1), torch.isnan)
     if bool(never.any()):
         notes.append(
             f"{int(never.sum())} of {x.shape[1]} elements (element {int(never.nonzero()[0])}) have "
             "no value in training: nothing can be learned of them."
         )
-    still = (x == x[0]).all(0) & ~never if kind == "real" else torch.tensor(False)
+    still = torch.tensor(False)
+    if kind == "real":
+        still = _in_all_rows(x, x[0].eq) & ~never
     if bool(still.any()):
         i = int(still.nonzero()[0])
         notes.append(
             f"{int(still.sum())} of {x.shape[1]} elements never vary in training (element {i} is "
             f"always {x[0, i]:g}): the smallest scale sets their density."
         )
+    if kind == "real":
+        notes += _two_valued(x, still | never)
     if kind == "real" and len(x) > 2 and (found := _farthest(x)) is not None:
         notes.append(
             f"A value of {found[0]:.4g} in element {found[1]} lies more than {_FAR_OUT:.0e} times "
@@ -103,6 +87,25 @@ def oddities(
         shown = ", ".join(names[label] if names else str(label) for label in unseen[:10])
         notes.append(f"No training row has the label {shown}: figures for it mean little.")
     return notes
+
+
+def _two_valued(x: Tensor, without: Tensor) -> list[str]:
+    """A sentence on elements that only ever have one of two values, if there are any."""
+    low, high = x.amin(0), x.amax(0)
+    two = _in_all_rows(x, lambda part: (part == low) | (part == high)) & ~without
+    if len(x) < _FEW_ROWS or not bool(two.any()):
+        return []
+    i = int(two.nonzero()[0])
+    return [
+        f"{int(two.sum())} of {x.shape[1]} elements have two values only (element {i}: "
+        f"{low[i]:g} and {high[i]:g}): a density of them means little. A table with "
+        "kind='table' (--kind table) gives them a probability."
+    ]
+
+
+def _in_all_rows(x: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
+    """Of which elements it holds in all rows."""
+    return torch.stack([of(part).all(0) for part in x.split(ROWS)]).all(0)
 
 
 def _farthest(x: Tensor) -> tuple[float, int] | None:
@@ -140,7 +143,7 @@ def whole_again(splits: Sequence[Split], notes: list[str]) -> list[Split]:
     if high.max() < 1 or bool(((low == high) & (off > 0)).any()):
         return list(splits)
     notes.append(f"Values up to {float(off.max()):.1g} off whole numbers were rounded to them.")
-    return [dataclasses.replace(split, x=split.x.round()) for split in splits]
+    return [dataclasses.replace(split, x=by_parts(torch.round, split.x)) for split in splits]
 
 
 def _misses(part: Tensor) -> bool:
@@ -212,15 +215,21 @@ def _whole(x: Tensor) -> bool:
     )
 
 
+def _extent(parts: Sequence[Tensor]) -> tuple[float, float]:
+    """The least and the largest of what was seen."""
+    low, high = math.inf, -math.inf
+    for part in (part for x in parts for part in x.split(ROWS)):
+        values = part[~part.isnan()] if num_gaps(part) else part
+        if len(values):
+            low, high = min(low, float(values.min())), max(high, float(values.max()))
+    return low, high
+
+
 def kind_of(
     parts: list[Tensor], asked: str | None, num_levels: int | None, images: bool
 ) -> tuple[Kind, int | None, str]:
     """The kind of the values, their number of levels, and the reason."""
-    seen = [x[~x.isnan()] if num_gaps(x) else x for x in parts]
-    low, high = (
-        min(float(x.min()) for x in seen if len(x)),
-        max(float(x.max()) for x in seen if len(x)),
-    )
+    low, high = _extent(parts)
     whole = low >= 0 and all(map(_whole, parts))
     if num_levels is not None:
         if num_levels < 2:
@@ -237,7 +246,8 @@ def kind_of(
             why = "some values are negative"
         elif whole:
             why = f"whole numbers up to {high:g} are more than {_MOST_LEVELS} levels"
-            zeros = sum(int((x == 0).sum()) for x in seen) / sum(x.numel() for x in seen)
+            count = sum(int((part == 0).sum()) for x in parts for part in x.split(ROWS))
+            zeros = count / sum(x.numel() - num_gaps(x) for x in parts)
             if zeros >= _ZEROS_OF_COUNTS and not images:
                 return "counts", None, f"{why}, and {zeros:.0%} of them are 0"
             why += " (if they are counts, say kind='counts')"

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from pyro_vaes.core.errors import DataError
+from pyro_vaes.data.rows import gathered
 
 __all__ = ["list_pictures", "read_pictures"]
 
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+# What kinds of pictures are read as: grey or else colour, perhaps with transparency.
+_MODES = {"1": "L", "L": "L", "LA": "LA", "RGBA": "RGBA"}
 
 
 def read_pictures(folder: Path, notes: list[str]) -> dict[str, Any]:
@@ -30,19 +37,15 @@ def read_pictures(folder: Path, notes: list[str]) -> dict[str, Any]:
         DataError: for a folder without pictures, or with pictures of several sizes.
     """
     paths, labels = list_pictures(folder)
-    arrays = [_pixels(path) for path in paths]
-    sizes = {array.shape[:2] for array in arrays}
+    sizes, modes = (set(facts) for facts in zip(*map(_facts, paths), strict=True))
     if len(sizes) > 1:
-        shown = ", ".join(f"{width}x{height}" for height, width in sorted(sizes)[:3])
+        shown = ", ".join(f"{width}x{height}" for width, height in sorted(sizes)[:3])
         raise DataError(f"Expected pictures of one size; got {shown}. Resize them first.")
-    bands = {array.shape[2] for array in arrays}
-    if bands & {2, 4}:
+    if modes & {"LA", "RGBA"}:
         notes.append("The pictures' transparency was left out.")
-    if bands <= {1, 2}:
-        x = np.stack([array[..., :1] for array in arrays])
-    else:  # A grey picture among coloured ones gets three equal channels.
-        x = np.stack([a[..., :3] if a.shape[2] > 2 else a[..., [0] * 3] for a in arrays])
-    found = {"x": np.ascontiguousarray(np.moveaxis(x, -1, 1))}
+    # A grey picture among coloured ones gets three equal channels.
+    channels = 1 if modes <= {"L", "LA"} else 3
+    found: dict[str, Any] = {"x": gathered(_pixels(path, channels) for path in paths)}
     if labels:
         found["y"] = np.array(labels)
     return found
@@ -70,14 +73,27 @@ def _pictures(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES and p.is_file())
 
 
-def _pixels(path: Path) -> Any:
-    """A picture as bytes of shape ``(H, W, bands)``: grey or colour, perhaps with transparency."""
+def _facts(path: Path) -> tuple[tuple[int, int], str]:
+    """The size of a picture and what it is read as, by its head alone."""
+    with _opened(path) as picture:
+        return picture.size, _MODES.get(picture.mode, "RGB")
+
+
+def _pixels(path: Path, channels: int) -> Tensor:
+    """A picture as bytes of shape ``(1, channels, H, W)``."""
+    with _opened(path) as picture:
+        pixels = np.array(picture.convert(_MODES.get(picture.mode, "RGB")))
+    bands = pixels.reshape(*pixels.shape[:2], -1)
+    bands = bands[..., :channels] if bands.shape[2] > 2 else bands[..., [0] * channels]
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(bands, -1, 0)))[None]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(path) as picture:
-            plain = {"1": "L", "L": "L", "LA": "LA", "RGBA": "RGBA"}.get(picture.mode, "RGB")
-            pixels = np.asarray(picture.convert(plain))
+            yield picture
     except (UnidentifiedImageError, OSError) as error:
         raise DataError(f"Expected a readable picture in {path.name}; got {error}.") from error
-    return pixels[..., None] if pixels.ndim == 2 else pixels

@@ -1,4 +1,4 @@
-"""Splits: rows in memory, their batches, and initial pseudo-inputs."""
+"""Splits: rows, their batches, and initial pseudo-inputs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from torch import Tensor
 from pyro_vaes.core.checks import positive
 from pyro_vaes.core.errors import DataError
 from pyro_vaes.data.augmentation import Transform
-from pyro_vaes.data.tables import ROWS, check_rows, filled, read_labels, read_pair
+from pyro_vaes.data.rows import ROWS, by_parts, taken
+from pyro_vaes.data.tables import check_rows, filled, read_labels, read_pair
 
 __all__ = ["Init", "Split", "as_split", "batches", "labelled_pseudo_inputs", "pseudo_inputs"]
 
@@ -24,7 +25,7 @@ Init = Literal["data", "mean", "random"]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
-    """Rows, perhaps with labels, all in memory.
+    """Rows, perhaps with labels, in memory or in a mapped file.
 
     >>> split = pv.Split(torch.rand(100, 4), torch.arange(100) % 3)
     >>> len(split), split.event_shape
@@ -80,7 +81,8 @@ class Split:
         """This split with its transform applied once to all rows, and then removed."""
         if self.transform is None:
             return self
-        x = self.transform(self.numbers(self.x), torch.Generator().manual_seed(seed))
+        transform, generator = self.transform, torch.Generator().manual_seed(seed)
+        x = by_parts(lambda part: transform(self.numbers(part), generator), self.x)
         return dataclasses.replace(self, x=x, transform=None)
 
 
@@ -298,7 +300,7 @@ def labelled_pseudo_inputs(
     labels = (torch.arange(num, device=split.y.device) % num_labels).sort().values
     parts = []
     for label, count in enumerate(labels.bincount().tolist()):
-        own = split.x[split.y == label]
+        own = taken(split.x, (split.y == label).nonzero()[:, 0])
         # For a label that no row has, any row will do.
         parts.append(pseudo_inputs(own if len(own) else split.x, count, init, generator))
     return torch.cat(parts), labels

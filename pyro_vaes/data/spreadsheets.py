@@ -6,7 +6,6 @@ reported; options override them. Errors name a cell as a spreadsheet does.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import gzip
 import itertools
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from pyro_vaes.core.errors import DataError
+from pyro_vaes.data.mixed.cells import SPACES, cells_of, check_thousands, separator_of
 from pyro_vaes.data.mixed.codec import Codec, codec_of
 
 __all__ = ["SUFFIXES", "Columns", "TableOptions", "pick_columns", "read_frame", "read_table"]
@@ -98,15 +98,16 @@ def _read_text(path: Path, options: TableOptions, notes: list[str]) -> tuple[Any
     import pandas as pd
 
     (line, first), (next_line, second) = _first_rows(path)
-    separator = _separator(first)
-    names = [cell.strip() for cell in next(csv.reader([first], delimiter=separator), [])]
-    cells = next(csv.reader([second], delimiter=separator), [])
+    separator = separator_of(first, second)
+    names, cells = cells_of(first, separator), cells_of(second, separator)
     comma = separator != "," and any(map(_DECIMAL_COMMA.fullmatch, [*names, *cells]))
     header = _has_header(names, cells, comma) if options.header is None else options.header
     if options.header is None and header and all(_is_number(name, comma) for name in names):
         notes.append(f"The first row, {names[0]} to {names[-1]}, was taken for a header.")
+    if options.header is None and not header:
+        notes.append("The first row was taken for data, not for a header.")
     if separator != "," or comma:
-        named = {"\t": "tabs"}.get(separator, repr(separator))
+        named = {"\t": "tabs", SPACES: "spaces"}.get(separator, repr(separator))
         notes.append(f"Columns are separated by {named}{', with decimal commas' * comma}.")
     if header and not second:
         raise DataError("Expected rows with numbers in them; got none below the names.")
@@ -162,13 +163,15 @@ def read_frame(
         raise DataError(f"Expected rows with numbers in them; got {len(frame)} of {len(kept)}.")
     if options.group is not None:
         options.extras["group"] = frame.iloc[:, names.index(options.group)].to_numpy()
+    places = [f"column {names[i]!r} ({letters[i]})" if named else letters[i] for i in kept]
+    places = [place if named else f"column {place}" for place in places]
+    for i, place in zip(kept, places, strict=True):
+        check_thousands(frame.iloc[:, i], place)
     chosen = frame.iloc[:, kept].set_axis([names[i] if named else letters[i] for i in kept], axis=1)
     if _is_mixed(chosen, options):
         codec = options.extras["codec"] = codec_of(chosen, options.types, notes)
         found: dict[str, Any] = {"x": codec.numbers(chosen)}
     else:
-        places = [f"column {names[i]!r} ({letters[i]})" if named else letters[i] for i in kept]
-        places = [place if named else f"column {place}" for place in places]
         pairs = zip(kept, places, strict=True)
         found = {"x": np.stack([_numbers(frame.iloc[:, i], p, notes) for i, p in pairs], axis=1)}
     if named:
@@ -252,12 +255,6 @@ def _first_rows(path: Path) -> list[tuple[int, str]]:
     return found if len(found) == 2 else [*found, (found[0][0] + 1, "")]
 
 
-def _separator(line: str) -> str:
-    """The separator of a line: the first mark found that is no part of a number, or a comma."""
-    bare = re.sub(r'"[^"]*"', "", line)
-    return next((mark for mark in ("\t", ";", ",", "|") if mark in bare), ",")
-
-
 def _is_number(cell: str, comma: bool = False) -> bool:
     try:
         float(cell.replace(",", ".") if comma else cell)
@@ -298,7 +295,8 @@ def _check_whole(path: Path, frame: Any, separator: str) -> None:
     ends = frame.index[frame.iloc[:, -1].isna()] if frame.shape[1] > 1 else []
     texts = _lines(path) if len(ends) else {}
     for line in ends:
-        cells = texts.get(int(line), "").rstrip("\n").split(separator)
+        text = texts.get(int(line), "").rstrip("\n")
+        cells = text.split(None if separator == SPACES else separator)
         if len(cells) < frame.shape[1] and '"' not in texts.get(int(line), '"'):
             raise DataError(
                 f"Expected {frame.shape[1]} cells in line {line}; got {len(cells)}. Is it cut off?"
@@ -324,7 +322,10 @@ def _indices(
             continue
         if not nameless and name.lower() not in _INDEX:
             continue
-        if _counts(frame.iloc[:, i]):
+        if nameless and frame.iloc[:, i].isna().all():  # Lines that end in a separator.
+            notes.append("The column without a name was left out: it is empty.")
+            found.add(i)
+        elif _counts(frame.iloc[:, i]):
             shown = repr(name) if name else "without a name"
             notes.append(f"The column {shown} was left out: it is an index that counts the rows.")
             found.add(i)

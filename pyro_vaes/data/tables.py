@@ -7,8 +7,7 @@ Nothing that is read is ever executed.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,7 +25,7 @@ from torch.utils.data import (
 
 from pyro_vaes.core.errors import DataError
 from pyro_vaes.data.class_names import Names
-from pyro_vaes.data.precision import in_single
+from pyro_vaes.data.rows import ROWS, by_parts, fits, gathered, in_single, mapped
 
 __all__ = [
     "LABEL_KEYS",
@@ -42,10 +41,10 @@ __all__ = [
 
 
 Pair = tuple[Tensor, Tensor | None]
-# Rows processed at once, which bounds the memory of intermediate results.
-ROWS = 1024
 #: Names of the labels in a mapping of arrays; the first is our own.
 LABEL_KEYS = ("y", "label", "labels", "target", "targets")
+# Types of numbers that need no copy of a mapped file.
+_MAPPED = (np.uint8, np.int16, np.int32, np.int64, np.float32, np.float64)
 
 
 def _read_one(
@@ -76,7 +75,8 @@ def _check_used(source: Mapping[str, Any], used: set[str]) -> None:
 def read_pair(source: Any, labels: Any = None, names: Names | None = None) -> Pair:
     """Reads one table: rows and perhaps their labels.
 
-    Data sets and loaders are read once, so that random transforms in them are drawn once. Rows stay
+    Data sets and loaders are read once, so that random transforms in them are drawn once; beyond a
+    gigabyte into a temporary file, see :mod:`pyro_vaes.data.rows`. Rows stay
     in order: plain shuffling (which the trainer does anyway) and ``drop_last`` are undone.
 
     Args:
@@ -125,7 +125,16 @@ def _read_anndata(path: Path) -> Any:
         raise DataError(
             "Expected a library that reads .h5ad files; got none. Run pip install anndata."
         ) from error
-    return {"x": read_h5ad(path).X}
+    file = read_h5ad(path, backed="r")
+    try:
+        matrix = file.X
+        # Rows stand together in all formats but this one.
+        by_columns = getattr(matrix, "format", "") == "csc"
+        return {"x": _dense(matrix.to_memory().tocsr() if by_columns else matrix)}
+    except KeyError as error:
+        raise DataError("Expected a matrix X in the file; got none.") from error
+    finally:
+        file.file.close()
 
 
 def _reason(error: Exception) -> str:
@@ -159,21 +168,26 @@ def _read_loader(loader: DataLoader[Any]) -> tuple[Any, ...]:
 
 
 def _join(batches: Iterable[Any]) -> tuple[Any, ...]:
-    """Concatenates the batches of a loader."""
+    """Concatenates the batches of a loader, of which two are in memory at a time."""
+    labels: list[Any] = []
     with torch.random.fork_rng(devices=[]):  # loaders and transforms draw random numbers
-        pairs = [_unpack(batch) for batch in batches]
-    if not pairs:
-        raise DataError("Expected at least one row; got none.")
-    if any(not isinstance(part, (Tensor, type(None))) for pair in pairs for part in pair):
-        raise DataError("Expected items x, (x,) or (x, y) of tensors, arrays or numbers.")
-    xs, ys = zip(*pairs, strict=True)
-    if len({x.shape[1:] for x in xs}) > 1:
-        raise DataError(
-            f"Expected rows of one shape; got {sorted({*(tuple(x.shape[1:]) for x in xs)})}."
-        )
-    if any(y is None for y in ys):
-        return (torch.cat(xs),)
-    return torch.cat(xs), torch.cat(ys)
+        x = gathered(_rows(batches, labels))
+    return (x,) if any(y is None for y in labels) else (x, torch.cat(labels))
+
+
+def _rows(batches: Iterable[Any], labels: list[Any]) -> Iterator[Tensor]:
+    """The rows of each batch; their labels go to a list."""
+    shape = None
+    for batch in batches:
+        x, y = _unpack(batch)
+        if any(not isinstance(part, (Tensor, type(None))) for part in (x, y)) or x is None:
+            raise DataError("Expected items x, (x,) or (x, y) of tensors, arrays or numbers.")
+        shape = x.shape[1:] if shape is None else shape
+        if x.shape[1:] != shape:
+            shapes = [tuple(shape), tuple(x.shape[1:])]
+            raise DataError(f"Expected rows of one shape; got {sorted(shapes)}.")
+        labels.append(y)
+        yield x
 
 
 def _collate(items: list[Any]) -> Any:
@@ -211,7 +225,7 @@ def _as_tensor(value: Any, what: str) -> Tensor:
     if isinstance(value, Tensor) and value.layout != torch.strided:
         value = value.to_dense()
     elif hasattr(value, "toarray") and hasattr(value, "tocsr"):  # SciPy's sparse matrices.
-        value = value.toarray()
+        value = _dense(value.tocsr())
     if not isinstance(value, Tensor):
         try:
             array = np.asarray(value)
@@ -219,33 +233,45 @@ def _as_tensor(value: Any, what: str) -> Tensor:
             raise DataError(f"Expected {what} in rows of one length; got ragged ones.") from error
         if array.dtype.kind not in "biuf":
             raise DataError(f"Expected {what} that are real numbers; got dtype {array.dtype}.")
-        value = _mapped(value)
-        if value is None:
-            # A copy: writable, in a type torch has, and safe from later changes of the array.
-            with np.errstate(over="ignore"):
-                value = torch.from_numpy(array.astype(_torch_type(array.dtype), order="C"))
+        if _can_be_mapped(value):
+            value = mapped(value)
+        elif array.ndim and not fits(array.nbytes):
+            parts = (array[i : i + ROWS] for i in range(0, len(array), ROWS))
+            value = gathered(map(_copied, parts))
+        else:
+            value = _copied(array)
     if value.is_complex():
         raise DataError(f"Expected {what} that are real numbers; got dtype {value.dtype}.")
     return cast(Tensor, value.detach() if value.requires_grad else value)
 
 
-def _mapped(array: Any) -> Tensor | None:
-    """A read-only memory-mapped file, without a copy; None for anything else."""
-    if not isinstance(array, np.memmap) or array.dtype not in (np.uint8, np.float32):
-        return None
-    if array.flags.writeable or not array.flags.c_contiguous:
-        return None
-    with warnings.catch_warnings():  # Nothing writes to it.
-        warnings.filterwarnings("ignore", message=".*not writable.*")
-        return torch.from_numpy(np.asarray(array))
+def _can_be_mapped(array: Any) -> bool:
+    """Whether an array is a file that is open for reading alone, of numbers that torch has."""
+    if not isinstance(array, np.memmap) or array.dtype not in _MAPPED:
+        return False
+    return bool(array.flags.c_contiguous and not array.flags.writeable)
 
 
-def _torch_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """The nearest numeric type that torch supports, in native byte order."""
+def _copied(array: np.ndarray) -> Tensor:
+    """A copy: writable, in a type torch has, and safe from later changes of the array."""
+    most = array.max() if array.dtype.kind == "u" and array.size else 0
+    with np.errstate(over="ignore"):
+        return torch.from_numpy(array.astype(_torch_type(array.dtype, most), order="C"))
+
+
+def _dense(matrix: Any) -> Tensor:
+    """A matrix, sparse or on a disk, which gives rows by slicing; a part of them at a time."""
+    parts = (matrix[i : i + ROWS] for i in range(0, matrix.shape[0], ROWS))
+    arrays = (part.toarray() if hasattr(part, "toarray") else np.asarray(part) for part in parts)
+    return gathered(_as_tensor(array, "data") for array in arrays)
+
+
+def _torch_type(dtype: np.dtype[Any], most: Any = 0) -> np.dtype[Any]:
+    """The nearest numeric type that torch supports, in native byte order, up to a number."""
     if dtype.kind == "f":
         return np.dtype(np.float32 if dtype.itemsize <= 4 else np.float64)
     if dtype.kind == "u" and dtype.itemsize > 1:
-        return np.dtype(np.int64)
+        return np.dtype(np.float64 if most > np.iinfo(np.int64).max else np.int64)
     return dtype.newbyteorder("=")
 
 
@@ -292,8 +318,12 @@ def filled(x: Tensor) -> Tensor:
     """
     if not num_gaps(x):
         return x
-    mean = x.double().nanmean(0).nan_to_num(0.0).to(x)
-    return torch.where(x.isnan(), mean, x)
+    total, count = (x.new_zeros(x.shape[1:], dtype=torch.float64) for _ in range(2))
+    for part in x.split(ROWS):
+        total += part.double().nansum(0)
+        count += (~part.isnan()).sum(0)
+    mean = (total / count).nan_to_num(0.0).to(x)
+    return by_parts(lambda part: torch.where(part.isnan(), mean, part), x)
 
 
 def suffix_of(path: Path) -> str:
@@ -309,7 +339,7 @@ def read_labels(value: Any, n: int) -> Tensor:
         raise DataError(
             f"Expected a label for each of {n} rows, shape ({n},); got {tuple(y.shape)}."
         )
-    wrong = y < 0 if not y.is_floating_point() else ~((y >= 0) & (y == y.floor()) & y.isfinite())
+    wrong = y < 0 if not y.is_floating_point() else ~((y >= 0) & (y == y.floor()) & (y < 2**63))
     if bool(wrong.any()):
         raise DataError(
             f"Expected labels that are whole numbers of at least 0; got {y[wrong][0].item()}. "

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vaes.data.rows import ROWS
 from pyro_vaes.data.splits import as_split
-from pyro_vaes.data.tables import ROWS, num_gaps
+from pyro_vaes.data.tables import num_gaps
 
 __all__ = ["units_of"]
 

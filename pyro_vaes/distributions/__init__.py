@@ -11,6 +11,7 @@ from pyro_vaes.distributions.levels import (
     OrdinalLevels,
 )
 from pyro_vaes.distributions.mixtures import Mixture, VampDistribution
+from pyro_vaes.distributions.powers import Powered
 from pyro_vaes.distributions.transformed import FlowDistribution
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "FlowDistribution",
     "Mixture",
     "OrdinalLevels",
+    "Powered",
     "Shaped",
     "SharedStudentT",
     "VampDistribution",

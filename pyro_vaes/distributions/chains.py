@@ -8,8 +8,11 @@ from typing import Any, ClassVar, NamedTuple
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions.transforms import AffineTransform, ComposeTransform, LowerCholeskyAffine
 from torch import Size, Tensor
 from torch.distributions import constraints
+
+from pyro_vaes.distributions.normals import diagonal_normal
 
 __all__ = ["Chain"]
 
@@ -29,6 +32,27 @@ class _Drawn(NamedTuple):
 def _version(value: Tensor) -> int:
     """How often a tensor was changed in place; those of inference mode do not count."""
     return -1 if value.is_inference() else value._version
+
+
+class _LowerCholeskyAffine(LowerCholeskyAffine):
+    """Pyro's, whose Jacobian takes one factor only, for a batch of factors."""
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        log_diagonal = self.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return log_diagonal.expand(x.shape[:-1])
+
+
+def _frame(p: Any) -> Any:
+    """The map from standard normal noise to a level; None where the level is no normal or flow."""
+    normal = diagonal_normal(p)
+    if normal is not None:
+        return AffineTransform(*normal, event_dim=1)
+    if isinstance(p, torch.distributions.MultivariateNormal):
+        return _LowerCholeskyAffine(p.loc, p.scale_tril)
+    if isinstance(p, torch.distributions.TransformedDistribution):
+        base = _frame(p.base_dist)
+        return None if base is None else ComposeTransform([base, *p.transforms])
+    return None
 
 
 class Chain(dist.TorchDistribution):
@@ -77,37 +101,72 @@ class Chain(dist.TorchDistribution):
         return Chain(first, self.links, self.sizes, self.reverse, self._validate_args)
 
     def rsample(self, sample_shape: Any = Size()) -> Tensor:
-        return self._draw(sample_shape, lambda level, shape: level.rsample(shape))
+        shape = Size(sample_shape)
+        return self._draw(lambda p, i: p.rsample(Size() if i else shape))
 
     def sample(self, sample_shape: Any = Size()) -> Tensor:
+        shape = Size(sample_shape)
         with torch.no_grad():
-            return self._draw(sample_shape, lambda level, shape: level.sample(shape))
+            return self._draw(lambda p, i: p.sample(Size() if i else shape))
 
-    def _draw(self, sample_shape: Any, draw: Callable[[Any, Any], Tensor]) -> Tensor:
+    def colour(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """The value z of which ``noise`` is the noise, and ``log |det dz/dnoise|``, ``(*batch,)``.
+
+        A level after the first is ``loc(z_<i) + scale(z_<i) noise_i``, or the flow of that; one of
+        another kind, and the first, is its own noise. In these coordinates a level does not
+        depend on those before it under p (Papaspiliopoulos, Roberts and Sköld, "A general
+        framework for the parametrization of hierarchical models", 2007).
+        """
+        parts = self.split(noise)
+        log_det = noise.new_zeros(noise.shape[:-1])
+
+        def place(p: Any, i: int) -> Tensor:
+            nonlocal log_det
+            frame = _frame(p) if i else None
+            if frame is None:
+                return parts[i]
+            level: Tensor = frame(parts[i])
+            log_det = log_det + frame.log_abs_det_jacobian(parts[i], level)
+            return level
+
+        return self._draw(place), log_det
+
+    def whiten(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """The inverse of :meth:`colour`: the noise of a value, and ``log |det dz/dnoise|``."""
+        levels, distributions = self._placed(value)
+        noise, log_det = [levels[0]], value.new_zeros(value.shape[:-1])
+        for p, level in zip(distributions[1:], levels[1:], strict=True):
+            frame = _frame(p)
+            noise.append(level if frame is None else frame.inv(level))
+            if frame is not None:
+                log_det = log_det + frame.log_abs_det_jacobian(noise[-1], level)
+        return torch.cat(noise[::-1] if self.reverse else noise, -1), log_det
+
+    def _draw(self, draw: Callable[[Any, int], Tensor]) -> Tensor:
         distributions = [self.first]
-        levels = [draw(self.first, Size(sample_shape))]
-        for link in self.links:
+        levels = [draw(self.first, 0)]
+        for i, link in enumerate(self.links, 1):
             distributions.append(link(torch.cat(levels, -1)))
-            levels.append(draw(distributions[-1], Size()))
+            levels.append(draw(distributions[-1], i))
         value = torch.cat(levels[::-1] if self.reverse else levels, -1)
         self._drawn = _Drawn(value, _version(value), levels, distributions)
         return value
 
     def level_log_probs(self, value: Tensor) -> Tensor:
         """Scores each level, log p(z_i | z_<i), in the order of the event: ``(*batch, levels)``."""
-        own = self._drawn
-        if own is not None and value is own.value and _version(value) == own.version:
-            levels, distributions = own.levels, own.distributions
-        else:
-            value = value.expand(torch.broadcast_shapes(value.shape, self.shape()))
-            levels = self.split(value)
-            above = list(itertools.accumulate(levels[:-1], lambda a, b: torch.cat([a, b], -1)))
-            distributions = [
-                self.first,
-                *(link(some) for link, some in zip(self.links, above, strict=True)),
-            ]
+        levels, distributions = self._placed(value)
         found = [p.log_prob(level) for p, level in zip(distributions, levels, strict=True)]
         return torch.stack(found[::-1] if self.reverse else found, -1)
+
+    def _placed(self, value: Tensor) -> tuple[list[Tensor], list[Any]]:
+        """The levels of a value in drawing order, and their distributions given those before."""
+        own = self._drawn
+        if own is not None and value is own.value and _version(value) == own.version:
+            return own.levels, own.distributions
+        levels = self.split(value.expand(torch.broadcast_shapes(value.shape, self.shape())))
+        above = list(itertools.accumulate(levels[:-1], lambda a, b: torch.cat([a, b], -1)))
+        links = [link(some) for link, some in zip(self.links, above, strict=True)]
+        return levels, [self.first, *links]
 
     def split(self, value: Tensor) -> list[Tensor]:
         """The levels of an event in drawing order, ``(*batch, sizes[i])`` each."""

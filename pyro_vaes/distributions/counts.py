@@ -10,7 +10,7 @@ import torch
 from torch import Size, Tensor
 from torch.distributions import constraints
 
-from pyro_vaes.distributions.elements import Elements
+from pyro_vaes.distributions.elements import Elements, joined_shape
 
 __all__ = ["Exposed", "ZeroInflated"]
 
@@ -93,7 +93,7 @@ class Exposed(dist.TorchDistribution):
             self._validate_sample(torch.where(value.isnan(), self.stand_in, value))
         counts, exposure = value[..., :-1], value[..., -1:]
         score = self._given(exposure).log_prob(counts)
-        return score.expand(torch.broadcast_shapes(score.shape, self.batch_shape))
+        return score.expand(joined_shape(score.shape, self.batch_shape))
 
     def _given(self, exposure: Tensor) -> Elements:
         return Elements(self.counts(self.log_rate + exposure.log()), 1)

@@ -9,7 +9,15 @@ import torch
 from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 
-__all__ = ["Elements"]
+__all__ = ["Elements", "joined_shape"]
+
+
+def joined_shape(*shapes: torch.Size) -> torch.Size:
+    """``torch.broadcast_shapes``, which takes longer than a kernel, only where it has to decide."""
+    longest = max(shapes, key=len)
+    if all(shape == longest[len(longest) - len(shape) :] for shape in shapes):
+        return longest
+    return torch.broadcast_shapes(*shapes)
 
 
 class Elements(dist.Independent):

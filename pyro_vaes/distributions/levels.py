@@ -15,6 +15,8 @@ from torch import Size, Tensor
 from torch.distributions import constraints
 from torch.nn import functional
 
+from pyro_vaes.distributions.elements import joined_shape
+
 __all__ = [
     "CategoricalLevels",
     "DiscretizedLogisticLevels",
@@ -79,7 +81,7 @@ class Levels(dist.TorchDistribution):
         log_prob = self._log_prob(value.long())
         if log_prob.shape == self.batch_shape:  # As in training; broadcasting takes time.
             return log_prob
-        return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
+        return log_prob.expand(joined_shape(log_prob.shape, self.batch_shape))
 
     def sample(self, sample_shape: Any = Size()) -> Tensor:
         with torch.no_grad():
@@ -206,7 +208,7 @@ class OrdinalLevels(_LogisticLevels):
         shapes = [location.shape, thresholds.shape[:-1]]
         if sharpness is not None:
             shapes.append(sharpness.shape)
-        batch_shape = torch.broadcast_shapes(*shapes)
+        batch_shape = joined_shape(*shapes)
         super().__init__(thresholds.shape[-1] + 1, batch_shape, validate_args)
 
     def edges(self, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -252,7 +254,7 @@ class DiscretizedLogisticLevels(_LogisticLevels):
         self, location: Tensor, scale: Tensor, num_levels: int, validate_args: bool | None = None
     ) -> None:
         self.location, self.scale, self.sharpness = location, scale, scale.reciprocal()
-        batch_shape = torch.broadcast_shapes(location.shape, scale.shape)
+        batch_shape = joined_shape(location.shape, scale.shape)
         super().__init__(num_levels, batch_shape, validate_args)
 
     def edges(self, value: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Size, Tensor
 
+from pyro_vaes.distributions.elements import joined_shape
 from pyro_vaes.distributions.normals import (
     diagonal_normal,
     diagonal_normal_log_prob,
@@ -50,7 +51,7 @@ class Mixture(dist.MixtureSameFamily):
         validate_args: bool | None = None,
     ) -> None:
         super().__init__(mixture_distribution, component_distribution, validate_args)
-        self._batch_shape = torch.broadcast_shapes(
+        self._batch_shape = joined_shape(
             mixture_distribution.batch_shape, component_distribution.batch_shape[:-1]
         )
 
@@ -87,7 +88,7 @@ class Mixture(dist.MixtureSameFamily):
             self._validate_sample(value)
         log_weights = self.mixture_distribution.logits
         log_prob = torch.logsumexp(log_weights + self.log_prob_components(value), dim=-1)
-        return log_prob.expand(torch.broadcast_shapes(value.shape[:-1], self.batch_shape))
+        return log_prob.expand(joined_shape(value.shape[:-1], self.batch_shape))
 
     def sample(self, sample_shape: Any = Size()) -> Tensor:
         with torch.no_grad():

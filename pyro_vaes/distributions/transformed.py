@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pyro.distributions as dist
-import torch
 from torch import Tensor
+
+from pyro_vaes.distributions.elements import joined_shape
 
 __all__ = ["FlowDistribution"]
 
@@ -24,5 +25,5 @@ class FlowDistribution(dist.TransformedDistribution):
     """
 
     def log_prob(self, value: Tensor) -> Tensor:
-        shape = torch.broadcast_shapes(value.shape, self.batch_shape + self.event_shape)
+        shape = joined_shape(value.shape, self.batch_shape + self.event_shape)
         return super().log_prob(value if value.shape == shape else value.expand(shape))

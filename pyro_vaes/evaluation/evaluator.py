@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from pyro_vaes.core.checks import positive
+from pyro_vaes.data.rows import by_parts
 from pyro_vaes.data.splits import as_split
 from pyro_vaes.data.tables import num_gaps
 from pyro_vaes.evaluation import aggregate
@@ -201,8 +202,8 @@ def _on_device(vae: VAE, data: Any) -> tuple[Tensor, Tensor | None]:
     # A split with random transforms is evaluated at one fixed draw.
     split = as_split(data).frozen()
     x = split.x.to(vae.device)
-    if x.is_floating_point():
-        x = x.to(vae.dtype)
+    if x.is_floating_point() and x.dtype != vae.dtype:
+        x = by_parts(lambda part: part.to(vae.dtype), x)
     return x, None if split.y is None else split.y.to(vae.device)
 
 

@@ -23,7 +23,8 @@ from torch import Tensor
 from pyro_vaes.distributions.normals import diagonal_normal
 from pyro_vaes.distributions.transformed import FlowDistribution
 from pyro_vaes.evaluation.proposals.joint import Joint
-from pyro_vaes.evaluation.proposals.refined import Stage
+from pyro_vaes.evaluation.proposals.refined import Stage, ascent
+from pyro_vaes.inference.optimizers import lay_out
 from pyro_vaes.vae import VAE
 
 __all__ = ["best_elbo", "family"]
@@ -100,7 +101,7 @@ def best_elbo(joint: Joint, parameters: list[Tensor], build: Build) -> Tensor:
     """
     free = [parameter.detach().clone().requires_grad_() for parameter in parameters]
     for stage in _STAGES:
-        optimizer = torch.optim.Adam(free, betas=(0.9, 0.99), maximize=True)
+        optimizer = ascent(free)
         for step in range(stage.steps):
             optimizer.param_groups[0]["lr"] = stage.rate * (1 - step / stage.steps)
             with torch.enable_grad():
@@ -111,6 +112,7 @@ def best_elbo(joint: Joint, parameters: list[Tensor], build: Build) -> Tensor:
                 gradients = torch.autograd.grad(climb / stage.particles, free)
             for parameter, gradient in zip(free, gradients, strict=True):
                 parameter.grad = gradient.nan_to_num(0.0, 0.0, 0.0)
+            lay_out(free)
             optimizer.step()
     q = build([parameter.detach() for parameter in free])
     z = q.rsample((_DRAWS,))

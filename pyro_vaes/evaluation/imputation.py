@@ -82,7 +82,8 @@ def impute(
 
     Returns:
         The data with their gaps filled; levels, counts and the like have means between them,
-        categories the most probable one, and draws are values of theirs.
+        categories the most probable one, elements of a ``PowerLikelihood`` the value whose
+        transform has the mean, and draws are values of theirs.
 
     Raises:
         ValueError: for data that the parts cannot take, gaps among them.

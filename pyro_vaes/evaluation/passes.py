@@ -33,9 +33,11 @@ from pyro_vaes.evaluation.draws import (
 )
 from pyro_vaes.evaluation.gaps import best_elbo, family
 from pyro_vaes.evaluation.proposals.annealed import CHAINS, LEAPFROGS, TOLERANCE, Chains, settle
+from pyro_vaes.evaluation.proposals.coordinates import in_latents, joint_for
 from pyro_vaes.evaluation.proposals.fitted import (
     Balanced,
     Fitted,
+    Mixed,
     PriorSource,
     prior_scale,
     refine,
@@ -219,9 +221,8 @@ class Pass:
         x = torch.cat([block.x for block in group])
         labels = [block.y for block in group if block.y is not None]
         prior = None if self.vae.prior_is_conditional else group[0].prior
-        return Joint(
-            self.vae, x, torch.cat(labels) if labels else None, self.chunk_size, cost, prior
-        )
+        y = torch.cat(labels) if labels else None
+        return joint_for(group[0].prior, self.vae, x, y, self.chunk_size, cost, prior)
 
     def _estimates(
         self, kind: str, group: list[RowBlock], temperatures: int, cost: Cost
@@ -236,12 +237,13 @@ class Pass:
             weights = self._chains(joint, group, "annealed", first).forward(temperatures)
             return [weights[:, place] for place in places]
         fitted = self._fit(joint, group, "fit", first)
-        return [Fitted(fitted.proposal.rows(place), fitted.unexplored[place]) for place in places]
+        proposal = in_latents(cast(Mixed, fitted.proposal), joint)
+        return [Fitted(proposal.rows(place), fitted.unexplored[place]) for place in places]
 
     def _fit(self, joint: Joint, group: list[RowBlock], *place: Any) -> Fitted:
         torch.manual_seed(seed_of(self.seed, "start", *place))
         starts = torch.cat([drawn(block.posterior, BLOCK_SAMPLES) for block in group], dim=1)
-        return refine(joint, starts, self.seed, *place)
+        return refine(joint, joint.coordinates(starts), self.seed, *place)
 
     def _chains(self, joint: Joint, group: list[RowBlock], *place: Any) -> Chains:
         if self.start == "prior":
@@ -250,7 +252,7 @@ class Pass:
             frame = axes(scale.expand(len(joint), -1))
             return Chains(joint, PriorSource(prior, len(joint)), frame, self.seed, *place)
         source = self._fit(joint, group, *place).proposal
-        first = cast(Student, source.parts[0])
+        first = cast(Student, cast(Mixed, source).parts[0])
         return Chains(joint, source, first.shape, self.seed, *place)
 
     def _settle(self, x: Tensor, y: Tensor | None, found: Found, cost: Cost) -> int:
@@ -261,8 +263,9 @@ class Pass:
         z = prior.sample(() if prior.batch_shape else (_SIMULATED,))
         made = self.vae.p_x(z, labels).sample().to(x.dtype)
         group = list(row_blocks(self.vae, made, labels))
-        chains = self._chains(self._joint(group, cost), group, "simulated")
-        temperatures, found.gap = settle(lambda number: chains.bracket(number, z))
+        joint = self._joint(group, cost)
+        chains, start = self._chains(joint, group, "simulated"), joint.coordinates(z)
+        temperatures, found.gap = settle(lambda number: chains.bracket(number, start))
         found.notes.append(
             f"annealed through {temperatures} temperatures by {CHAINS} chains that start at the "
             f"{self.start} proposal; on {_SIMULATED} simulated data forward and reverse runs "

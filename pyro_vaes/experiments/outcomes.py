@@ -70,6 +70,8 @@ class Outcome:
         log_marginal: of each test datum, by label and seed.
         folders: of the runs, by label and seed.
         quick: whether this is a rehearsal, too short for claims.
+        shown: the table of the page, the heads first.
+        noted: further figures of the findings by their meaning; the page lists them.
     """
 
     name: str
@@ -78,6 +80,28 @@ class Outcome:
     log_marginal: Mapping[tuple[str, int], np.ndarray]
     folders: Mapping[tuple[str, int], Path]
     quick: bool = False
+    shown: Sequence[Sequence[str]] = ()
+    noted: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def cell(self, label: str, head: str) -> str:
+        """A figure as the page's table shows it, without its sign or the error over rows."""
+        row = next(row for row in self.shown if row[0] == label)
+        return row[list(self.shown[0]).index(head)].split(" (")[0].lstrip("+-")
+
+    def note(self, meaning: str, value: str) -> str:
+        """A figure that findings quote and the table lacks, listed below the table."""
+        self.noted[meaning] = value
+        return value
+
+    def lead(self, a: str, b: str) -> str:
+        """By how much the NLL of a is lower or higher than that of b, noted as well."""
+        gap = self.paired(a, b)
+        self.note(f"NLL, {a} minus {b}", f"{'-' if gap.mean < 0 else '+'}{gap}")
+        return f"{gap} nats {'lower' if gap.mean < 0 else 'higher'}"
+
+    def lowest(self, among: Sequence[str], key: str = "nll") -> str:
+        """The cell with the lowest mean of a figure, which describes and chooses nothing."""
+        return min(among, key=lambda label: self.mean(label, key)[0])
 
     @property
     def labels(self) -> list[str]:
@@ -180,3 +204,9 @@ def with_error(value: float, error: float, digits: int = 2) -> str:
 
 def mean_text(o: Outcome, label: str, key: str, digits: int = 2) -> str:
     return with_error(*o.mean(label, key), digits)
+
+
+def in_words(count: int) -> str:
+    """A small number in words."""
+    names = ["none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+    return names[count] if count < len(names) else str(count)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,10 @@ _CLAIMS = (
     "The findings describe these runs. Of the study's comparisons these were named before the "
     "runs, and are tested: by a two-sided t test over the seeds, with Holm's correction."
 )
+
+
+# A number without its sign; not part of a word.
+_NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +37,7 @@ class Page:
         claims: the comparisons tested, with their results.
         made_by: data, seeds and versions.
         command: the command that makes the page.
+        date: of the last run, as 2026-11-30; empty if unknown.
     """
 
     title: str
@@ -43,12 +49,20 @@ class Page:
     claims: Sequence[str]
     made_by: str
     command: str
+    date: str = ""
+
+    def unfounded(self) -> list[str]:
+        """Numbers in the findings that neither the table nor the claims contain."""
+        sources = [cell for row in self.table for cell in row]
+        sources += [*self.claims, *self.notes, self.question, self.made_by]
+        known = {number for text in sources for number in _NUMBER.findall(text)}
+        return [n for text in self.findings for n in _NUMBER.findall(text) if n not in known]
 
     def markdown(self) -> str:
         """The whole page."""
-        text = [f"# {self.title}", self.question, markdown_table(*self.table), *self.notes]
+        text = [f"# {self.title}", self.question, "## Findings", _bullets(self.findings)]
+        text += ["## Figures", markdown_table(*self.table), *self.notes]
         text += [f"![{caption}]({file})" for file, caption in self.figures]
-        text += ["## Findings", _bullets(self.findings)]
         if self.claims:
             text += ["## Claims", _CLAIMS, _bullets(self.claims)]
         text.append(f"{self.made_by} Made by `{self.command}`.")
@@ -73,8 +87,8 @@ class Page:
         fields = {field.name: depths.get(str(field.type), 2) for field in dataclasses.fields(cls)}
         if not (
             isinstance(found, dict)
-            and found.keys() == fields.keys()
-            and all(_is_text(found[name], depth) for name, depth in fields.items())
+            and fields.keys() - {"date"} <= found.keys() <= fields.keys()
+            and all(_is_text(value, fields[name]) for name, value in found.items())
             and found["table"]
             and found["findings"]
             and all(len(figure) == 2 for figure in found["figures"])

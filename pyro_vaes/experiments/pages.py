@@ -9,8 +9,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,8 +32,9 @@ from pyro_vaes.runs.options import ConfigError
 from pyro_vaes.runs.schema import RunConfig
 from pyro_vaes.runs.summary import VERSIONS
 from pyro_vaes.storage.files import locked, write_text
+from pyro_vaes.storage.weights import WEIGHTS
 
-__all__ = ["Settings", "usual_proposal", "write_pages"]
+__all__ = ["Settings", "notes_of", "table_of", "usual_proposal", "write_pages"]
 
 
 _COMMON = {
@@ -61,6 +63,7 @@ class Settings(NamedTuple):
         workers: processes; 0 for one per core.
         engine: a name in :data:`~pyro_vaes.experiments.engines.ENGINES`.
         progress: show a progress bar.
+        program: what the pages name as the command that made them, without study and flags.
     """
 
     data: str = "digits"
@@ -74,6 +77,7 @@ class Settings(NamedTuple):
     workers: int = 0
     engine: str = "local"
     progress: bool = True
+    program: str = "pyro-vaes study"
 
     @property
     def command(self) -> str:
@@ -207,6 +211,9 @@ def _write(
     outcome = Outcome(name, data, done, log_marginal, folders, settings.quick)
     if not len(done):
         raise ConfigError(f"No run of the study {name!r} has figures: {'; '.join(failed)}")
+    outcome.shown = table_of(outcome, study)
+    rehearsal = ["A rehearsal: too short for findings."]
+    findings = rehearsal if settings.quick else study.findings(outcome)
     drawn = []
     for part, (figure, caption) in study.draw(outcome).items():
         save_figure(figure, settings.out / f"{name}_{part}.png")
@@ -214,15 +221,26 @@ def _write(
     page = Page(
         title=study.title,
         question=study.question,
-        table=_table(outcome, study),
-        notes=_foot(outcome),
+        table=outcome.shown,
+        notes=[*notes_of(outcome), *(f"No figures: {reason}" for reason in failed)],
         figures=drawn,
-        findings=_findings(study, outcome, failed, settings),
+        findings=findings,
         claims=[] if settings.quick else list(map(str, claims(outcome, study.comparisons))),
         made_by=_made_by(settings, data, outcome.table),
-        command=f"pyro-vaes study {name} {settings.command}",
+        command=f"{settings.program} {name} {settings.command}",
+        date=_date(folders.values()),
     )
+    if unfounded := page.unfounded():
+        raise ValueError(
+            f"Expected findings of {name!r} with the numbers of its table; got {unfounded}."
+        )
     return page.write(settings.out, name)
+
+
+def _date(folders: Iterable[Path]) -> str:
+    """The day on which the last of some runs was trained, in UTC."""
+    last = max((folder / WEIGHTS).stat().st_mtime for folder in folders)
+    return datetime.fromtimestamp(last, timezone.utc).date().isoformat()
 
 
 def _csv(table: pd.DataFrame, path: Path) -> None:
@@ -230,7 +248,8 @@ def _csv(table: pd.DataFrame, path: Path) -> None:
     write_text(path, plain.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
 
 
-def _table(o: Outcome, study: Study) -> list[list[str]]:
+def table_of(o: Outcome, study: Study) -> list[list[str]]:
+    """The table of a page: the heads, and a row for each cell."""
     columns = {**_COMMON, **study.columns}
     against = len(o.labels) > 1
     first = study.reference or o.labels[0]
@@ -253,7 +272,13 @@ def _against(o: Outcome, gap: Difference, *labels: str) -> str:
     return f"{gap.mean:+.2f}{error} ({gap.rows:.2f}){mark}"
 
 
-def _foot(o: Outcome) -> list[str]:
+def notes_of(o: Outcome) -> list[str]:
+    """What stands below the table: what its marks mean, and further figures of the findings."""
+    noted = [f"{meaning} {value}" for meaning, value in o.noted.items()]
+    return [*_marks(o), *([f"Further figures: {'; '.join(noted)}."] if noted else [])]
+
+
+def _marks(o: Outcome) -> list[str]:
     if not any(map(o.untrusted, o.labels)):
         return []
     fitted = "proposal" in o.table and set(o.table["proposal"]) != {"encoder"}
@@ -274,7 +299,7 @@ def _cell(o: Outcome, label: str, key: str) -> str:
     mean = -mean if key in ("elbo", "val_elbo") else mean
     size = abs(mean)
     digits = 1 if size >= 100 else 2 if size >= 1 or key in _COMMON else 3 if size >= 0.01 else 4
-    if key in ("epochs", "active_units"):
+    if key in ("epochs", "best_epoch", "active_units"):
         digits = 1
     if key == "share_unreliable":
         return f"{100 * mean:.1f}%"
@@ -283,14 +308,6 @@ def _cell(o: Outcome, label: str, key: str) -> str:
     mark = f" {DAGGER}" if key in _OF_LOG_P and o.untrusted(label) else ""
     spread = "" if np.isnan(error) else f" ± {error:.{digits}f}"
     return f"{mean:.{digits}f}{spread}{mark}"
-
-
-def _findings(
-    study: Study, outcome: Outcome, failed: Sequence[str], settings: Settings
-) -> list[str]:
-    rehearsal = ["A rehearsal: too short for findings."]
-    lines = rehearsal if settings.quick else study.findings(outcome)
-    return [*lines, *(f"No figures: {reason}" for reason in failed)]
 
 
 def _made_by(settings: Settings, data: DataSet, table: pd.DataFrame) -> str:

@@ -115,10 +115,10 @@ def sheet(
     if o.data.image_shape is None:
         return None
     rows = []
-    for label in labels:
+    for seed, label in enumerate(labels):
         vae = o.vae(label)
         with evaluating(vae):
-            torch.manual_seed(0)
+            torch.manual_seed(seed)  # Noise of its own: rows look alike only if models are.
             rows.append(make(vae)[:per_row].flatten(1))
     high = float((o.data.num_levels or 2) - 1)
     value_range = None if o.data.kind == "real" else (0.0, high)

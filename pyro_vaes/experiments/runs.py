@@ -244,9 +244,9 @@ def _facts(vae: VAE, history: History) -> dict[str, Any]:
         "seconds": round(history.seconds, 3),
         # The median is robust to the first epoch, which traces, and to a busy machine.
         "seconds_per_epoch": statistics.median(r["seconds"] for r in history.records),
-        "val_elbo": None
-        if history.best_epoch is None
-        else history.records[history.best_epoch - 1]["val_elbo"],
+        "val_elbo": next(
+            (r["val_elbo"] for r in history.records if r["epoch"] == history.best_epoch), None
+        ),
         "parameters": sum(p.numel() for p in vae.parameters()),
     }
 

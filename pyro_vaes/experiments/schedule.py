@@ -96,7 +96,8 @@ def _kind(config: RunConfig) -> str:
 def _batches(config: RunConfig) -> bool:
     """Whether a run can be part of a joint program."""
     o, t = config.objective, config.training
-    plain = (o.alpha, o.lambda_, o.divergence, o.train_samples) == (0, 1, "none", 1)
+    kind = (o.alpha, o.lambda_, o.divergence, o.train_samples, o.gradient)
+    plain = kind == (0, 1, "none", 1, "total")
     simple = (t.precision, t.mode) == ("float32", "auto") and not o.warmup_steps
     return plain and simple and not config.data.augment
 
@@ -104,7 +105,7 @@ def _batches(config: RunConfig) -> bool:
 def _cost(task: Task) -> float:
     """A rough estimate of the time of a task, which sets the order of tasks only."""
     parts, network = task[0].config.parts, task[0].config.network
-    cost = 3.0 if network.kind == "conv" else 1.0
+    cost = 3.0 if "conv" in network.kind else 1.0
     cost += parts.prior_components / 200 if parts.prior in _WITH_COMPONENTS else 0
     cost += 0.2 * parts.posterior_flows if parts.posterior in _WITH_FLOWS else 0
     return cost * len(task)

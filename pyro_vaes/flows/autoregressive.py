@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import pyro.distributions.transforms as T
 import torch
 from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN
 from torch import Tensor, nn
 from torch.distributions import Transform
+from torch.nn.functional import linear
 
 from pyro_vaes.flows.base import FlowLayer, _near_identity
 
@@ -22,8 +22,8 @@ class IAFLayer(FlowLayer):
     """Inverse autoregressive flow: one pass draws and scores a sample.
 
     Kingma et al., "Improving variational inference with inverse autoregressive flow" (2016),
-    equation 10. Scoring any other value takes D passes. The ordering is reversed in every other
-    layer.
+    equation 10. Scoring any other value takes D steps, one after another. The ordering is reversed
+    in every other layer.
     """
 
     def __init__(
@@ -35,6 +35,8 @@ class IAFLayer(FlowLayer):
         if index % 2:
             ordering = ordering.flip(0)
         permutation = cast(torch.LongTensor, ordering)
+        # Plain numbers: of models trained together the network's buffers are stacked.
+        self.ordering: list[int] = ordering.tolist()
         with warnings.catch_warnings():
             # Pyro advises against dim 1, where the flow is affine; the laws need it.
             warnings.filterwarnings("ignore", ".*input_dim = 1.*")
@@ -45,14 +47,14 @@ class IAFLayer(FlowLayer):
             )
 
     def forward(self, context: Tensor | None) -> list[Transform]:
-        return [Autoregressive(self.network, context)]
+        return [Autoregressive(self.network, self.ordering, context)]
 
 
 class MAFLayer(IAFLayer):
     """Masked autoregressive flow, the inverse of :class:`IAFLayer`: one pass scores any value.
 
     Papamakarios et al., "Masked autoregressive flow for density estimation" (2017). Drawing takes D
-    passes.
+    steps.
     """
 
     def forward(self, context: Tensor | None) -> list[Transform]:
@@ -64,30 +66,62 @@ class Autoregressive(T.AffineAutoregressive):
 
     Args:
         network: a Pyro autoregressive network.
+        ordering: its columns, each after those that it depends on.
         context: a further input of the network, or None.
     """
 
-    def __init__(self, network: nn.Module, context: Tensor | None = None) -> None:
+    def __init__(
+        self, network: nn.Module, ordering: Sequence[int], context: Tensor | None = None
+    ) -> None:
         super().__init__(_WithContext(network, context))
+        self.ordering = ordering
 
     def _inverse(self, y: Tensor) -> Tensor:
-        columns = [torch.zeros_like(y[..., 0])] * y.shape[-1]
-        # Each column needs only those before it in the permutation: one pass per column.
-        for column in self.arn.permutation.tolist():
-            mean, log_scale = self.arn(torch.stack(columns, dim=-1))
+        """Column by column, each from those before it in the permutation.
+
+        A column changes the first layer's sums by one product, and two outputs are needed: all
+        columns together cost about one pass, not one pass each.
+        """
+        weight, sums = self.arn.first_layer()
+        found: dict[int, tuple[Tensor, Tensor]] = {}
+        for column in self.ordering:
+            mean, log_scale = self.arn.outputs(sums, column)
             log_scale = log_scale.clamp(self.log_scale_min_clip, self.log_scale_max_clip)
-            columns[column] = (y[..., column] - mean[..., column]) * (-log_scale[..., column]).exp()
-        # The last pass saw every input that any scale depends on.
-        self._cached_log_scale = log_scale
+            x = (y[..., column] - mean) * (-log_scale).exp()
+            found[column] = x, log_scale.expand_as(x)
+            sums = sums + x.unsqueeze(-1) * weight[:, column]
+        columns, log_scales = zip(*(found[i] for i in range(y.shape[-1])), strict=True)
+        self._cached_log_scale = torch.stack(log_scales, dim=-1)
         return torch.stack(columns, dim=-1)
 
 
 class _WithContext:
-    """An autoregressive network with its context filled in, and the ordering that Pyro needs."""
+    """An autoregressive network with its context filled in, and the buffer that Pyro asks for."""
 
-    def __init__(self, network: nn.Module, context: Tensor | None) -> None:
+    def __init__(self, network: Any, context: Tensor | None) -> None:
         self.permutation = cast(Tensor, network.permutation)
-        self._call = network if context is None else partial(network, context=context)
+        self._network, self._context = network, context
 
     def __call__(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        return cast(tuple[Tensor, Tensor], self._call(value))
+        context = () if self._context is None else (self._context,)
+        return cast(tuple[Tensor, Tensor], self._network(value, *context))
+
+    def first_layer(self) -> tuple[Tensor, Tensor]:
+        """The first layer's weights of the value, and its sums where that is zero."""
+        layer, size = self._network.layers[0], self._network.context_dim
+        weight = layer.weight * layer.mask
+        if self._context is None:
+            return weight, layer.bias
+        return weight[:, size:], linear(self._context, weight[:, :size], layer.bias)
+
+    def outputs(self, sums: Tensor, column: int) -> tuple[Tensor, Tensor]:
+        """Mean and log scale of a column, from the sums of the first layer."""
+        network, activate = self._network, self._network.f
+        *inner, last = network.layers[1:]
+        hidden = activate(sums)
+        for layer in inner:
+            hidden = activate(layer(hidden))
+        weight, bias = (p.unflatten(0, (2, -1))[:, column] for p in (last.weight, last.bias))
+        mask = last.mask.unflatten(0, (2, -1))[:, column]
+        mean, log_scale = linear(hidden, weight * mask, bias).unbind(-1)
+        return mean, log_scale

@@ -6,9 +6,9 @@ from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Transform, constraints
+from torch.distributions import AffineTransform, Transform, constraints
 
-__all__ = ["CachedTransform", "FlowLayer"]
+__all__ = ["ActivationNorm", "CachedTransform", "FlowLayer"]
 
 
 class FlowLayer(nn.Module):
@@ -31,6 +31,34 @@ class FlowLayer(nn.Module):
 
     def forward(self, context: Tensor | None) -> list[Transform]:
         raise NotImplementedError
+
+    def initialize_from(self, z: Tensor) -> bool:
+        """Starts from values ``(n, dim)`` that the layer is to put out; whether it depends on them.
+
+        Called inside ``no_grad``.
+        """
+        return False
+
+
+class ActivationNorm(nn.Module):
+    """A shift and a scale of each component, which start such that given values are standard.
+
+    Kingma and Dhariwal, "Glow" (2018), section 3.1. It keeps what passes a deep flow at unit scale,
+    without statistics of the batch: the density stays one of z alone.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(dim))
+        self.log_scale = nn.Parameter(torch.zeros(dim))
+
+    def forward(self) -> Transform:
+        return AffineTransform(self.shift, self.log_scale.exp(), event_dim=1)
+
+    def initialize_from(self, z: Tensor) -> None:
+        """Sets mean and scale to those of values ``(n, dim)``."""
+        self.shift.copy_(z.mean(0))
+        self.log_scale.copy_(z.std(0).clamp(min=1e-6).log())
 
 
 def _near_identity(network: nn.Module) -> nn.Module:

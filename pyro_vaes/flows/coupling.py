@@ -12,7 +12,7 @@ from pyro.nn import ConditionalDenseNN, DenseNN
 from torch import Tensor
 from torch.distributions import Transform
 
-from pyro_vaes.flows.base import FlowLayer, _near_identity
+from pyro_vaes.flows.base import ActivationNorm, FlowLayer, _near_identity
 
 __all__ = ["CouplingLayer", "RealNVPLayer"]
 
@@ -33,6 +33,7 @@ class CouplingLayer(FlowLayer):
         context_dim: int,
         hidden_dims: Sequence[int] | None,
         sizes: Callable[[int], Sequence[int]],
+        normalise: bool = False,
     ) -> None:
         super().__init__()
         hidden = list(hidden_dims) if hidden_dims else [max(64, 2 * dim)]
@@ -43,6 +44,7 @@ class CouplingLayer(FlowLayer):
             if context_dim
             else DenseNN(self.split, hidden, param_dims)
         )
+        self.norm = ActivationNorm(dim) if normalise else None
         self.register_buffer("reversed", torch.arange(dim).flip(0), persistent=False)
 
     def couple(self, network: Callable[[Tensor], Any]) -> Transform:
@@ -51,7 +53,13 @@ class CouplingLayer(FlowLayer):
 
     def forward(self, context: Tensor | None) -> list[Transform]:
         network = self.network if context is None else partial(self.network, context=context)
-        return [self.couple(network), T.Permute(self.reversed, cache_size=1)]
+        transforms = [self.couple(network), T.Permute(self.reversed, cache_size=1)]
+        return transforms if self.norm is None else [*transforms, self.norm()]
+
+    def initialize_from(self, z: Tensor) -> bool:
+        if self.norm is not None:
+            self.norm.initialize_from(z)
+        return self.norm is not None
 
 
 class RealNVPLayer(CouplingLayer):
@@ -61,9 +69,14 @@ class RealNVPLayer(CouplingLayer):
     """
 
     def __init__(
-        self, dim: int, index: int, context_dim: int, hidden_dims: Sequence[int] | None = None
+        self,
+        dim: int,
+        index: int,
+        context_dim: int,
+        hidden_dims: Sequence[int] | None = None,
+        normalise: bool = False,
     ) -> None:
-        super().__init__(dim, context_dim, hidden_dims, lambda moved: [moved] * 2)
+        super().__init__(dim, context_dim, hidden_dims, lambda moved: [moved] * 2, normalise)
 
     def couple(self, network: Callable[[Tensor], Any]) -> Transform:
         return T.AffineCoupling(self.split, network)

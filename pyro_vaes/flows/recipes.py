@@ -5,16 +5,16 @@ whose ``forward`` returns a Pyro distribution. A *recipe*, such as ``flows.iaf(1
 the part that gets it: a ``FlowPrior`` without context, a ``FlowPosterior`` with the features of x
 as context. Transforms are made anew at each call, so their caches never outlive a distribution.
 
-============= ======================================== ======= ===============
+============= ======================================== ======= ====================
 recipe        source                                   samples scores
-============= ======================================== ======= ===============
+============= ======================================== ======= ====================
 ``planar``    Rezende and Mohamed 2015                 fast    no
 ``sylvester`` van den Berg et al. 2018                 fast    no
-``iaf``       Kingma et al. 2016                       fast    slow (D passes)
+``iaf``       Kingma et al. 2016                       fast    slow (D small steps)
 ``maf``       Papamakarios et al. 2017                 slow    fast
 ``realnvp``   Dinh et al. 2017                         fast    fast
 ``spline``    Durkan et al. 2019                       fast    fast
-============= ======================================== ======= ===============
+============= ======================================== ======= ====================
 
 A flow that does not *score* has no inverse: it knows the density of its own draws only, which is
 enough for a posterior but not for a prior.
@@ -23,7 +23,7 @@ enough for a posterior but not for a prior.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +64,21 @@ class Flow(nn.Module):
 
     def forward(self, context: Tensor | None = None) -> list[torch.distributions.Transform]:
         return [transform for layer in self.layers for transform in layer(context)]
+
+    @torch.no_grad()
+    def initialize_from(self, z: Tensor, context: Tensor | None = None) -> None:
+        """Starts layers that depend on data from values ``(n, dim)`` of the flow.
+
+        Raises:
+            ValueError: if no layer does.
+        """
+        found = False
+        for layer in reversed(self.layers):
+            found |= cast(FlowLayer, layer).initialize_from(z)
+            for transform in reversed(layer(context)):
+                z = transform.inv(z)
+        if not found:
+            raise ValueError("Expected a flow with normalise=True; got one that takes no data.")
 
 
 @remembers_arguments
@@ -150,14 +165,27 @@ def maf(dim: int, depth: int, hidden_dims: Sequence[int] | None = None) -> FlowR
     return FlowRecipe("maf", dim, depth, _given(hidden_dims=hidden_dims))
 
 
-def realnvp(dim: int, depth: int, hidden_dims: Sequence[int] | None = None) -> FlowRecipe:
+def realnvp(
+    dim: int,
+    depth: int,
+    hidden_dims: Sequence[int] | None = None,
+    normalise: bool | None = None,
+) -> FlowRecipe:
     """A RealNVP of affine couplings, see :class:`.RealNVPLayer`; fast both ways.
 
     >>> prior = pv.FlowPrior(16, pv.flows.realnvp(16, 4))
     >>> prior().sample((10,)).shape
     torch.Size([10, 16])
+
+    Args:
+        dim: size of z, at least 2.
+        depth: number of couplings.
+        hidden_dims: hidden layers of each coupling's network.
+        normalise: follow each coupling by an :class:`.ActivationNorm`, which
+            :meth:`.FlowPrior.initialize_from` starts from data.
     """
-    return FlowRecipe("realnvp", dim, depth, _given(hidden_dims=hidden_dims))
+    options = _given(hidden_dims=hidden_dims, normalise=normalise)
+    return FlowRecipe("realnvp", dim, depth, options)
 
 
 def spline(
@@ -166,6 +194,7 @@ def spline(
     hidden_dims: Sequence[int] | None = None,
     count_bins: int | None = None,
     bound: float | None = None,
+    normalise: bool | None = None,
 ) -> FlowRecipe:
     """A flow of spline couplings, see :class:`.SplineLayer`; fast both ways.
 
@@ -179,8 +208,11 @@ def spline(
         hidden_dims: hidden layers of each coupling's network.
         count_bins: bins of each spline; 8 if None.
         bound: half width of the interval that the splines bend; 5 if None.
+        normalise: as for :func:`realnvp`.
     """
-    options = _given(hidden_dims=hidden_dims, count_bins=count_bins, bound=bound)
+    options = _given(
+        hidden_dims=hidden_dims, count_bins=count_bins, bound=bound, normalise=normalise
+    )
     return FlowRecipe("spline", dim, depth, options)
 
 

@@ -147,6 +147,7 @@ class SplineLayer(CouplingLayer):
         hidden_dims: Sequence[int] | None = None,
         count_bins: int = 8,
         bound: float = 5.0,
+        normalise: bool = False,
     ) -> None:
         positive(count_bins=count_bins)
         if not 2 <= count_bins <= 50 or not 0 < bound < math.inf:
@@ -155,7 +156,8 @@ class SplineLayer(CouplingLayer):
                 f"count_bins={count_bins}, bound={bound}."
             )
         bins = (count_bins, count_bins, count_bins - 1)
-        super().__init__(dim, context_dim, hidden_dims, lambda moved: [moved * n for n in bins])
+        sizes = lambda moved: [moved * n for n in bins]  # noqa: E731
+        super().__init__(dim, context_dim, hidden_dims, sizes, normalise)
         self.count_bins, self.bound = count_bins, float(bound)
 
     def couple(self, network: Callable[[Tensor], Any]) -> Transform:

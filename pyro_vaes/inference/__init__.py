@@ -3,6 +3,7 @@
 from pyro_vaes.inference.divergences import MMD, Adversarial, Divergence
 from pyro_vaes.inference.elbo import ELBO, BetaELBO, NotReparameterizedError
 from pyro_vaes.inference.info import InfoELBO
+from pyro_vaes.inference.many_samples import ManySamples
 from pyro_vaes.inference.svi import FastSVI
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "Divergence",
     "FastSVI",
     "InfoELBO",
+    "ManySamples",
     "NotReparameterizedError",
 ]

@@ -36,7 +36,7 @@ def argument_of(model: Any, args: Any, kwargs: Any, wanted: Callable[[Any], bool
 
 def as_objective(loss: Any) -> ELBO | ManySamples | None:
     """The loss as an objective that can be recorded; None if it must run by itself."""
-    if isinstance(loss, ELBO):
+    if isinstance(loss, (ELBO, ManySamples)):
         return loss
     if type(loss) not in (Trace_ELBO, RenyiELBO):
         return None

@@ -21,11 +21,14 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
 import torch
-from pyro.distributions.util import is_identically_zero
+from pyro.distributions.util import is_identically_zero, scale_and_mask
 from pyro.infer import Trace_ELBO
 from pyro.infer.util import MultiFrameTensor, torch_item
+from pyro.poutine.util import site_is_subsample
 from pyro.util import warn_if_nan
 from torch import Tensor
+
+from pyro_vaes.core.choices import GRADIENTS
 
 __all__ = ["ELBO", "BetaELBO", "NotReparameterizedError", "Terms", "bound_terms"]
 
@@ -105,6 +108,42 @@ def score_of(site: Any) -> Tensor | None:
     return None if is_identically_zero(score) else cast(Tensor, score)
 
 
+def check_gradient(gradient: str) -> None:
+    """Refuses an unknown kind of gradient."""
+    if gradient not in GRADIENTS:
+        raise ValueError(
+            f"Expected a gradient among {', '.join(map(repr, GRADIENTS))}; got {gradient!r}."
+        )
+
+
+def log_prob_of(name: str, site: Any, value: Tensor) -> Tensor:
+    """Log density of a guide site at a value that is not its own draw, scaled as the site is.
+
+    Raises:
+        NotReparameterizedError: if it scores only its own draws.
+    """
+    try:
+        found = site["fn"].log_prob(value)
+    except (NotImplementedError, KeyError):  # Raised by flows without inverse.
+        raise NotReparameterizedError(
+            f'Expected a guide that scores any value for gradient="path"; got site {name!r} with '
+            f'{type(site["fn"]).__name__}, which scores only its own draws. Use gradient="total".'
+        ) from None
+    return cast(Tensor, scale_and_mask(found, site["scale"], site["mask"]))
+
+
+def score_term(name: str, site: Any) -> Tensor:
+    """Zero, with the gradient of log q at a fixed draw: the score of q, whose mean is zero."""
+    found = log_prob_of(name, site, site["value"].detach())
+    return found - found.detach()
+
+
+def latent_sites(guide_trace: Any) -> list[tuple[str, Any]]:
+    """The sites of a guide that are drawn, names first."""
+    sites = guide_trace.nodes.items()
+    return [(n, s) for n, s in sites if s["type"] == "sample" and not site_is_subsample(s)]
+
+
 def score_surrogate(model_trace: Any, guide_trace: Any, kl_weight: Tensor) -> Tensor | None:
     """Zero, with the gradient that the score parts of the guide add to that of the weighted bound.
 
@@ -141,6 +180,10 @@ class ELBO(Trace_ELBO):
         kl_weight: factor on the KL, at least 0. Pyro's ``poutine.scale`` refuses 0; this does not.
         free_bits: nats of KL per datum without cost: the batch's mean KL is replaced by
             ``max(KL, free_bits)`` (Kingma et al. 2016, section 4, with z as one group).
+        gradient: ``"total"``, or ``"path"``, which leaves out the score of q, whose mean is zero:
+            no noise is left where q(z | x) is p(z | x), and often less elsewhere (Roeder, Wu,
+            Duvenaud, "Sticking the landing", 2017, equation 8). q is scored a second time, so it
+            must score any z; with an inverse autoregressive flow that takes D passes.
         **options: those of Pyro's ``ELBO`` (``num_particles``, ``vectorize_particles``, ...).
 
     Attributes:
@@ -152,13 +195,21 @@ class ELBO(Trace_ELBO):
         ValueError: for a negative or infinite weight.
     """
 
-    def __init__(self, kl_weight: float = 1.0, *, free_bits: float = 0.0, **options: Any) -> None:
+    def __init__(
+        self,
+        kl_weight: float = 1.0,
+        *,
+        free_bits: float = 0.0,
+        gradient: str = "total",
+        **options: Any,
+    ) -> None:
         super().__init__(**{"max_plate_nesting": 1, **options})
+        check_gradient(gradient)
         for name, value in (("kl_weight", kl_weight), ("free_bits", free_bits)):
             if not 0 <= value < math.inf:
                 raise ValueError(f"Expected {name} of at least 0; got {value}.")
         self.kl_weight = torch.tensor(float(kl_weight))
-        self.free_bits = float(free_bits)
+        self.free_bits, self.gradient = float(free_bits), gradient
         self.warmup = torch.ones(())
         self.total: Callable[[Tensor], Tensor] | None = None
 
@@ -193,6 +244,9 @@ class ELBO(Trace_ELBO):
         terms = bound_terms(model_trace, guide_trace)
         weight = self.kl_weight * self.warmup
         kl = terms.kl
+        if self.gradient == "path":
+            check_reparameterized(guide_trace)
+            kl = kl - sum(score_term(*site).sum() for site in latent_sites(guide_trace))
         if self.free_bits:
             check_reparameterized(guide_trace)  # Scores need a sum of terms, which free bits break.
             free = self.free_bits * terms.pairs

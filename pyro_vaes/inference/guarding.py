@@ -8,7 +8,9 @@ has changed.
 
 from __future__ import annotations
 
+import functools
 import random
+import sys
 import sysconfig
 import traceback
 from collections.abc import Iterable, Iterator
@@ -58,8 +60,17 @@ class Keeper(TorchDispatchMode):
         for tensor in inputs:
             self._meet(tensor, None)
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """False: torch would import its compiler, 1.2 s, to hide the next method from it."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        # A part that the user has compiled has imported it.
+        dispatch = _hidden() if "torch._dynamo" in sys.modules else Keeper._dispatch
+        return dispatch(self, func, args, kwargs or {})
+
+    def _dispatch(self, func: Any, args: Any, kwargs: Any) -> Any:
         tensors = list(_tensors((args, kwargs)))
         for tensor in tensors:
             if tensor not in self._roots:
@@ -93,6 +104,11 @@ class Keeper(TorchDispatchMode):
         outer, self._outer = self._outer, {}
         self._roots = None
         return [tensor for tensor, kept in outer.values() if _put_back(tensor, kept)]
+
+
+@functools.cache
+def _hidden() -> Any:
+    return torch.compiler.disable(Keeper._dispatch)
 
 
 class Guard(Keeper):

@@ -19,6 +19,8 @@ from pyro.optim.lr_scheduler import PyroLRScheduler
 from pyro.optim.optim import _load_state_dict, is_scheduler
 from torch import Tensor
 
+from pyro_vaes.inference.optimizers import lay_out
+
 __all__ = ["JointOptimizer", "capturable", "fused_options", "joint_optimizer"]
 
 
@@ -100,6 +102,7 @@ class JointOptimizer:
         grads = [p.grad for p in others]
         for param in others:
             param.grad = None
+        lay_out(params)
         optimizer.step()
         for param, grad in zip(others, grads, strict=True):
             param.grad = grad

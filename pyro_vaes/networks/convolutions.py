@@ -21,7 +21,8 @@ from pyro_vaes.networks.mlp import make_activation
 __all__ = ["ConvDecoder", "ConvEncoder"]
 
 
-def _checked(image_shape: Sequence[int], channels: Sequence[int]) -> tuple[int, int, int]:
+def check_images(image_shape: Sequence[int], channels: Sequence[int]) -> tuple[int, int, int]:
+    """The shape of images of at least 8x8 pixels, with at least one number of channels."""
     shape = tuple(image_shape)
     if len(shape) != 3 or shape[0] < 1 or min(shape[1:]) < 8:
         raise ValueError(
@@ -57,7 +58,7 @@ class ConvEncoder(Described):
         num_labels: int = 0,
     ) -> None:
         super().__init__()
-        self.image_shape = shape = _checked(image_shape, channels)
+        self.image_shape = shape = check_images(image_shape, channels)
         positive(out_features=out_features)
         layers: list[nn.Module] = []
         size_in, height, width = shape
@@ -110,7 +111,7 @@ class ConvDecoder(Described):
         activation: str = "silu",
     ) -> None:
         super().__init__()
-        _, height, width = _checked(image_shape, channels)
+        _, height, width = check_images(image_shape, channels)
         positive(in_features=in_features)
         # Halved from the size of the image down to that after the linear layer.
         self.sizes = [(height, width)]

@@ -12,13 +12,14 @@ import itertools
 from collections.abc import Sequence
 from typing import Any, Protocol, cast, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from pyro_vaes.core.checks import positive
 from pyro_vaes.core.choices import ACTIVATIONS
 from pyro_vaes.core.described import Described
 
-__all__ = ["MLP", "GatedMLP", "Network", "check_network", "shape_of"]
+__all__ = ["MLP", "GatedMLP", "Network", "SkipMLP", "check_network", "shape_of"]
 
 
 @runtime_checkable
@@ -84,7 +85,7 @@ class MLP(Described):
         self, in_features: int, hidden_dims: Sequence[int], activation: str = "leaky_relu"
     ) -> None:
         super().__init__()
-        sizes = _sizes(in_features, hidden_dims)
+        sizes = sizes_of(in_features, hidden_dims)
         layers: list[nn.Module] = []
         for size_in, size_out in itertools.pairwise(sizes):
             layers += [nn.Linear(size_in, size_out), make_activation(activation)]
@@ -116,7 +117,7 @@ class GatedMLP(Described):
 
     def __init__(self, in_features: int, hidden_dims: Sequence[int]) -> None:
         super().__init__()
-        sizes = _sizes(in_features, hidden_dims)
+        sizes = sizes_of(in_features, hidden_dims)
         layers: list[nn.Module] = []
         for size_in, size_out in itertools.pairwise(sizes):
             layers += [nn.Linear(size_in, 2 * size_out), nn.GLU()]
@@ -128,7 +129,39 @@ class GatedMLP(Described):
         return cast(Tensor, self.layers(inputs))
 
 
-def _sizes(in_features: int, hidden_dims: Sequence[int]) -> list[int]:
+class SkipMLP(MLP):
+    """A multilayer perceptron whose features follow its own inputs.
+
+    What a part makes of the features is then a linear map of the inputs, which may start at that of
+    a linear model, and a correction to it: see :func:`~pyro_vaes.classical.start.start_at_factors`.
+    Inputs past the last layer: Bishop, "Pattern recognition and machine learning" (2006), section
+    5.1.
+
+    >>> network = pv.SkipMLP(30, [32])
+    >>> network(torch.zeros(10, 30)).shape
+    torch.Size([10, 62])
+
+    Args:
+        in_features: size of an input row (one-hot labels included).
+        hidden_dims: sizes of the hidden layers; ``out_features`` is the last and ``in_features``.
+        activation: one of :data:`~pyro_vaes.core.choices.ACTIVATIONS`.
+
+    Raises:
+        ValueError: for a size below one or an unknown activation.
+    """
+
+    def __init__(
+        self, in_features: int, hidden_dims: Sequence[int], activation: str = "leaky_relu"
+    ) -> None:
+        super().__init__(in_features, hidden_dims, activation)
+        self.out_features += in_features
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return torch.cat([inputs, self.layers(inputs)], -1)
+
+
+def sizes_of(in_features: int, hidden_dims: Sequence[int]) -> list[int]:
+    """The sizes of inputs and layers, of at least one."""
     if not len(hidden_dims):
         raise ValueError("Expected at least one hidden layer in hidden_dims; got none.")
     hidden = {f"hidden_dims[{i}]": size for i, size in enumerate(hidden_dims)}

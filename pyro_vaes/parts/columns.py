@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from pyro_vaes.core.columns import Column, columns_of
 from pyro_vaes.core.labels import append_labels
+from pyro_vaes.data.rows import thinned
 from pyro_vaes.data.splits import as_split
 from pyro_vaes.data.units import units_of
 from pyro_vaes.distributions.levels import CategoricalLevels, OrdinalLevels
@@ -270,7 +271,8 @@ class TableLikelihood(ElementUnits, Likelihood):
         """
         if shared:
             raise ValueError("Expected columns with units of their own; got shared=True.")
-        rows = as_split(x).x.double()
+        given = as_split(x).x
+        rows = given[thinned(given)].double()
         center, spread = units_of(rows, self.event_shape)
         for i, column in enumerate(self.columns):
             if column.kind == "category":

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vaes.core.labels import append_labels
+from pyro_vaes.data.rows import thinned
 from pyro_vaes.data.splits import as_split
 from pyro_vaes.distributions.counts import Exposed, ZeroInflated
 from pyro_vaes.distributions.elements import Elements
@@ -86,7 +87,7 @@ class CountLikelihood(ElementUnits, Likelihood):
         """
         super().initialize_from(x, shared)
         split = as_split(x)
-        rows = split.numbers(split.x).double()
+        rows = split.x[thinned(split.x)].double()
         exposure = torch.ones(len(rows), *[1] * len(self.counted)).to(rows)
         if self.exposure:
             rows, exposure = rows[:, :-1], rows[:, -1:]

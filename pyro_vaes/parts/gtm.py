@@ -14,6 +14,7 @@ from pyro_vaes.core.bounds import held_bounds, hold_bounds
 from pyro_vaes.core.checks import positive
 from pyro_vaes.core.described import Described
 from pyro_vaes.core.labels import append_labels, flat
+from pyro_vaes.data.rows import thinned
 from pyro_vaes.data.tables import filled
 from pyro_vaes.distributions.mixtures import Mixture
 from pyro_vaes.networks.mlp import Network, check_network, shape_of
@@ -164,6 +165,7 @@ class GTMPseudoInputs(Grid, InUnits):
         points = self.points
         # Components in the network's units, so that the units of the data do not matter.
         low, width = self._frame(x)
+        x, y = x[thinned(x)], None if y is None else y[thinned(x)]
         rows = ((flat(filled(x), self.event_shape).double() - low) / width).to(points)
         planes = []
         for label in range(max(self.num_labels, 1)):

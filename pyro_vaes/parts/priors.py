@@ -17,6 +17,7 @@ from pyro_vaes.core.bounds import held_bounds, hold_bounds
 from pyro_vaes.core.checks import positive
 from pyro_vaes.core.described import Described
 from pyro_vaes.core.labels import append_labels, as_labels, takes_labels, with_labels
+from pyro_vaes.data.rows import thinned
 from pyro_vaes.data.tables import filled
 from pyro_vaes.distributions.mixtures import Mixture, VampDistribution
 from pyro_vaes.distributions.transformed import FlowDistribution
@@ -273,7 +274,8 @@ class VampPrior(InUnits):
         """
         if self.start is None:
             return None
-        deviation = filled(torch.as_tensor(x)).to(self.start).std(0, correction=0)
+        given = torch.as_tensor(x)
+        deviation = filled(given[thinned(given)]).to(self.start).std(0, correction=0)
         shift = (self.pseudo_inputs - self.start).abs()[:, deviation > 0]
         return (shift / deviation[deviation > 0]).median(-1).values
 
@@ -356,11 +358,32 @@ class FlowPrior(Described):
         self.register_buffer("zero", torch.zeros(latent_dim), persistent=False)
         self.register_buffer("one", torch.ones(latent_dim), persistent=False)
 
+    def initialize_from(self, z: Tensor, y: Tensor | None = None) -> None:
+        """Starts a flow with ``normalise=True`` from codes: each layer's output is then standard.
+
+        >>> prior = pv.FlowPrior(4, pv.flows.realnvp(4, 20, normalise=True))
+        >>> prior.initialize_from(5 + 3 * torch.randn(1000, 4))
+        >>> round(prior().sample((10_000,)).mean().item())
+        5
+
+        Args:
+            z: ``(n, latent_dim)``, such as ``vae.encode(x)``.
+            y: labels ``(n,)`` of a conditional prior.
+
+        Raises:
+            ValueError: for a flow without layers that depend on data.
+        """
+        self.flow.initialize_from(z, self._context(y)[0])
+
+    def _context(self, y: Tensor | None) -> tuple[Tensor | None, Sequence[int]]:
+        """The context of the flow and its batch shape."""
+        if not self.num_labels:
+            return None, ()
+        y = _labels(y, self.num_labels)
+        return append_labels(self.zero.new_empty(*y.shape, 0), y, self.num_labels), y.shape
+
     def forward(self, y: Tensor | None = None) -> Any:
-        batch: Sequence[int] = ()
-        context, zero = None, self.zero
-        if self.num_labels:
-            y = _labels(y, self.num_labels)
-            context, batch = append_labels(zero.new_empty(*y.shape, 0), y, self.num_labels), y.shape
+        context, batch = self._context(y)
+        zero = self.zero
         base = dist.Normal(zero, self.one).expand([*batch, self.latent_dim]).to_event(1)
         return FlowDistribution(base, self.flow(context))

@@ -9,11 +9,16 @@ import pyro.infer
 import torch
 from pyro.infer import RenyiELBO
 
+from pyro_vaes.classical.comparison import on_scale
+from pyro_vaes.classical.start import start_at_factors
 from pyro_vaes.core.errors import DataError
 from pyro_vaes.data.dataset import NAMES, DataSet
+from pyro_vaes.data.tables import num_gaps
 from pyro_vaes.inference.elbo import BetaELBO
 from pyro_vaes.inference.info import InfoELBO
-from pyro_vaes.runs.builders import Plan
+from pyro_vaes.inference.many_samples import ManySamples
+from pyro_vaes.parts.powers import PowerLikelihood, PowerPosterior
+from pyro_vaes.runs.builders import Plan, power_transform
 from pyro_vaes.runs.data_source import load_for
 from pyro_vaes.runs.options import ConfigError
 from pyro_vaes.runs.registry import REGISTRY, builder_of
@@ -72,12 +77,27 @@ def build(config: RunConfig, data: DataSet) -> tuple[VAE, list[str]]:
             f"Invalid value for '--conditional': expected far fewer labels than the "
             f"{len(data.train)} training rows; got {labels}. Are they classes?"
         )
-    plan = Plan(config, data, labels, remarks)
+    powers = power_transform(config, data, remarks)
+    seen = data if powers is None else on_scale(data, powers)
+    plan = Plan(config, seen, labels, remarks)
     posterior = _part("posterior", config.parts.posterior, plan)
+    if config.objective.gradient == "path" and not posterior.scores:
+        raise ConfigError(
+            "Invalid value for '--gradient': expected total with --posterior "
+            f"{config.parts.posterior}, which scores only its own draws; got path."
+        )
     prior = _part("prior", config.parts.prior, plan, posterior)
     likelihood = _part("likelihood", _likelihood(config, data, remarks), plan)
     _remark_on_images(config, data, remarks)
-    return VAE(prior, posterior, likelihood), remarks
+    if powers is not None:
+        posterior, likelihood = (
+            PowerPosterior(posterior, powers),
+            PowerLikelihood(likelihood, powers),
+        )
+    vae = VAE(prior, posterior, likelihood)
+    if config.training.start == "factors":
+        _start_at_factors(vae, config, data, remarks)
+    return vae, remarks
 
 
 def _part(flag: str, value: str, *args: Any) -> Any:
@@ -90,10 +110,14 @@ def _likelihood(config: RunConfig, data: DataSet, remarks: list[str]) -> str:
     """The name of the likelihood, which must go with the values."""
     name = config.parts.likelihood
     if name == "auto":
-        remarks.append(
-            f"Likelihood: {data.default_likelihood}, since the data hold {_values(data)}."
-        )
-        return data.default_likelihood
+        name = data.default_likelihood
+        values = _values(data)
+        if config.training.start == "factors" and name == "normal":
+            gaps = any(num_gaps(split.x) for split in (data.train, data.val, data.test))
+            # A few rows far out decide a normal's. A t cannot leave elements out.
+            name, values = ("normal", f"{values} with gaps") if gaps else ("student_t", values)
+        remarks.append(f"Likelihood: {name}, since the data hold {values}.")
+        return name
     if data.kind not in REGISTRY["likelihood"][name].kinds:
         raise ConfigError(
             f"Invalid value for '--likelihood': expected one for {_values(data)}, since "
@@ -111,18 +135,45 @@ def _remark_on_images(config: RunConfig, data: DataSet, remarks: list[str]) -> N
         remarks.append(f"Training images are moved a little (--augment {augment:g}; 0 for none).")
 
 
+def _start_at_factors(vae: VAE, config: RunConfig, data: DataSet, remarks: list[str]) -> None:
+    if data.kind != "real":
+        remarks.append(
+            f"Training starts at random weights: --start factors is for real values, and the data "
+            f"hold {_values(data)}."
+        )
+        return
+    try:
+        start_at_factors(vae, data.train, data.val, config.training.seed)
+    except ValueError as error:
+        raise ConfigError(f"Invalid value for '--start': {error}") from error
+
+
 def start_from_init(vae: VAE, config: RunConfig) -> None:
     """Gives a VAE the weights of the run that ``--init`` names, units of the data included.
+
+    With ``--freeze`` only the frozen parts, for the others may be of another kind.
 
     Raises:
         ConfigError: if there are none, or they are of another model.
     """
     if config.training.init == "none":
         return
+    folder = Path(config.training.init).expanduser()
     try:
-        load(Path(config.training.init).expanduser(), into=vae)
+        if not config.training.frozen:
+            load(folder, into=vae)
+            return
+        source = load(folder)
     except RunFolderError as error:
         raise ConfigError(f"Invalid value for '--init': {error}") from error
+    for name in config.training.frozen:
+        try:
+            getattr(vae, name).load_state_dict(getattr(source, name).state_dict())
+        except RuntimeError:
+            raise ConfigError(
+                f"Invalid value for '--init': expected a run with the {name} of these options; got "
+                f"another in {folder}."
+            ) from None
 
 
 def build_objective(config: RunConfig) -> pyro.infer.ELBO:
@@ -130,17 +181,16 @@ def build_objective(config: RunConfig) -> pyro.infer.ELBO:
     objective = config.objective
     if objective.train_samples > 1:
         # The bound of importance-weighted autoencoders is Renyi's at order 0.
-        return RenyiELBO(
-            alpha=0,
-            num_particles=objective.train_samples,
-            vectorize_particles=True,
-            max_plate_nesting=1,
-        )
+        draws = {"num_particles": objective.train_samples}
+        if objective.gradient == "path":
+            return ManySamples(**draws, gradient="path")
+        return RenyiELBO(alpha=0, **draws, vectorize_particles=True, max_plate_nesting=1)
+    common: dict[str, Any] = {"free_bits": objective.free_bits, "gradient": objective.gradient}
     if (objective.alpha, objective.lambda_) == (0, 1):
-        return BetaELBO(objective.beta, free_bits=objective.free_bits)
+        return BetaELBO(objective.beta, **common)
     name = objective.divergence
     divergence = None if name == "none" else _part("divergence", name, config)
-    return InfoELBO(objective.alpha, objective.lambda_, divergence, free_bits=objective.free_bits)
+    return InfoELBO(objective.alpha, objective.lambda_, divergence, **common)
 
 
 def _values(data: DataSet) -> str:

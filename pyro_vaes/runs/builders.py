@@ -14,6 +14,7 @@ from typing import Any, cast
 from torch import nn
 
 from pyro_vaes import flows
+from pyro_vaes.classical.comparison import gain_of, why_not
 from pyro_vaes.core.columns import Column
 from pyro_vaes.data.dataset import DataSet
 from pyro_vaes.data.splits import Init, labelled_pseudo_inputs, pseudo_inputs
@@ -23,19 +24,27 @@ from pyro_vaes.inference.divergences import MMD, Adversarial
 from pyro_vaes.networks.columns import OneHotColumns
 from pyro_vaes.networks.convolutions import ConvDecoder
 from pyro_vaes.networks.mlp import MLP
+from pyro_vaes.networks.residual import ResDecoder
 from pyro_vaes.parts.columns import TableLikelihood
+from pyro_vaes.parts.correlated import StudentTLikelihood
 from pyro_vaes.parts.counts import CountLikelihood
 from pyro_vaes.parts.gtm import GTMPseudoInputs
 from pyro_vaes.parts.likelihoods import NormalLikelihood, OrdinalLikelihood
 from pyro_vaes.parts.posteriors import FlowPosterior, NormalPosterior
+from pyro_vaes.parts.powers import YeoJohnson
 from pyro_vaes.parts.priors import FlowPrior
 from pyro_vaes.runs.options import ConfigError
 from pyro_vaes.runs.registry import builder_of
 from pyro_vaes.runs.schema import RunConfig
 
-__all__ = ["Plan"]
+__all__ = ["Plan", "power_transform"]
 
 Kind = Callable[..., nn.Module]
+
+# Training rows for each column from which on a full covariance is learned.
+_ROWS_EACH = 5
+# Networks that see images as such.
+_CONVOLUTIONS = ("conv", "residual_conv")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +86,7 @@ class Plan:
     @property
     def masked(self) -> bool:
         """Whether the encoder is given a mask: of data with gaps, with dense layers."""
-        return self.config.network.kind != "conv" and num_gaps(self.data.train.x) > 0
+        return self.config.network.kind not in _CONVOLUTIONS and num_gaps(self.data.train.x) > 0
 
     @property
     def prior_labels(self) -> int:
@@ -134,7 +143,7 @@ def _sizes(plan: Plan, decoder: bool) -> tuple[int, list[int]]:
 
 def convolutions(kind: Kind, plan: Plan, decoder: bool) -> nn.Module:
     """Convolutions, transposed in the decoder."""
-    network, shape = plan.config.network, _image_shape(plan.data)
+    network, shape = plan.config.network, _image_shape(plan)
     channels = list(network.channels)
     if decoder:
         features = plan.latent_dim + plan.labels
@@ -143,17 +152,29 @@ def convolutions(kind: Kind, plan: Plan, decoder: bool) -> nn.Module:
     return kind(shape, channels, out, network.activation, plan.labels)
 
 
-def _image_shape(data: DataSet) -> list[int]:
+def residual_convolutions(kind: Kind, plan: Plan, decoder: bool) -> nn.Module:
+    """Residual blocks of convolutions, after upsampling in the decoder."""
+    network, shape = plan.config.network, _image_shape(plan)
+    channels, activation = list(network.channels), network.activation
+    if decoder:
+        features = plan.latent_dim + plan.labels
+        return ResDecoder(features, shape, channels[::-1], activation, network.blocks)
+    out = network.hidden_dims[-1]
+    return kind(shape, channels, out, activation, plan.labels, network.blocks)
+
+
+def _image_shape(plan: Plan) -> list[int]:
     """The shape of the data as images of at least 8x8 pixels, as convolutions need."""
+    data, kind = plan.data, plan.config.network.kind
     if data.image_shape is None:
         raise ConfigError(
-            f"Invalid value for '--network': expected images with it; got conv for rows of shape "
+            f"Invalid value for '--network': expected images with it; got {kind} for rows of shape "
             f"{data.event_shape}. If they are images, say how with --image-shape C,H,W."
         )
     if min(data.image_shape[1:]) < 8:
         raise ConfigError(
             f"Invalid value for '--network': expected images of at least 8x8 pixels with it; "
-            f"got conv for data of shape {data.event_shape}."
+            f"got {kind} for data of shape {data.event_shape}."
         )
     return list(data.image_shape)
 
@@ -292,6 +313,20 @@ def real_likelihood(kind: type[NormalLikelihood], plan: Plan) -> nn.Module:
     return likelihood
 
 
+def row_likelihood(kind: type[StudentTLikelihood], plan: Plan) -> nn.Module:
+    """A likelihood of whole rows; its covariance is diagonal if rows are too few for a full one."""
+    columns, rows = math.prod(plan.event_shape), len(plan.data.train)
+    full = columns <= rows / _ROWS_EACH
+    if not full:
+        plan.remarks.append(
+            f"Noise: a diagonal covariance, since {rows} training rows are few for a full one of "
+            f"{columns} columns."
+        )
+    likelihood = kind(plan.network(decoder=True), plan.event_shape, plan.labels, full)
+    likelihood.initialize_from(plan.data.train.x, shared=plan.pixels)
+    return likelihood
+
+
 def count_likelihood(kind: type[CountLikelihood], plan: Plan) -> nn.Module:
     """A likelihood of counts, whose rates start at those of the data."""
     return _of_counts(kind, plan, inflated=False)
@@ -313,6 +348,32 @@ def table_likelihood(kind: type[TableLikelihood], plan: Plan) -> nn.Module:
     likelihood = kind(plan.network(decoder=True), plan.columns, plan.labels)
     likelihood.initialize_from(plan.data.train)
     return likelihood
+
+
+# --- the scale of the data ------------------------------------------------------------------------
+
+
+def power_transform(config: RunConfig, data: DataSet, remarks: list[str]) -> YeoJohnson | None:
+    """The power transform of the data that ``--transform`` asks for; None for none."""
+    asked = config.parts.transform
+    if asked == "none":
+        return None
+    if asked == "yeo_johnson":
+        if data.kind != "real":
+            raise ConfigError(
+                f"Invalid value for '--transform': expected real values with it; got {data.kind}."
+            )
+        return YeoJohnson.of(data.train)
+    if data.kind != "real" or why_not(data) is not None:
+        return None
+    powers = YeoJohnson.of(data.train)
+    gain, error = gain_of(data, powers)
+    wanted = gain > error
+    remarks.append(
+        f"Transform: {'Yeo-Johnson of each column' if wanted else 'none'}, since a multivariate t "
+        f"of the validation rows gains {gain:+.2f} +- {error:.2f} nats by Yeo-Johnson's."
+    )
+    return powers if wanted else None
 
 
 # --- divergences ----------------------------------------------------------------------------------

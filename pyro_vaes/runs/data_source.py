@@ -45,6 +45,7 @@ def _own_options(config: RunConfig) -> dict[str, Any]:
         "drop": () if options.drop == "none" else tuple(options.drop.split(",")),
         "types": _types(options.types),
         "missing": options.missing,
+        "dependent": options.dependent,
         "group": None if options.group == "none" else options.group,
         "split": options.split_by,
         "val_fraction": options.val_fraction,
@@ -67,9 +68,9 @@ def _types(text: str) -> dict[str, str]:
 def _shape(text: str) -> tuple[int, ...] | None:
     if text in ("auto", "none"):
         return None if text == "auto" else ()
-    try:
-        return tuple(int(size) for size in text.split(","))
-    except ValueError as error:
+    sizes = [size.strip() for size in text.split(",")]
+    if not all(size.isascii() and size.isdecimal() for size in sizes):
         raise ConfigError(
             f"Invalid value for '--image-shape': expected C,H,W, none or auto; got {text!r}."
-        ) from error
+        )
+    return tuple(map(int, sizes))

@@ -20,7 +20,7 @@ from pyro_vaes.data.dataset import NAMES, DataSet
 from pyro_vaes.data.files import SUFFIXES, read, read_columns
 from pyro_vaes.data.mixed.codec import Codec
 from pyro_vaes.data.pictures import list_pictures, read_pictures
-from pyro_vaes.data.precision import in_single
+from pyro_vaes.data.rows import in_single
 from pyro_vaes.data.spreadsheets import SUFFIXES as TABLES
 from pyro_vaes.data.spreadsheets import Columns, TableOptions
 from pyro_vaes.data.tables import LABEL_KEYS, check_rows, read_labels, suffix_of

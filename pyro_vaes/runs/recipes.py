@@ -53,6 +53,25 @@ RECIPES: dict[str, Recipe] = {
             epochs=500,
         ),
     ),
+    "table": Recipe(
+        "columns of real numbers: starts at a factor analysis, has one Student's t for the row, "
+        "and is compared with the best classical density",
+        dict(
+            network="skip",
+            hidden_dims=(32,),
+            latent_dim=8,
+            prior_components=12,
+            transform="auto",
+            start="factors",
+            dependent="drop",
+            epochs=400,
+            patience=60,
+            learning_rate=2e-3,
+            augment=0.0,
+            ema_decay=0.98,
+            warmup_epochs=0.0,  # it starts where z is in use
+        ),
+    ),
     "course": Recipe(
         "what the course's notebook does: MLP 64-256-256, latent 16, categorical, standard prior",
         dict(

@@ -117,7 +117,7 @@ REGISTRY: dict[str, dict[str, Row]] = {
         "student_t": Row(
             "parts.correlated.StudentTLikelihood",
             "Lange et al. 1989",
-            "real_likelihood",
+            "row_likelihood",
             (),
             ("counts", "real"),
         ),
@@ -159,11 +159,19 @@ REGISTRY: dict[str, dict[str, Row]] = {
     "network": {
         "mlp": Row("networks.mlp.MLP", "Rosenblatt 1958", "mlp", ("activation",)),
         "gated": Row("networks.mlp.GatedMLP", "Dauphin et al. 2017", "gated_mlp"),
+        "skip": Row("networks.mlp.SkipMLP", "Bishop 2006", "mlp", ("activation",)),
         "conv": Row(
             "networks.convolutions.ConvEncoder",
             "LeCun et al. 1989",
             "convolutions",
             ("activation", "channels"),
+        ),
+        "residual": Row("networks.residual.ResMLP", "He et al. 2016", "mlp", ("activation",)),
+        "residual_conv": Row(
+            "networks.residual.ResEncoder",
+            "He et al. 2016",
+            "residual_convolutions",
+            ("activation", "channels", "blocks"),
         ),
     },
     "divergence": {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from pyro_vaes.runs.options import ConfigError
 from pyro_vaes.runs.schema import MAY_DIFFER, RunConfig, digest, to_yaml
 from pyro_vaes.training.history import History
 from pyro_vaes.training.loop import Trainer
-from pyro_vaes.training.options import FitOptions, OptionError
+from pyro_vaes.training.options import FitOptions, OptionError, on_threads
 from pyro_vaes.vae import VAE
 
 __all__ = ["fit_options", "record_of", "threads", "train", "trainer_of"]
@@ -52,7 +52,7 @@ def train(
         The history.
     """
     trainer = trainer_of(vae, data, config)
-    with trainer.alone(out), threads(config, data):
+    with trainer.alone(out), threads(config, data.event_shape):
         return trainer.run(out, resume=resume, minutes=minutes, progress=progress)
 
 
@@ -63,11 +63,19 @@ def trainer_of(vae: VAE, data: DataSet, config: RunConfig) -> Trainer:
         ConfigError: for options that do not fit the data or the processes.
     """
     record, strength = record_of(config, data), config.data.augment
+    for name in config.training.frozen:
+        getattr(vae, name).requires_grad_(False)
     if strength and data.image_shape is not None:
         data = data.augmented(**{name: strength * move for name, move in _MOVES.items()})
     try:
         return Trainer(
-            vae, data.train, data.val, build_objective(config), fit_options(config), record
+            vae,
+            data.train,
+            data.val,
+            build_objective(config),
+            fit_options(config),
+            record,
+            keep_start=config.training.start != "random",
         )
     except OptionError as error:
         flag = error.option.replace("_", "-")
@@ -101,15 +109,11 @@ def record_of(config: RunConfig, data: DataSet) -> dict[str, Any]:
 
 
 @contextmanager
-def threads(config: RunConfig, data: DataSet) -> Iterator[None]:
+def threads(config: RunConfig, event_shape: Sequence[int]) -> Iterator[None]:
     """Uses one thread for small data.
 
     More threads gain nothing there, and on a busy machine they mostly wait for each other.
     """
-    before = torch.get_num_threads()
-    small = math.prod(data.event_shape) <= _SMALL
-    torch.set_num_threads(config.training.threads or (1 if small else before))
-    try:
+    small = math.prod(event_shape) <= _SMALL
+    with on_threads(config.training.threads or (1 if small else torch.get_num_threads())):
         yield
-    finally:
-        torch.set_num_threads(before)

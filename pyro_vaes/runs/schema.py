@@ -13,6 +13,7 @@ import yaml
 
 from pyro_vaes.core.choices import (
     ACTIVATIONS,
+    GRADIENTS,
     KERNELS,
     MODES,
     OPTIMIZERS,
@@ -102,6 +103,11 @@ class DataConfig(Section):
         "Blank, NA and NaN values: keep, left out of log p(x), or refuse.",
         choices=("keep", "refuse"),
     )
+    dependent: str = option(
+        "keep",
+        "Real columns that never vary or are linear functions of others: keep, drop or refuse.",
+        choices=("keep", "drop", "refuse"),
+    )
     group: str = option("none", "Name of a column whose rows of equal value share one split.")
     split_by: str = option(
         "random",
@@ -135,6 +141,12 @@ class PartsConfig(Section):
         False,
         "Let the network set each element's sharpness.",
         only_with=_only("likelihood", "sharpness"),
+    )
+    transform: str = option(
+        "none",
+        "Scale of real elements: yeo_johnson, a power transform of each; auto: where the "
+        "validation rows want it.",
+        choices=("none", "auto", "yeo_johnson"),
     )
     prior: str = option("mixture", "p(z).", choices=tuple(REGISTRY["prior"]))
     prior_components: int = option(
@@ -186,6 +198,12 @@ class NetworkConfig(Section):
         "Of the encoder's convolutions; reversed in the decoder.",
         only_with=_only("network", "channels"),
     )
+    blocks: int = option(
+        1,
+        "Residual blocks of each size of image.",
+        least=1,
+        only_with=_only("network", "blocks"),
+    )
     activation: str = option(
         "silu",
         "Between the layers.",
@@ -225,6 +243,11 @@ class ObjectiveConfig(Section):
     train_samples: int = option(
         1, "Draws of z per datum in the bound to train on: 1 the ELBO, more IWAE's.", least=1
     )
+    gradient: str = option(
+        "total",
+        "Of q(z given x); path: without its score, so less noise near p(z given x).",
+        choices=GRADIENTS,
+    )
 
     def check(self) -> None:
         """Refuses a warm-up in both units."""
@@ -252,7 +275,18 @@ class TrainingConfig(Section):
     ema_decay: float = option(
         0.995, "Decay of a moving average of the weights; 0 for none.", least=0, below=1
     )
+    start: str = option(
+        "random",
+        "Weights at the start: random, or factors: those of a factor analysis of real numbers.",
+        choices=("random", "factors"),
+        only_with=("network", ("skip",)),
+    )
     init: str = option("none", "A run folder whose weights training starts from, or none.")
+    freeze: str = option(
+        "none",
+        "Parts that keep the weights of --init while the others are trained anew: "
+        "posterior,likelihood to refit a prior.",
+    )
     seed: int = option(0, "Of weights, data order and noise.", least=0)
     device: str = option("auto", "Where to compute; auto: CUDA if there is one.", choices=DEVICES)
     mode: str = option("auto", "How steps are run; auto goes by device and number.", choices=MODES)
@@ -262,6 +296,25 @@ class TrainingConfig(Section):
     threads: int = option(
         0, "CPU threads to train with; 0: one for small data, else as many as torch takes.", least=0
     )
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """The names of the parts that are not trained."""
+        return () if self.freeze == "none" else tuple(self.freeze.split(","))
+
+    def check(self) -> None:
+        """Refuses to freeze what is no part, every part, or parts without weights."""
+        parts, frozen = ("prior", "posterior", "likelihood"), self.frozen
+        if frozen and self.init == "none":
+            raise ConfigError(
+                "Invalid value for '--freeze': expected a run by --init with it; got "
+                f"{self.freeze} without."
+            )
+        if not set(frozen) < set(parts) or len(set(frozen)) < len(frozen):
+            raise ConfigError(
+                f"Invalid value for '--freeze': expected one or two of {', '.join(parts)}, or "
+                f"none; got {shown(self.freeze)}."
+            )
 
 
 @dataclasses.dataclass(frozen=True)

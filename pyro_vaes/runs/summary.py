@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from pyro_vaes._version import __version__
+from pyro_vaes.classical.comparison import compared, comparison_lines
 from pyro_vaes.data.dataset import DataSet
 from pyro_vaes.evaluation.evaluator import evaluate
 from pyro_vaes.evaluation.reliability import is_trusted
@@ -95,6 +96,7 @@ def summarise(
     summary = {
         **result.to_dict(),
         "split": "test",
+        **(compared(data, "test", result, vae.likelihood) if _compares(config) else {}),
         "pseudo_inputs_moved": _moved(vae, data),
         "epochs": history.epochs,
         "best_epoch": history.best_epoch,
@@ -109,6 +111,11 @@ def summarise(
     }
     write_text(out / _SUMMARY, json.dumps(summary, indent=2) + "\n")
     return summary
+
+
+def _compares(config: RunConfig) -> bool:
+    """Whether a run is compared with a classical density: where it starts at one."""
+    return config.training.start == "factors"
 
 
 def _moved(vae: VAE, data: DataSet) -> float | None:
@@ -129,6 +136,10 @@ def _reason(summary: Mapping[str, Any], name: str) -> str:
     return str(summary.get(f"{name}_reason", "not recorded"))
 
 
+def _kept(epoch: int | None) -> str:
+    return "the weights it started from" if epoch == 0 else f"epoch {epoch}"
+
+
 def report_text(summary: Mapping[str, Any], out: Path) -> str:
     """The lines printed after training: how it ended, test figures and run folder."""
     why = {"patience": "no better validation", "epochs": "all epochs done"}
@@ -137,7 +148,7 @@ def report_text(summary: Mapping[str, Any], out: Path) -> str:
     lines = [
         f"\nTrained {summary['epochs']} epochs in {summary['train_seconds']:.1f} s "
         f"({why.get(summary['stopped'], summary['stopped'])}; {summary['mode']} steps on "
-        f"{summary['device']}{shared}); kept epoch {summary['best_epoch']}."
+        f"{summary['device']}{shared}); kept {_kept(summary['best_epoch'])}."
     ]
     if summary.get("precision_shift") is not None:
         lines.append(
@@ -146,6 +157,7 @@ def report_text(summary: Mapping[str, Any], out: Path) -> str:
         )
     lines.append(f"\nTest figures, nats per datum ({summary['num_samples']} samples each)")
     lines += [f"  {line}" for line in bound_lines(summary, lambda name: _reason(summary, name))]
+    lines += [f"  {line}" for line in comparison_lines(summary)]
     # A run from before k-hat was recorded stays as it is.
     if "share_unreliable" in summary and is_trusted(summary) is False:
         remedy = "--samples 5000 or --proposal annealed"

@@ -254,7 +254,11 @@ def identity_of(
     except SpecError:
         architecture = None
     weights = ("kl_weight", "divergence_weight", "free_bits", "num_particles", "alpha")
-    given = {name: float(getattr(objective, name)) for name in weights if hasattr(objective, name)}
+    given: dict[str, Any] = {
+        n: float(getattr(objective, n)) for n in weights if hasattr(objective, n)
+    }
+    if getattr(objective, "gradient", "total") != "total":  # Unsaid in checkpoints of old.
+        given["gradient"] = objective.gradient
     divergence = type(getattr(objective, "divergence", None)).__name__
     return {
         "data": digest.hexdigest(),

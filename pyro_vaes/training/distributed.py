@@ -54,12 +54,16 @@ class Processes:
     Attributes:
         rank: the number of this process; process 0 writes and prints.
         size: the number of processes.
+        ends: why all are to end after the step that they have just taken: a signal's name or
+            ``interrupted``, ``time``, or empty.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0) -> None:
         self.rank, self.size, self.local_rank = rank, size, local_rank
         self._idle = self._stop = False
         self._steps = 0
+        self._asks: Callable[[], str] = asked
+        self.ends = ""
 
     # --- one batch -----------------------------------------------------------------------------
 
@@ -95,26 +99,29 @@ class Processes:
     def combine(self, params: Sequence[Tensor], loss: Tensor) -> Tensor:
         """Sums gradients over the processes, in place, and returns the summed loss.
 
+        If one of them is to end, ``ends`` says so in all, for the same step.
+
         Raises:
-            KeyboardInterrupt: in all processes, if one was interrupted; see :meth:`at_work`.
             PeerError: if a process ended.
         """
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
         flat = torch.cat([grad.reshape(-1) for grad in grads])
-        flat = torch.cat([flat, loss.detach().reshape(1).to(flat), flat.new_zeros(1)])
+        flat = torch.cat([flat, loss.detach().reshape(1).to(flat), flat.new_zeros(2)])
         if self._idle:
             flat.zero_()
-        if self._stop or asked():
-            flat[-1] = 1
+        why = "interrupted" if self._stop else self._asks()
+        if why:
+            flat[-1 if why == "time" else -2] = 1
         self._add_up(flat)
         self._steps += 1
         look = flat.device.type == "cpu" or self._steps % _STEPS_BETWEEN_LOOKS == 0
-        if look and flat[-1] > 0:
-            raise KeyboardInterrupt
-        for param, total in zip(params, flat[:-2].split([g.numel() for g in grads]), strict=True):
+        if look and bool(flat[-2:].any()):
+            told = why if why != "time" and why else "interrupted"
+            self.ends = told if flat[-2] > 0 else "time"
+        for param, total in zip(params, flat[:-3].split([g.numel() for g in grads]), strict=True):
             if param.grad is not None:
                 param.grad = total.view_as(param).to(param.dtype)
-        return flat[-2].to(loss.dtype)
+        return flat[-3].to(loss.dtype)
 
     def total(self, term: Tensor) -> Tensor:
         """The sum of a term of the loss over the whole batch, as a recordable operation."""
@@ -245,10 +252,14 @@ class Processes:
         return results[0]
 
     @contextmanager
-    def at_work(self, objective: Any) -> Iterator[None]:
+    def at_work(self, objective: Any, asks: Callable[[], str]) -> Iterator[None]:
         """Inside, processes train together; an interrupt of one stops all after the same step.
 
         An objective that weighs a sum over the batch gets the sum over all processes.
+
+        Args:
+            objective: the loss.
+            asks: why this process is to end, if it is; see ``ends``.
         """
         if self.size == 1:
             yield
@@ -257,6 +268,7 @@ class Processes:
         def stop(*_: Any) -> None:
             self._stop = True
 
+        self._asks, self.ends = asks, ""
         main = threading.current_thread() is threading.main_thread()
         before = signal.signal(signal.SIGINT, stop) if main else None
         weighs = hasattr(objective, "total")

@@ -34,13 +34,14 @@ class History:
             ``val_loss`` (the objective at its full weights), ``val_elbo``, ``val_reconstruction``
             and ``val_kl`` (at beta = 1 and without free bits), ``kl_weight``, ``learning_rate``,
             ``seconds``.
-        best_epoch: the epoch whose weights were kept; None without validation data.
+        best_epoch: the epoch whose weights were kept, 0 for those before the first; None without
+            validation data.
         best_val_loss: its ``val_loss``.
         stopped: why training ended: ``epochs``, ``patience``, ``time``, ``callback`` or
             ``interrupted``.
         mode: how steps were run, see :class:`~pyro_vaes.inference.svi.FastSVI`.
         device: where they were run.
-        threads: CPU threads used, at the last call.
+        threads: CPU threads used; a resumed run takes as many.
         precision_shift: effect of the precision of training on the bound: the validation ELBO in it
             minus that in float32, nats per datum, same weights and noise; None for float32.
     """

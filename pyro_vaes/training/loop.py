@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from pyro_vaes.core.choices import OPTIMIZERS, SCHEDULES, Mode
 from pyro_vaes.data.splits import Split, as_split, batches
 from pyro_vaes.inference.elbo import ELBO
+from pyro_vaes.inference.optimizers import without_compiler
 from pyro_vaes.inference.svi import FastSVI
 from pyro_vaes.storage.files import locked
 from pyro_vaes.storage.tensors import copied, fill, named_tensors
@@ -34,6 +35,7 @@ from pyro_vaes.training.options import (
     computed_in,
     device_of,
     json_ready,
+    on_threads,
     set_rate,
     training_state,
 )
@@ -69,6 +71,7 @@ class Trainer:
         objective: the loss.
         options: the options that determine the result.
         record: JSON-ready facts to keep with the weights.
+        keep_start: whether the weights before the first step may validate best.
 
     Raises:
         ValueError: see :func:`~pyro_vaes.fit`.
@@ -83,8 +86,10 @@ class Trainer:
         objective: Any,
         options: FitOptions,
         record: Mapping[str, Any] | None = None,
+        keep_start: bool = False,
     ) -> None:
         check_objective(objective)
+        self.keep_start = keep_start
         self.vae, self.objective, self.options = vae, objective, options
         self.processes = join_processes()
         self.device = device_of(options.device)
@@ -135,7 +140,7 @@ class Trainer:
         on_step: Callback | None = None,
     ) -> History:
         """Trains, once, while the caller holds the lock of ``out``; see :func:`~pyro_vaes.fit`."""
-        end = None if minutes is None else time.monotonic() + 60 * minutes
+        self.end = math.inf if minutes is None else time.monotonic() + 60 * minutes
         self.callbacks = Callbacks(on_epoch, on_step, self.processes)
         self.folder = RunFolder(
             None if out is None else Path(out),
@@ -144,11 +149,12 @@ class Trainer:
             lambda: identity_of(self.vae, self.objective, self.train, self.record),
         )
         # The caller's generators and Pyro's store are restored on leaving.
-        with training_state(self.device), self.processes.at_work(self.objective):  # noqa: SIM117
+        with training_state(self.device), self.processes.at_work(self.objective, self._asks):  # noqa: SIM117
             with torch.random.fork_rng(), pyro.get_param_store().scope():
                 self._start(resume)
                 self.callbacks.begin()
-                return self._train(progress and not self.processes.rank, end)
+                with on_threads(self._threads()):
+                    return self._train(progress and not self.processes.rank)
 
     # --- state ---------------------------------------------------------------------------------
 
@@ -163,7 +169,7 @@ class Trainer:
             saved = self.folder.saved(resume)
         self._check_processes(saved)
         self.state.history.mode = mode = self._mode(saved)
-        kind = getattr(torch.optim, OPTIMIZERS[options.optimizer])
+        kind = without_compiler(getattr(torch.optim, OPTIMIZERS[options.optimizer]))
         model, guide = self.processes.sharing(self.vae.model, self.vae.guide)
         self.svi = FastSVI(
             model,
@@ -206,13 +212,14 @@ class Trainer:
         if self.processes.size == 1:
             return
         tensors = named_tensors(self.vae)
-        epochs = 0 if saved is None else len(saved[1]["history"]["records"])
+        record = {} if saved is None else saved[1]
+        epochs = len(record.get("history", {}).get("records", ()))
         facts = {
             **self.folder.identity,
             "options": dataclasses.asdict(self.options),
             "weights": {name: list(tensor.shape) for name, tensor in tensors.items()},
             "validation data": None if self.val is None else list(self.val.x.shape),
-            "run folder (on a disk that all see)": epochs,
+            "run folder (on a disk that all see)": [epochs, record.get("within", {}).get("steps")],
         }
         self.processes.check_same(facts)
         self.processes.broadcast(tensors)
@@ -230,15 +237,21 @@ class Trainer:
             before=None if saved is None else saved[1]["history"]["mode"],
         )
 
+    def _threads(self) -> int:
+        """The number of threads: as before a resumption, since rounding depends on it."""
+        before = self.state.history.threads if self.processes.size == 1 else 0
+        return before or torch.get_num_threads()
+
     # --- the loop ------------------------------------------------------------------------------
 
-    def _train(self, progress: bool, end: float | None) -> History:
+    def _train(self, progress: bool) -> History:
         """Trains until the end of epochs, patience or time, or until interrupted."""
         options, history = self.options, self.state.history
         if history.stopped == "patience" or history.epochs >= options.epochs:
             self._finish()
             return history
         self.folder.begin(self.state)
+        self._consider_start()
         history.stopped, history.threads = "epochs", torch.get_num_threads()
         bar = tqdm(
             total=options.epochs,
@@ -262,26 +275,36 @@ class Trainer:
                     ended = history.epochs == options.epochs
                     if self.stopping.out_of_patience(history):
                         history.stopped, ended = "patience", True
-                    elif not ended and self.callbacks.enough:
-                        history.stopped, ended = "callback", True
-                    elif not ended and self._out_of_time(end):
+                    elif not ended and self._ends():
+                        history.stopped, ended = self._ends(), True
+                    elif not ended and self._out_of_time():
                         history.stopped, ended = "time", True
-                    elif not ended and self._asked():
-                        history.stopped, ended = asked(), True
                     self.folder.log(record)
                     self.folder.write(self.state, improved, ended)
                     bar.update()
                     shown = {"loss": record["train_loss"], "val": record.get("val_loss")}
                     bar.set_postfix({k: f"{v:.2f}" for k, v in shown.items() if v is not None})
-        except (EndedWithin, KeyboardInterrupt):
-            # After the latter, a resumed run repeats the steps since the last checkpoint.
-            history.stopped = asked() or ("callback" if self.callbacks.enough else "interrupted")
+        except EndedWithin as end:
+            history.stopped = str(end)
+        except KeyboardInterrupt:
+            # A resumed run repeats the steps since the last checkpoint.
+            history.stopped = asked() or "interrupted"
         except NonFiniteError:
             if history.epochs:
                 self.folder.keep(self.vae)
             raise
         self._finish()
         return history
+
+    def _consider_start(self) -> None:
+        """Validates the weights before the first step, which may turn out the best."""
+        history = self.state.history
+        if not self.keep_start or self.val is None or history.epochs or self.state.within:
+            return
+        with torch.random.fork_rng():
+            record = {"epoch": 0, **self._validate(self.val)}
+        if self.stopping.improved(history, record):
+            self.state.best = self.state.candidate()
 
     def _finish(self) -> None:
         """Puts the weights to keep into the VAE and the folder.
@@ -353,16 +376,26 @@ class Trainer:
         """Writes a checkpoint within an epoch, if one is due or a signal has come."""
         if within.steps == self.steps_per_epoch:
             return  # The checkpoint of the epoch follows.
-        ends = self._asked() or self.callbacks.enough
+        ends = self._ends()
         if ends or self.folder.due:
             within.seconds = time.perf_counter() - started
             self.folder.write(self.state, False, True)
         if ends:
-            raise EndedWithin
+            raise EndedWithin(ends)
 
-    def _asked(self) -> bool:
-        """Whether a signal asks to end; several processes agree on that in ``combine``."""
-        return self.processes.size == 1 and bool(asked())
+    def _ends(self) -> str:
+        """Why training is to end now: a signal's name, ``time``, ``callback``, or empty."""
+        if self.callbacks.enough:
+            return "callback"
+        return self._asks() if self.processes.size == 1 else self.processes.ends
+
+    def _asks(self) -> str:
+        """Why this process is to end; several agree on it in ``combine``.
+
+        An epoch is cut for the time limit only where it is long enough to have checkpoints in it.
+        """
+        late = self.folder.due and time.monotonic() >= self.end
+        return asked() or ("time" if late else "")
 
     def _validate(self, val: Split) -> dict[str, float]:
         return validate(self.vae, self.objective, val, self.options.seed, self.processes)
@@ -379,9 +412,10 @@ class Trainer:
             )
         return rate
 
-    def _out_of_time(self, end: float | None) -> bool:
+    def _out_of_time(self) -> bool:
         """Whether the time limit has passed in any of the processes."""
-        return end is not None and self.processes.figures(time.monotonic() >= end)[0] > 0
+        limited = self.end < math.inf
+        return limited and self.processes.figures(time.monotonic() >= self.end)[0] > 0
 
     def _fail(self, epoch: int, good: dict[str, Tensor], culprit: str) -> None:
         """Restores the last good weights and raises."""

@@ -25,6 +25,7 @@ __all__ = [
     "computed_in",
     "device_of",
     "json_ready",
+    "on_threads",
     "set_rate",
     "training_state",
 ]
@@ -181,6 +182,17 @@ def training_state(device: torch.device) -> Iterator[None]:
         torch.autocast(device.type, enabled=False),
     ):
         yield
+
+
+@contextmanager
+def on_threads(number: int) -> Iterator[None]:
+    """Inside, torch computes on this number of CPU threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

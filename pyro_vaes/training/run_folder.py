@@ -142,11 +142,13 @@ class RunFolder:
         shorter than a write, so those soon after a checkpoint get none.
         """
         self._better = self._better or improved
-        if self.path is None or not (ended or time.monotonic() >= self._next_write):
+        if not (ended or time.monotonic() >= self._next_write):
             return
-        self._check_place(self.path)
         self._next_write = time.monotonic() + _CHECKPOINT_SECONDS
         self._next_within = time.monotonic() + _WITHIN_SECONDS
+        if self.path is None:
+            return
+        self._check_place(self.path)
         improved, self._better = self._better, False
         groups, record = state.groups(), state.record(self.options, self.identity)
         path, best, facts = self.path, state.best, self._facts()
@@ -161,7 +163,7 @@ class RunFolder:
     @property
     def due(self) -> bool:
         """Whether a checkpoint within the epoch is due."""
-        return self.path is not None and time.monotonic() >= self._next_within
+        return time.monotonic() >= self._next_within
 
     def _check_place(self, path: Path) -> None:
         """Raises if the folder was moved or deleted, as a new one would hold half a run."""

@@ -27,7 +27,7 @@ _looking = False
 
 
 class EndedWithin(Exception):
-    """Training ended within an epoch after a signal, with its state saved."""
+    """Training ended within an epoch, with its state saved; the message says why."""
 
 
 def asked() -> str:

@@ -7,6 +7,7 @@ time than one matrix after another.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -24,11 +25,13 @@ from pyro_vaes.data.splits import Split, as_split
 from pyro_vaes.inference.elbo import ELBO
 from pyro_vaes.inference.joint_optimizer import fused_options
 from pyro_vaes.inference.noise import normals_drawn_by
+from pyro_vaes.inference.optimizers import lay_out, without_compiler
 from pyro_vaes.inference.recording import Program
 from pyro_vaes.storage.tensors import fill, named_tensors
 from pyro_vaes.training.history import History
 from pyro_vaes.training.options import FitOptions, device_of, training_state
 from pyro_vaes.training.stopping import EarlyStopping
+from pyro_vaes.training.validation import on_device
 from pyro_vaes.vae import VAE
 
 __all__ = ["fit_many"]
@@ -172,6 +175,8 @@ class _Sweep:
         diverging = any(getattr(o, "divergence", None) is not None for o in objectives)
         if diverging or len(free_bits) > 1:
             raise ValueError("Expected objectives without divergences and with equal free_bits.")
+        if any(objective.gradient != "total" for objective in objectives):
+            raise ValueError('Expected objectives with gradient="total"; got "path". Use fit().')
         self.vaes, self.options, self.seeds = vaes, options, seeds
         self.free_bits = free_bits.pop()
         self.device = device_of(options.device)
@@ -187,7 +192,7 @@ class _Sweep:
         self.best: dict[str, Tensor] | None = None
         self.kl_weights = self._column([float(o.kl_weight) for o in objectives])
         self.rates = self._column(learning_rates)
-        kind: Any = getattr(torch.optim, OPTIMIZERS[options.optimizer])
+        kind: Any = without_compiler(getattr(torch.optim, OPTIMIZERS[options.optimizer]))
         tensors = list(self.params.values())
         self.optimizer: torch.optim.Optimizer = kind(
             tensors, weight_decay=options.weight_decay, **fused_options(kind, tensors)
@@ -202,10 +207,8 @@ class _Sweep:
         self._programs: dict[Any, Program] = {}
 
     def _placed(self, split: Split) -> Split:
-        dtype = self.vaes[0].dtype
         y = split.y if self.vaes[0].conditional else None
-        y = None if y is None else y.to(self.device)
-        return Split(split.x.to(self.device, dtype), y, split.transform)
+        return on_device(dataclasses.replace(split, y=y), self.vaes[0])
 
     def _column(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=self.vaes[0].dtype, device=self.device)
@@ -262,7 +265,7 @@ class _Sweep:
         return torch.stack(draws).to(self.device)
 
     def _step(self, order: Tensor, weight: Tensor, rates: list[float]) -> Tensor:
-        x = self.train.x[order]
+        x = self.train.numbers(self.train.x[order])
         if self.train.transform is not None:
             transform = self.train.transform
             x = torch.stack([transform(a, g) for a, g in zip(x, self.orders, strict=True)])
@@ -276,6 +279,7 @@ class _Sweep:
             grads = [g * _beside(shares, g) for g in grads]
         for param, grad in zip(self.params.values(), grads, strict=True):
             param.grad = grad
+        lay_out(self.params.values())
         self._move(rates)
         if self.average is not None:
             update = get_ema_multi_avg_fn(self.options.ema_decay)
@@ -367,7 +371,7 @@ class _Sweep:
         generators = [Generator().manual_seed(seed) for seed in self.seeds]
         count, n = len(self.members), len(val)
         inputs = [
-            val.x.expand(count, *val.x.shape),
+            val.numbers(val.x).expand(count, *val.x.shape),
             self._noise(n, generators),
             self.kl_weights,
         ]

@@ -8,11 +8,13 @@ resumes exactly from its last checkpoint; ``run_folder`` writes it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from pyro_vaes.core.choices import Mode
 from pyro_vaes.inference.elbo import ELBO
@@ -24,7 +26,7 @@ from pyro_vaes.training.options import (
 )
 from pyro_vaes.vae import VAE
 
-__all__ = ["fit"]
+__all__ = ["fit", "refit_prior"]
 
 
 def fit(
@@ -52,6 +54,7 @@ def fit(
     resume: bool = False,
     minutes: float | None = None,
     record: Mapping[str, Any] | None = None,
+    keep_start: bool = False,
     progress: bool = True,
     on_epoch: Callback | None = None,
     on_step: Callback | None = None,
@@ -98,10 +101,12 @@ def fit(
         out: a run folder for weights, metrics and checkpoints; none if None.
         resume: continue the run in ``out``; an absent or empty folder starts one, a finished run
             stays as it is.
-        minutes: time limit, checked after each epoch; None for no limit. ``resume`` then continues
-            the run bit for bit.
+        minutes: time limit, checked after each epoch, and in a long one each minute; None for no
+            limit. ``resume`` then continues the run bit for bit.
         record: JSON-ready facts to save with the weights. A ``digest`` among them is that of a
             configuration: only a run with the same one can be resumed.
+        keep_start: whether the weights before the first step are kept if none validate better, as
+            befits a start that is no random one; ``best_epoch`` is then 0.
         progress: show a progress bar in a terminal or notebook.
         on_epoch: called after each epoch with its record (see :class:`.History`) and the VAE, which
             has the weights that were validated and is in evaluation mode, without gradients.
@@ -129,7 +134,7 @@ def fit(
         raise ValueError(f"Expected minutes above 0; got {minutes}.")
     with torch.inference_mode(False):
         objective = ELBO() if objective is None else objective
-    trainer = Trainer(vae, train, val, objective, FitOptions.of(given), record)
+    trainer = Trainer(vae, train, val, objective, FitOptions.of(given), record, keep_start)
     with trainer.alone(out):
         return trainer.run(
             out,
@@ -139,3 +144,50 @@ def fit(
             on_epoch=on_epoch,
             on_step=on_step,
         )
+
+
+def refit_prior(
+    vae: VAE, prior: nn.Module, train: Any, val: Any = None, **options: Any
+) -> tuple[VAE, History]:
+    """Fits another prior to the codes of a trained VAE, whose posterior and likelihood stay.
+
+    The marginal KL(q(z) || p(z)) is what a prior loses; it is lowered without moving q(z | x) (Dai
+    and Wipf, "Diagnosing and enhancing VAE models", 2019, for a second VAE as prior). Compare
+    ``evaluate`` of both.
+
+    >>> x = torch.randn(100, 4)
+    >>> prior = pv.FlowPrior(vae.prior.latent_dim, pv.flows.realnvp(vae.prior.latent_dim, 2))
+    >>> better, history = pv.refit_prior(vae, prior, x, epochs=3, progress=False)
+    >>> better.posterior is vae.posterior, history.epochs
+    (True, 3)
+
+    Args:
+        vae: the trained model; it stays as it is, but for its device.
+        prior: trained in place.
+        train: as for :func:`fit`.
+        val: as for :func:`fit`.
+        **options: those of :func:`fit`.
+
+    Returns:
+        The VAE of the new prior, which shares the other parts, and the history.
+
+    Raises:
+        ValueError: as :func:`fit`, or for a prior that does not fit the posterior.
+    """
+    joined = VAE(prior, vae.posterior, vae.likelihood)
+    with _fixed(vae.posterior, vae.likelihood):
+        history = fit(joined, train, val, **options)
+    return joined, history
+
+
+@contextmanager
+def _fixed(*parts: nn.Module) -> Iterator[None]:
+    """Parts whose parameters do not learn."""
+    learned = [p for part in parts for p in part.parameters() if p.requires_grad]
+    for parameter in learned:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learned:
+            parameter.requires_grad_(True)

@@ -11,7 +11,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from pyro_vaes.data.precision import in_single
+from pyro_vaes.data.rows import ROWS, by_parts, in_single, thinned
 from pyro_vaes.data.splits import Split, batches
 from pyro_vaes.data.tables import filled
 from pyro_vaes.data.units import units_of
@@ -184,18 +184,19 @@ def _strange_units(vae: VAE, x: Tensor) -> str | None:
 
 def advice(vae: VAE, x: Tensor, otherwise: str = "Try a lower learning_rate, or clip_norm.") -> str:
     """Advice on a loss that is not finite; an outlier in the data is checked for first."""
-    rows = filled(x).double().flatten(1)
-    middle = rows.median(0).values
-    distance = (rows - middle).abs()
-    usual = distance.median(0).values
-    far = torch.where(usual > 0, distance / usual, 0.0)
-    if far.numel() and far.max() > _FAR_OUT:
-        row, element = divmod(int(far.argmax()), rows.shape[1])
-        return (
-            f"The value {rows[row, element]:.4g} in row {row}, element {element} of the training "
-            f"data (counted from 0) lies far from all others, near {middle[element]:.4g}: is it "
-            "right?"
-        )
+    rows = filled(x).flatten(1)
+    sample = rows[thinned(rows)].double()
+    middle = sample.median(0).values
+    usual = (sample - middle).abs().median(0).values
+    for first, part in zip(range(0, len(rows), ROWS), rows.split(ROWS), strict=True):
+        far = torch.where(usual > 0, (part - middle).abs() / usual, 0.0)
+        if far.max() > _FAR_OUT:
+            row, element = divmod(int(far.argmax()), rows.shape[1])
+            return (
+                f"The value {part[row, element]:.4g} in row {first + row}, element {element} of "
+                "the training data (counted from 0) lies far from all others, near "
+                f"{middle[element]:.4g}: is it right?"
+            )
     strange = _strange_units(vae, x)
     return otherwise if strange is None else f"{strange} {_INITIALIZE.capitalize()}"
 
@@ -220,7 +221,8 @@ def on_device(split: Split, vae: VAE) -> Split:
     """The rows on the model's device and in its dtype; refused if values would collapse in it."""
     x = in_single(split.x) if vae.dtype == torch.float32 else split.x
     x = x.to(vae.device)
-    x = x.to(vae.dtype) if x.is_floating_point() else x  # Bytes are converted in their batch.
+    if x.is_floating_point() and x.dtype != vae.dtype:  # Bytes are converted in their batch.
+        x = by_parts(lambda part: part.to(vae.dtype), x)
     x = x.clone() if x.is_inference() else x
     y = None if split.y is None else split.y.to(vae.device)
     return dataclasses.replace(split, x=x, y=y, dtype=vae.dtype)

@@ -95,6 +95,30 @@ def new(tmp_path: Path) -> Path:
     return tmp_path / "new.csv"
 
 
+def test_commands_on_small_data_compute_on_one_thread(first, monkeypatch, tmp_path):
+    from pyro_vaes.evaluation import evaluator, scores
+
+    used = []
+
+    def noting(function):
+        def noted(*args, **kwargs):
+            used.append(torch.get_num_threads())
+            return function(*args, **kwargs)
+
+        return noted
+
+    for module, name in ((evaluator, "evaluate"), (scores, "score")):
+        monkeypatch.setattr(module, name, noting(getattr(module, name)))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert run("evaluate", first, "--samples", 4) == 0
+        assert run("score", first, "--samples", 4, "--out", tmp_path / "scores.csv") == 0
+        assert set(used) == {1} and len(used) >= 2 and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 # --- new rows -------------------------------------------------------------------------------------
 
 

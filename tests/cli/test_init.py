@@ -89,3 +89,45 @@ def test_no_run_to_start_from(home, tmp_path, capsys):
     asked = [*SMALL, "--data", home / "a.npy", "--init", tmp_path / "none"]
     assert run("train", *asked, "--out", tmp_path / "run") == 2
     assert "'--init'" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_a_prior_is_refitted_with_the_other_parts_frozen(home, tmp_path):
+    options = [*SMALL, "--data", home / "a.npy", "--init", home / "first", "--epochs", 3]
+    options += ["--prior", "mixture", "--freeze", "posterior,likelihood"]
+    assert run("train", *options, "--out", tmp_path / "run") == 0
+    before, after = pv.load(home / "first"), pv.load(tmp_path / "run")
+    for part in ("posterior", "likelihood"):
+        old, new = getattr(before, part).state_dict(), getattr(after, part).state_dict()
+        assert all(torch.equal(old[name], new[name]) for name in old)
+    assert isinstance(after.prior, pv.MixturePrior)
+    # A stopped run resumes with the same parts frozen.
+    parts = tmp_path / "parts"
+    assert run("train", *options, "--minutes", 1e-9, "--out", parts) == 0
+    assert run("train", "--resume", "--out", parts) == 0
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(
+            after.state_dict().values(), pv.load(parts).state_dict().values(), strict=True
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--freeze", "posterior"], "'--freeze': expected a run by --init"),
+        (["--init", "first", "--freeze", "encoder"], "expected one or two of prior, posterior"),
+        (["--init", "first", "--freeze", "prior,posterior,likelihood"], "expected one or two"),
+        (
+            ["--init", "first", "--freeze", "likelihood", "--hidden-dims", "9"],
+            "'--init': expected a run with the likelihood of these options",
+        ),
+    ],
+)
+def test_what_cannot_be_frozen_is_refused(home, tmp_path, capsys, monkeypatch, options, words):
+    monkeypatch.chdir(home)
+    capsys.readouterr()
+    asked = [*SMALL, "--data", "a.npy", *options, "--out", tmp_path / "run"]
+    assert run("train", *asked) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert words in line and not (tmp_path / "run").exists()

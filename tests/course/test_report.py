@@ -13,12 +13,13 @@ import pytest
 from matplotlib.figure import Figure
 
 from pyro_vaes.cli.app import main
-from pyro_vaes.course.report import documents, report, typesetting
+from pyro_vaes.course.report import documents, report, tables, typesetting
 from pyro_vaes.course.report.allowed import check_formula
 from pyro_vaes.course.report.defects import DefectsPage
-from pyro_vaes.course.report.documents import DocumentError, from_markdown, from_notebook, walked
+from pyro_vaes.course.report.documents import DocumentError, from_markdown, plain_text, walked
+from pyro_vaes.course.report.notebooks import from_notebook
 from pyro_vaes.course.report.report import ReportError, write_report
-from pyro_vaes.course.report.typesetting import to_html
+from pyro_vaes.course.report.typesetting import Title, to_html, to_pdf
 from pyro_vaes.experiments.page import Page
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,10 +37,11 @@ def page_of(name, title, gap):
         table=[["label", "NLL"], ["beta = 1", "81.98 ± 0.20"]],
         notes=[],
         figures=[(f"{name}_curve.png", "The curve bends.")],
-        findings=[f"NLL falls by {gap} nats.", "A second finding."],
+        findings=[f"NLL falls to 81.98 ± 0.20 nats in {title}.", "A second finding."],
         claims=[],
         made_by="pyro_vaes 0, torch 2.",
-        command=f"pyro-vaes study {name} --seeds 2",
+        command=f"pyro-vaes study {name} --seeds {gap}",
+        date=f"2026-11-0{gap}",
     )
 
 
@@ -64,19 +66,27 @@ def results(tmp_path):
     return folder
 
 
+FRAME = (
+    "<div><style>x</style><table class='dataframe'><thead><tr><th></th><th>NLL</th></tr><tr><th>K"
+    "</th><th></th></tr></thead><tbody><tr><th>2</th><td>81.5</td></tr></tbody></table></div>"
+)
+
+
 def cells(*more):
     v4 = nbformat.v4
     picture = base64.b64encode(PNG).decode()
     return [
         v4.new_markdown_cell("# 1 A title\n\nSee [there](02_flow_posteriors.ipynb) and [x](a.py)."),
-        v4.new_markdown_cell("## Question 1\n\n$$\\log p(x) \\ge 0 \\tag{1}$$"),
+        v4.new_markdown_cell("## Question 1.1: the `bound`\n\n$$\\log p \\ge 0. \\qquad (7)$$"),
         v4.new_code_cell("import torch  # no algorithm"),
         v4.new_code_cell(
             "%matplotlib inline\nsvi = SVI(model, guide, optim, loss)",
             outputs=[v4.new_output("stream", text="loss 4570.4\n")],
+            metadata={"tags": ["listing"]},
         ),
         v4.new_code_cell(
             "plt.plot(svi.step(x))",
+            metadata={"caption": "Steps of $x$."},
             outputs=[
                 v4.new_output("display_data", {"image/png": picture, "text/plain": "<Figure>"})
             ],
@@ -85,6 +95,7 @@ def cells(*more):
             "a_check()",
             outputs=[
                 v4.new_output("execute_result", {"text/html": "<b>9</b>", "text/plain": "9.25"}),
+                v4.new_output("execute_result", {"text/html": FRAME, "text/plain": "a frame"}),
                 v4.new_output("stream", name="stderr", text="a warning"),
             ],
         ),
@@ -115,7 +126,7 @@ def test_the_order_and_the_words(results, notebooks, tmp_path, monkeypatch):
     page = made.html.read_text("utf-8")
     body = " ".join(page[page.index("</nav>") :].split())
     ids = ["summary", *report.NOTEBOOKS, "experiments", "study-beta", "study-priors"]
-    ids += ["study-zeta", "defects-what-is-wrong", "reproduce"]
+    ids += ["study-zeta", "defects-what-is-wrong", "reproduce", "references"]
     places = [body.index(f'id="{name}"') for name in ids]
     assert places == sorted(places)
     # The sections of the derivations have the numbers of the assignment's parts.
@@ -123,9 +134,9 @@ def test_the_order_and_the_words(results, notebooks, tmp_path, monkeypatch):
     assert numbers == list("1234567")
     assert "</span> A title</h1>" in body
     summary = body[: body.index('id="01_elbo"')]
-    assert "NLL falls by 3 nats." in summary
-    assert "A second finding." not in summary
-    assert "derivations of 2 notebooks" in summary and "6 trained models" in summary
+    assert "81.98 ± 0.20 nats in Beta." in summary and ">5.2</a>:" in summary
+    assert "A second finding." not in summary and "Zeta" not in summary
+    assert "6 trained models" in summary
     assert "Not run: vae, conditional, likelihoods" in body
     reproduce = body[body.index('id="reproduce"') :]
     assert "pyro-vaes</span> study beta" in re.sub(r'<span class="\w+">', "", reproduce)
@@ -145,6 +156,7 @@ def test_the_page_needs_nothing_else(results, notebooks, tmp_path, monkeypatch):
     assert str(tmp_path) not in page
     # Three studies, a defect, and one picture in each of two notebooks.
     assert page.count("data:image/png;base64,") == 6
+    assert all(word not in page for word in ("Question 1.1", "qquad", "study:"))
     links = set(re.findall(r'href="#([^"]+)"', page))
     assert links <= set(re.findall(r'id="([^"]+)"', page))
     assert len(re.findall(r'id="([^"]+)"', page)) == len(set(re.findall(r'id="([^"]+)"', page)))
@@ -152,13 +164,16 @@ def test_the_page_needs_nothing_else(results, notebooks, tmp_path, monkeypatch):
 
 def test_what_is_taken_from_a_notebook(notebooks, tmp_path):
     blocks = from_notebook(notebooks / "01_elbo.ipynb", tmp_path / "media", "part")
-    text = to_html(blocks, "T")[0].decode()
+    text = to_html(blocks, Title("T"))[0].decode()
     plain = re.sub(r"<[^>]+>", "", text)
     assert "svi = SVI(model, guide, optim, loss)" in plain
     assert "loss 4570.4" in plain and "9.25" in plain
     for hidden in ("no algorithm", "matplotlib", "plt.plot", "a_check", "a warning", "&lt;Figure"):
         assert hidden not in plain
-    assert "(1)" in plain and "\\tag" not in plain
+    assert "(7)" in plain and "qquad" not in plain
+    assert re.search(r'<span class="equation">.*<span class="number">\(7\)</span>', text)
+    # A data frame is a table, the name of its index in the corner.
+    assert "a frame" not in plain and re.search(r"<th[^>]*>K</th>\s*<th[^>]*>NLL</th>", text)
     assert 'href="#02_flow_posteriors"' in text and "a.py" not in text
 
 
@@ -170,7 +185,7 @@ def test_tags_hide_parts_of_cells(tmp_path, tag, source, output):
     cell = nbformat.v4.new_code_cell(
         "svi.step(x)", outputs=[nbformat.v4.new_output("stream", text="seen")]
     )
-    cell.metadata["tags"] = [tag]
+    cell.metadata["tags"] = [tag, "listing"][: 1 + (tag != "remove_input")]
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "a.ipynb")
     text = json.dumps(from_notebook(tmp_path / "a.ipynb", tmp_path / "media", "p"))
     assert ("svi.step" in text, "seen" in text) == (bool(source), bool(output))
@@ -178,7 +193,7 @@ def test_tags_hide_parts_of_cells(tmp_path, tag, source, output):
 
 def test_a_page_runs_nothing_of_its_sources(tmp_path):
     text = "# A\n\n<script>alert(1)</script>\n\n<img src='http://x.y/z.png'> a<br>b\n"
-    page = to_html(from_markdown(text, tmp_path, "p"), "T")[0].decode()
+    page = to_html(from_markdown(text, tmp_path, "p"), Title("T"))[0].decode()
     assert "alert" not in page and "x.y" not in page
     assert re.search(r"a<br\s*/?>\s*b", page)
 
@@ -200,7 +215,7 @@ def test_pictures_come_from_the_folder_of_their_source(how, tmp_path):
     (folder / "own.png").write_bytes(PNG)
     (folder / "inside.png").symlink_to("own.png")
     for name in ("own.png", "./own.png", "inside.png"):
-        page = to_html(from_markdown(f"![p]({name})", folder, "p"), "T")[0].decode()
+        page = to_html(from_markdown(f"![p]({name})", folder, "p"), Title("T"))[0].decode()
         assert base64.b64encode(PNG).decode() in page
 
 
@@ -286,7 +301,7 @@ def test_a_formula_that_cannot_be_set_is_told():
             {"t": "Para", "c": [{"t": "Math", "c": [{"t": "InlineMath"}, formula]}]}
             for formula in (r"\nonsense{y}", r"\log p(x)")
         ],
-        "T",
+        Title("T"),
     )
     assert len(faults) == 1 and "nonsense" in faults[0]
     # Else "log" and "p" would touch.
@@ -301,7 +316,8 @@ def test_the_same_sources_give_the_same_bytes(results, notebooks, tmp_path, monk
     assert first == second
     moved = shutil.copytree(results, tmp_path / "elsewhere")
     assert write_report(moved, tmp_path / "c", notebooks).html.read_bytes() == first
-    (moved / "beta.json").write_text((moved / "beta.json").read_text().replace("by 3", "by 4"))
+    page = moved / "beta.json"
+    page.write_text(page.read_text().replace("A second", "Another"))
     assert write_report(moved, tmp_path / "c", notebooks).html.read_bytes() != first
 
 
@@ -345,14 +361,144 @@ def test_tables_are_fitted_to_the_page_of_the_pdf():
         assert [block["t"] for block in blocks] == ["RawBlock", "Table", "RawBlock"]
     assert "\\small" not in small[0]["c"][1] and "\\small" in smaller[0]["c"][1]
     assert smaller[1]["c"][2][0][1] == {"t": "ColWidthDefault"}
-    wide = typeset("x" * 300)[1]["c"][2]
-    assert sum(column[1]["c"] for column in wide) == pytest.approx(1)
+    wide = typeset("some words " * 30)[1]["c"][2]
+    assert 0.9 < sum(column[1]["c"] for column in wide) <= 1
+
+
+def wide_table(columns):
+    head = [f"a head of {i}" for i in range(columns)]
+    rows = [[f"row {row}", *(f"{row}{i}.25 ± 0.13" for i in range(1, columns))] for row in range(4)]
+    lines = [head, ["---"] * columns, *rows]
+    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    (table,) = from_markdown(text, report.Path(), "p")
+    table["c"][1] = [None, [{"t": "Plain", "c": documents.words("Table 3. Many columns.")}]]
+    return table
+
+
+def test_a_table_of_many_columns_becomes_two_with_the_same_rows():
+    parts = [block for block in tables.fitted(wide_table(14)) if block["t"] == "Table"]
+    assert len(parts) == 2
+    first, second = ([plain_text(c[4]) for c in part["c"][3][1][0][1]] for part in parts)
+    assert first[0] == second[0] and len(first) + len(second) == 15
+    for part in parts:
+        rows = part["c"][4][0][3]
+        assert [plain_text(row[1][0][4])[:3] for row in rows] == ["row"] * 4
+    assert plain_text(parts[1]["c"][1][1]) == "Table 3, further columns."
+
+
+def outside_and_over(path):
+    """Characters of a PDF that lie beyond its margins, and those that overprint each other."""
+    pdfium = pytest.importorskip("pypdfium2")
+    margin, outside, over = 2.4 / 2.54 * 72 - 3, "", []
+    for page in pdfium.PdfDocument(path):
+        width, text, boxes = page.get_width(), page.get_textpage(), []
+        for i in range(text.count_chars()):
+            sign, box = text.get_text_range(i, 1), text.get_charbox(i)
+            if sign.strip() and (box[0] < margin or box[2] > width - margin):
+                outside += sign
+            if sign.isalnum() and sign not in "fil":  # Those are joined in one letter.
+                boxes.append((*box, sign))
+        boxes.sort()
+        for i, (left, low, right, high, sign) in enumerate(boxes):
+            for other in boxes[i + 1 :]:
+                if other[0] >= right:
+                    break
+                shared = min(right, other[2]) - other[0], min(high, other[3]) - max(low, other[1])
+                if min(shared) > 0 and shared[0] * shared[1] > 0.4 * (right - left) * (high - low):
+                    over.append(sign + other[4])
+    return outside, over
+
+
+@pytest.mark.skipif(not HAS_TEX, reason="needs a TeX engine")
+@pytest.mark.slow
+def test_nothing_of_the_pdf_is_off_the_page_or_over_something_else(tmp_path):
+    long = "a printed line that is far too long for a line of a page " * 4
+    prose = "| what | cost |\n|---|---|\n| a name | " + "many words in a cell " * 20 + "|\n"
+    blocks = from_markdown(f"```\n{long}\n```\n\n{prose}", report.Path(), "p")
+    blocks += [wide_table(9), wide_table(14)]
+    made, _ = to_pdf(blocks, Title("A title", date="2026-11-01"))
+    (tmp_path / "a.pdf").write_bytes(made)
+    assert outside_and_over(str(tmp_path / "a.pdf")) == ("", [])
+    # Both are found where they are.
+    blocks = [documents.heading("x", "x"), tables.raw("Block", r"\hbox to 9cm{\hskip 16cm off}")]
+    blocks += [tables.raw("Block", r"\noindent\rlap{abcd}omnz")]
+    (tmp_path / "b.pdf").write_bytes(to_pdf(blocks, Title("T"))[0])
+    outside, over = outside_and_over(str(tmp_path / "b.pdf"))
+    assert outside and over
+
+
+def test_figures_and_tables_are_numbered_and_referred_to(results, notebooks, tmp_path, monkeypatch):
+    without_tex(monkeypatch)
+    page = write_report(results, tmp_path / "out", notebooks).html.read_text("utf-8")
+    for kind, number in (("Figure", 6), ("Table", 4)):  # The last table is that of the costs.
+        captions = re.findall(rf"<strong>{kind} (\d+)\.</strong>", page)
+        assert captions == [str(i + 1) for i in range(number)]
+    beta = page[page.index('id="study-beta"') : page.index('id="study-priors"')]
+    assert re.search(r'href="#table-1"[^>]*>Table 1</a> and <a href="#figure-3"', beta)
+
+
+def test_the_lines_below_the_title(results, tmp_path, monkeypatch, capsys):
+    without_tex(monkeypatch)
+    page = write_report(results, tmp_path / "a").html.read_text("utf-8")
+    assert "Date: 2026-11-03" in page  # That of the last results.
+    assert re.search(r"Author: _{9,}", page) and re.search(r"Collaborators: _{9,}", page)
+    given = ["--author", "A. Student", "--course", "CSC 6137", "--date", "2026-11-30"]
+    main(["report", "--results", str(results), "--out", str(tmp_path / "b"), *given])
+    page = (tmp_path / "b" / "report.html").read_text("utf-8")
+    for line in ("Author: A. Student", "Course: CSC 6137", "Date: 2026-11-30"):
+        assert line in page
+    with pytest.raises(SystemExit):
+        main(["report", "--results", str(results), "--date", "soon"])
+    assert "--date" in capsys.readouterr().err
+
+
+def test_a_study_stands_where_the_notebook_of_part_5_has_it(
+    results, notebooks, tmp_path, monkeypatch
+):
+    without_tex(monkeypatch)
+    v4 = nbformat.v4
+    told = [v4.new_markdown_cell("# Part 5: experiments")]
+    told.append(v4.new_markdown_cell("## Question 5.1: zeta first\n\nThe idea."))
+    told.append(v4.new_code_cell("result('zeta')", metadata={"tags": ["study:zeta"]}))
+    told.append(v4.new_markdown_cell("## Question 5.2: beta\n\nAnother idea."))
+    told.append(v4.new_code_cell("result('beta')", metadata={"tags": ["study:beta"]}))
+    nbformat.write(v4.new_notebook(cells=told), notebooks / f"{report.EXPERIMENTS}.ipynb")
+    page = write_report(results, tmp_path / "out", notebooks).html.read_text("utf-8")
+    body = page[page.index("</nav>") :]
+    marks = ["Experiments</h1>", "Zeta first", "The idea", 'id="study-zeta"', "Another idea"]
+    places = [body.index(mark) for mark in [*marks, 'id="study-beta"', 'id="study-priors"']]
+    assert places == sorted(places)
+    assert "result(" not in body and "study:zeta" not in body
+
+
+def test_sections_have_the_numbers_of_the_questions():
+    for name in (*report.NOTEBOOKS, report.EXPERIMENTS):
+        notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+        shown = [c for c in notebook.cells if "remove_cell" not in c.metadata.get("tags", ())]
+        heads = re.findall("^## (.*)$", "\n".join(c.source for c in shown), flags=re.MULTILINE)
+        questions = [re.match(r"Question (?:\d\.)?(\d): ", head) for head in heads]
+        numbers = [int(found[1]) for found in questions if found]
+        assert numbers == list(range(1, len(numbers) + 1)) and len(numbers) >= 4
+        assert heads[len(numbers) :] in ([], ["Beyond the questions"])
+
+
+def test_works_that_the_notebooks_cite_are_in_the_bibliography():
+    known = (ROOT / "pyro_vaes" / "course" / "report" / "references.md").read_text("utf-8")
+    for path in (ROOT / "notebooks").glob("0[1-5]*.ipynb"):
+        cells = nbformat.read(path, as_version=4).cells
+        (listed,) = [cell.source for cell in cells if cell.source.startswith("## References")]
+        entries = re.findall(r"^- (\w+).*?\((\d{4})\)", listed, flags=re.MULTILINE)
+        text = "\n".join(c.source for c in cells if c.cell_type == "markdown")
+        entries += re.findall(r"\b([A-Z][a-z]+) (?:et al\.|and [A-Z][a-z]+),? \(?(\d{4})", text)
+        assert entries
+        for author, year in entries:
+            assert re.search(rf"^- {author}.*\({year}\)", known, flags=re.MULTILINE), (author, year)
 
 
 def test_numbers_stand_to_the_right_and_short_cells_on_one_line():
     table = "| a | b | c |\n|---|---|---|\n| x y | 1.0 ± 0.1 | 3 of these and a good many more |\n"
     (block,) = from_markdown(table, report.Path(), "p")
-    page = to_html([block], "T")[0].decode().replace("\n", " ")
+    page = to_html([block], Title("T"))[0].decode().replace("\n", " ")
     assert "x\u00a0y" in page and "1.0\u00a0±\u00a00.1" in page and "good many more" in page
     assert [column[0]["t"] for column in block["c"][2]] == [
         "AlignDefault",
@@ -388,6 +534,9 @@ def spoil(what, results, notebooks):
         dataclasses.replace(page_of("beta", "Beta", 1), findings=[]).write(results, "beta")
     elif what == "a page of something else":
         dataclasses.replace(page_of("beta", "Beta", 1), findings=[[1]]).write(results, "beta")
+    elif what == "a number of its own":
+        page = page_of("beta", "Beta", 1)
+        dataclasses.replace(page, findings=["NLL falls to 81.97."]).write(results, "beta")
     elif what == "no notebooks":
         shutil.rmtree(notebooks)
     elif what == "damaged notebook":
@@ -416,6 +565,7 @@ def spoil(what, results, notebooks):
         ("no page", "beta.json"),
         ("a page without findings", "beta.json"),
         ("a page of something else", "beta.json"),
+        ("a number of its own", "beta.json"),
         ("no notebooks", "notebooks"),
         ("damaged notebook", "02_flow_posteriors.ipynb"),
         ("no notebook", "02_flow_posteriors.ipynb"),

@@ -9,6 +9,7 @@ import torch
 
 from pyro_vaes.core.errors import DataError
 from pyro_vaes.data.dataset import load_data
+from pyro_vaes.data.splits import as_split
 
 X = np.random.default_rng(0).normal(size=(20, 3)).round(4)
 
@@ -226,3 +227,65 @@ def test_what_is_odd_about_real_data_is_said():
     x[::2, 2][1:] = torch.randn(29)
     found = [load_data(x, seed=seed).describe() for seed in range(6)]
     assert any("A value of 1e+30 in element 2" in text for text in found)
+
+
+def test_columns_that_blanks_align(tmp_path):
+    expected = loaded(tmp_path, table())
+    text = table(separator="  ").replace(" -", "-")
+    data = loaded(tmp_path, text)
+    assert data.digest == expected.digest and "separated by spaces" in data.describe()
+    nameless = loaded(tmp_path, table(separator=" \t", header=None).replace("\t", " "))
+    assert nameless.digest == loaded(tmp_path, table(header=None)).digest
+    # One column with a name of two words is no two columns.
+    lone = "body mass\n" + "\n".join(map(str, X[:, 0])) + "\n"
+    assert loaded(tmp_path, lone).event_shape == (1,)
+    with pytest.raises(DataError, match=r"Expected 3 cells in line 22; got 2"):
+        loaded(tmp_path, table(separator=" ") + "1.5 2.5\n")
+
+
+def test_a_first_row_taken_for_data_is_said(tmp_path):
+    for header in (None, ("1", "2", "3")):
+        assert "first row was taken for data" in loaded(tmp_path, table(header=header)).describe()
+    for options in ({"header": False}, {"header": True}):
+        said = loaded(tmp_path, table(header=("1", "2", "3")), **options).describe()
+        assert "first row" not in said
+    assert "first row" not in loaded(tmp_path, table()).describe()
+
+
+def test_separators_of_thousands_are_refused_with_their_place(tmp_path):
+    text = 'a,b\n1.5,"1,000"\n' + '2.5,"2,500.5"\n1.5,7\n' * 9
+    with pytest.raises(DataError, match=r"thousands; got '1,000' in line 2, column 'b' \(B\)"):
+        loaded(tmp_path, text)
+    words = "a,b\n" + '1.5,"x, y"\n2.5,"1,000"\n' * 9
+    assert loaded(tmp_path, words).kind == "table"
+
+
+def test_lines_that_end_in_a_separator(tmp_path):
+    text = table().replace("\n", ",\n")
+    data = loaded(tmp_path, text)
+    assert data.digest == loaded(tmp_path, table()).digest
+    assert "without a name was left out: it is empty" in data.describe()
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_another_encoding_has_its_line(encoding, tmp_path):
+    (tmp_path / "t.csv").write_bytes(table(header=("é", "b", "c")).encode(encoding))
+    with pytest.raises(DataError, match=r"Expected text in UTF-8.*Save it as UTF-8"):
+        load_data(tmp_path / "t.csv")
+
+
+def test_columns_of_two_values_are_said_among_real_ones():
+    rows = np.column_stack([X, np.arange(20) % 2, np.full(20, 3.0)])
+    said = load_data(rows).describe()
+    assert "1 of 5 elements have two values only (element 3: 0 and 1)" in said
+    assert "two values" not in load_data(X).describe()
+    assert "two values" not in load_data((X > 0).astype(float)).describe()  # These are binary.
+
+
+def test_large_unsigned_numbers_stay_positive():
+    rows = np.array([[2**63 + 5, 1], [2**63 + 2**60, 2]] * 10, dtype=np.uint64)
+    data = load_data(rows)
+    assert data.train.x.min() >= 0 and data.train.x.max() > 9e18
+    labels = np.full(20, 2**63 + 5, dtype=np.uint64)
+    with pytest.raises(DataError, match=r"whole numbers of at least 0; got 9\.2"):
+        as_split(X, labels)

@@ -17,10 +17,11 @@ from scipy import stats
 
 import pyro_vaes as pv
 from pyro_vaes.cli.app import main
+from pyro_vaes.course.studies import conditional
 from pyro_vaes.course.studies.base import course_study
 from pyro_vaes.course.studies.posteriors import families, fitted_banana
 from pyro_vaes.course.studies.table import STUDIES
-from pyro_vaes.experiments import measures, schedule
+from pyro_vaes.experiments import measures, pages, schedule
 from pyro_vaes.experiments import runs as study_runs
 from pyro_vaes.experiments.claims import Comparison, claims, holm
 from pyro_vaes.experiments.outcomes import Difference, Outcome
@@ -240,6 +241,46 @@ def test_the_banana_has_the_gap_of_its_family():
     assert len(families()) == 6
 
 
+# --- findings -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [k for k in STUDIES if k not in ("vae", "posteriors")])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_findings_say_only_numbers_of_their_table(name, seed, monkeypatch):
+    """Whatever the figures are: for runs that nobody made, and for others with the signs turned."""
+    study, data = STUDIES[name], pv.load_data("digits")
+    draw = np.random.default_rng(seed)
+    keys = [
+        "nll",
+        "elbo",
+        "kl",
+        "reconstruction",
+        "nll_train",
+        "val_elbo",
+        "gap",
+        "components_used",
+    ]
+    keys += ["pseudo_inputs_moved", "generated_accuracy", "class_accuracy_real", *study.columns]
+    rows, values = [], {}
+    for cell in study.grid(data, False):
+        for run_seed in range(3):
+            figures = {key: draw.uniform(0, 90) for key in keys}
+            figures |= {"share_unreliable": draw.choice([0.0, 0.2]), "pareto_k_median": 0.2}
+            log_marginal = -figures["nll"] + draw.normal(size=20)
+            figures["nll"] = -log_marginal.mean()
+            rows.append({"label": cell.label, "seed": run_seed, **cell.factors, **figures})
+            values[cell.label, run_seed] = log_marginal
+    o = Outcome(name, data, pd.DataFrame(rows), values, {})
+    monkeypatch.setattr(conditional, "_said", lambda o, label: draw.uniform(0, 30, (10, 10)))
+    o.shown = pages.table_of(o, study)
+    findings = study.findings(o)
+    page = Page("", "", o.shown, pages.notes_of(o), [], findings, [], "", "")
+    assert page.unfounded() == []
+    assert len(findings) >= 2 and "nan" not in " ".join(findings)
+    # A number from elsewhere is found.
+    assert dataclasses.replace(page, findings=["It is 0.12345 nats."]).unfounded() == ["0.12345"]
+
+
 # --- running ------------------------------------------------------------------------------------
 
 
@@ -299,7 +340,7 @@ def test_a_study_writes_table_figures_and_findings_and_runs_nothing_twice(small,
     assert len(count) == 4
     text = path.read_text()
     assert Page.read(path.with_suffix(".json")).markdown() == text
-    assert text.startswith("# Tiny\n\nWhat?\n\n|")
+    assert text.startswith("# Tiny\n\nWhat?\n\n## Findings\n\n- ")
     assert "![nothing](tiny_nothing.png)" in text
     assert (small.out / "tiny_nothing.png").exists()
     assert "`pyro-vaes study tiny --data" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pyro.distributions as dist
@@ -342,3 +343,69 @@ def test_flows_that_score_begin_near_the_standard_normal(name):
         z = torch.randn(500, dim)
         kl = dist.Normal(0.0, 1.0).log_prob(z).sum(-1) - prior().log_prob(z)
         assert kl.mean() < 0.02 * dim
+
+
+# --- activation normalisation ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["realnvp", "spline"])
+def test_a_normalised_flow_is_invertible_and_its_determinant_is_autograds(name):
+    flow = scramble(getattr(flows, name)(4, 3, [8], normalise=True).build())
+    x = y = torch.randn(1, 4)
+    total = torch.zeros(1)
+    for transform in flow():
+        before, y = y, transform(y)
+        total = total + transform.log_abs_det_jacobian(before, y)
+    back = y
+    for transform in reversed(flow()):
+        back = transform.inv(back)
+    torch.testing.assert_close(back, x)
+
+    def through(value):
+        for transform in flow():
+            value = transform(value)
+        return value
+
+    slopes = torch.autograd.functional.jacobian(lambda e: through(e[None])[0], x[0])
+    torch.testing.assert_close(torch.linalg.slogdet(slopes).logabsdet, total[0])
+
+
+@pytest.mark.parametrize("name", ["realnvp", "spline"])
+def test_a_deep_prior_starts_at_the_data(name):
+    torch.manual_seed(0)
+    prior = pv.FlowPrior(4, getattr(flows, name)(4, 20, normalise=True))
+    z = torch.randn(5000, 4) @ torch.randn(4, 4) * 3 + 10
+    before = prior().log_prob(z).mean()
+    prior.initialize_from(z)
+    diagonal = dist.Normal(z.mean(0), z.std(0)).to_event(1).log_prob(z).mean()
+    assert prior().log_prob(z).mean() > max(before, diagonal - 1)
+    base = z
+    for transform in reversed(prior.flow()):
+        base = transform.inv(base)
+    torch.testing.assert_close(base.std(0), torch.ones(4), atol=0.1, rtol=0)
+    torch.testing.assert_close(base.mean(0), torch.zeros(4), atol=0.1, rtol=0)
+
+
+def test_twenty_normalised_blocks_train_stably():
+    """The loss never rises by more than a nat, and ends below that of a normal."""
+    torch.manual_seed(0)
+    prior = pv.FlowPrior(2, flows.realnvp(2, 20, [16], normalise=True))
+    first = 2 * torch.randn(500, 1)
+    z = torch.cat([first, first.square() + 0.3 * torch.randn(500, 1)], -1)
+    prior.initialize_from(z)
+    optimizer = torch.optim.Adam(prior.parameters(), 3e-3)
+    losses = []
+    for _ in range(100):
+        optimizer.zero_grad()
+        loss = -prior().log_prob(z).mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    normal = dist.MultivariateNormal(z.mean(0), z.mT.cov()).log_prob(z).mean().item()
+    assert max(after - before for before, after in itertools.pairwise(losses)) < 1
+    assert losses[-1] < -normal - 0.5
+
+
+def test_a_flow_that_takes_no_data_says_so():
+    with pytest.raises(ValueError, match="normalise=True"):
+        pv.FlowPrior(4, flows.realnvp(4, 2)).initialize_from(torch.randn(9, 4))

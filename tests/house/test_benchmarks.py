@@ -76,6 +76,13 @@ TOYS = [
         id="together",
     ),
     pytest.param(
+        "combinations.py",
+        [],
+        ["combinations", "combinations_memory"],
+        ["of an IAF posterior", "of its base", "ordinal", "discretised logistic"],
+        id="combinations",
+    ),
+    pytest.param(
         "course_job.py",
         [],
         ["course_job"],
@@ -110,6 +117,14 @@ def test_toy_run_writes_records_header_and_picture(
 
 
 @pytest.mark.slow
+def test_two_processes_are_timed_side_by_side(tmp_path: Path, harness: Any) -> None:
+    run("side_by_side.py", "--toy", "--out", str(tmp_path))
+    records, facts = harness.read(tmp_path / "side_by_side.csv")
+    assert [record["contender"] for record in records] == ["one thread"]
+    assert float(records[0]["seconds"]) > 0 and facts["work"] == "mnist, traced steps"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("peer", "work", "contender"),
     [("numpyro", "digits", "NumPyro, scan"), ("pythae", "vamp", "pythae")],
@@ -119,6 +134,16 @@ def test_peer_runs(peer: str, work: str, contender: str, tmp_path: Path, harness
     run("steps.py", "--toy", "--out", str(tmp_path), "--work", work, "--only", contender)
     records, _ = harness.read(tmp_path / f"steps_{work}.csv")
     assert {record["contender"] for record in records} == {contender}
+
+
+@pytest.mark.slow
+def test_a_table_of_the_digits_is_a_study_that_names_its_command(tmp_path: Path) -> None:
+    flags = ["recipes", "--quick", "--seeds", "1", "--samples", "30", "--workers", "1"]
+    places = ["--out", str(tmp_path), "--runs", str(tmp_path / "runs")]
+    page = run("digits.py", *flags, *places)
+    assert page.strip() == (tmp_path / "recipes.md").read_text().strip()
+    assert "Made by `python benchmarks/digits.py recipes --seeds 1 --samples 30 --quick`" in page
+    assert all(f"| {name} | " in page for name in ("default", "digits-conv", "course"))
 
 
 def test_ratio_is_taken_round_by_round(harness: Any) -> None:
@@ -229,6 +254,73 @@ def test_peers_and_ours_compute_the_same_bound(
         assert losses[0] == pytest.approx(losses[2], rel=1e-9)
 
 
+# --- tables ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tables(harness: Any) -> Any:
+    return importlib.import_module("tables")
+
+
+def test_cells_of_tables_are_computed_once_and_none_is_begun_after_the_minutes(
+    tables: Any, tmp_path: Path
+) -> None:
+    def never() -> None:
+        raise AssertionError
+
+    cells = tables.Cells(tmp_path, toy=True)
+    assert cells("a", 1, "b")(lambda: [1.0, 2.0]).tolist() == [1.0, 2.0]
+    late = tables.Cells(tmp_path, toy=True, minutes=-1.0)
+    assert late("a", 1, "b")(never).tolist() == [1.0, 2.0]
+    with pytest.raises(tables.OutOfTime):
+        late("a", 2, "b")(never)
+
+
+def test_differences_of_tables_are_paired_and_seeds_are_no_rows(tables: Any) -> None:
+    import numpy as np
+
+    base = {(0, 0): np.array([1.0, 5.0, 9.0])}
+    runs = {(0, seed): base[0, 0] + np.array([0.1, 0.2, 0.6]) + 0.3 * seed for seed in (0, 1)}
+    found = tables.paired(runs, base, "minus")
+    assert (found["splits"], found["seeds"]) == (1, 2)
+    assert found["minus"] == pytest.approx(0.45)
+    assert found["paired s.e."] == pytest.approx(np.std([0.1, 0.2, 0.6], ddof=1) / 3**0.5)
+    assert found["median difference"] == pytest.approx(0.35)
+
+
+def test_a_transformed_table_has_the_log_p_of_the_table(tables: Any) -> None:
+    """Of a normal for the transformed rows, by quadrature over the rows as they are."""
+    import numpy as np
+    import pandas as pd
+
+    random = np.random.default_rng(0)
+    frame = pd.DataFrame({"a": random.normal(size=400) ** 2 + 1.0, "b": random.normal(size=400)})
+    data, gained = tables._transformed(frame, 0, "Yeo-Johnson")
+    plain, nothing = tables._transformed(frame, 0, "none")
+    assert not nothing.any() and len(data.test) == len(plain.test) == len(gained)
+    # The slope, by differences between neighbours in one column.
+    moved, rows = data.test.x[:, 0].double().numpy(), plain.test.x[:, 0].double().numpy()
+    order = np.argsort(rows)
+    slopes = np.log(np.diff(moved[order]) / np.diff(rows[order]))
+    other, there = data.test.x[:, 1].double().numpy(), plain.test.x[:, 1].double().numpy()
+    second = np.log(np.diff(np.sort(other)) / np.diff(np.sort(there))).mean()
+    assert slopes.mean() + second == pytest.approx(gained.mean(), abs=0.3)
+
+
+def test_our_figures_of_tables_are_above_what_has_no_structure(tables: Any) -> None:
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    z = random.normal(size=(150, 1))
+    x = np.concatenate([z, -z, z], 1) + 0.2 * random.normal(size=(150, 3))
+    data = tables.pv.load_data(x, kind="real")
+    found = tables.classical(data)
+    assert found.shape == (len(tables.CLASSICAL), len(data.test))
+    assert any(np.array_equal(found[-1], row) for row in found[:-1])
+    ours = tables.log_p(tables.ours(data, 0, 3), data.test)
+    assert ours.mean() > found[-1].mean() - 0.5
+
+
 # --- published figures ----------------------------------------------------------------------------
 
 
@@ -242,7 +334,9 @@ def test_published_rows_are_the_models_of_the_literature(published: Any) -> None
         *before, config = published.configurations(row, 3, Path("there"))
         assert [earlier.training.epochs for earlier in before] == list(row.restarts)
         network, training = config.network, config.training
-        assert (network.kind, network.hidden_dims, network.latent_dim) == ("gated", (300, 300), 40)
+        residual = "residual" in row.title
+        expected = ("residual_conv", (256,), 40) if residual else ("gated", (300, 300), 40)
+        assert (network.kind, network.hidden_dims, network.latent_dim) == expected
         falling = "step size falling" in row.title or row.start is not None
         assert (training.schedule == "cosine") == falling
         said = {
@@ -453,3 +547,12 @@ def test_published_toy_run_writes_figures_curve_and_table(tmp_path: Path, harnes
     # The same command again trains and evaluates nothing.
     run("published.py", *flags)
     assert harness.read(tmp_path / "published_mnist-standard.csv")[0] == records
+
+
+@pytest.mark.slow
+def test_loading_is_measured_for_each_kind_of_file(tmp_path: Path, harness: Any) -> None:
+    run("loading.py", "--toy", "--out", str(tmp_path))
+    records, _ = harness.read(tmp_path / "loading.csv")
+    assert {"float32 .npy", "bytes .npy", ".npz", ".csv"} <= {record["file"] for record in records}
+    assert {record["way"] for record in records} == {"plain", "load_data", "in files"}
+    assert all(float(r["time over plain"]) > 0 for r in records if r["way"] == "load_data")

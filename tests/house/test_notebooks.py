@@ -6,6 +6,7 @@ Those that train read ``PYRO_VAES_QUICK=1`` in one cell, for short runs.
 from __future__ import annotations
 
 import ast
+import builtins
 import os
 import re
 import sys
@@ -28,6 +29,8 @@ EQUATIONS = {
     "04_posterior_collapse_and_infovae": range(15, 17),
 }
 MOST_BYTES = 400_000
+MOST_LINES = 40
+SHORT = "# Quickstart"  # No part of the report, which sets the captions.
 # Roots under which somebody's files lie. Not inside a word or a longer relative path.
 MACHINE_PATH = re.compile(
     r"(?<![\w./])/(?:etc|home|mnt|opt|private|root|srv|tmp|usr|Users|var|work)/|\b[A-Z]:\\"
@@ -89,6 +92,11 @@ def faults(notebook: Any) -> Iterator[str]:
         yield f"a path of a machine: {found.group()}"
     for cell in code:
         yield from (f"a private name: {name}" for name in private_names(cell.source))
+        if len(cell.source.splitlines()) > MOST_LINES:
+            yield f"a cell of more than {MOST_LINES} lines"
+        pictured = any("image/png" in output.get("data", {}) for output in cell.outputs)
+        if pictured and "caption" not in cell.metadata and SHORT not in text_of(notebook):
+            yield f"a picture without a caption: {cell.source[:40]}"
     for cell in cells(notebook, "markdown"):
         yield from (f"HTML in text: {found.group()}" for found in HTML.finditer(cell.source))
         if "\\tag" in cell.source:
@@ -105,6 +113,34 @@ def equations(notebook: Any) -> set[int]:
 def test_committed_with_the_outputs_of_a_clean_run(path):
     assert not list(faults(nbformat.read(path, as_version=4)))
     assert path.stat().st_size < MOST_BYTES
+
+
+def unknown_names(source: str) -> set[str]:
+    """Names that a program uses and nowhere defines."""
+    nodes = list(ast.walk(ast.parse(source)))
+    known = set(dir(builtins))
+    for node in nodes:
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            known |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+        elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            known.add(node.name)
+        elif isinstance(node, ast.arg):
+            known.add(node.arg)
+        elif isinstance(node, ast.ExceptHandler) and node.name:
+            known.add(node.name)
+    names = [node for node in nodes if isinstance(node, ast.Name)]
+    known |= {name.id for name in names if isinstance(name.ctx, ast.Store)}
+    return {name.id for name in names} - known
+
+
+@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p.stem[:2] != "00"], ids=lambda p: p.stem)
+def test_the_listings_of_the_report_are_complete(path):
+    notebook = nbformat.read(path, as_version=4)
+    shown = [c.source for c in cells(notebook, "code") if "listing" in c.metadata.get("tags", ())]
+    source = "\n".join(shown).replace("%matplotlib inline", "")
+    assert shown and unknown_names(source) == set()
+    assert max(map(len, source.splitlines())) <= 96  # A line of the PDF.
+    assert unknown_names("import a.b as c\nc.d(e, f=1)") == {"e"}
 
 
 @pytest.mark.parametrize("name", EQUATIONS)

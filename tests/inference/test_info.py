@@ -657,6 +657,9 @@ def test_options_become_the_objective() -> None:
     bound = built(train_samples=5)
     assert type(bound) is RenyiELBO
     assert (bound.alpha, bound.num_particles, bound.vectorize_particles) == (0, 5, True)
+    path = built(train_samples=5, gradient="path")
+    assert (type(path), path.num_particles, path.gradient) == (pv.ManySamples, 5, "path")
+    assert built(gradient="path").gradient == "path"
 
 
 @pytest.mark.parametrize(

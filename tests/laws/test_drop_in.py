@@ -196,6 +196,36 @@ def test_bayesian_regression(mode):
     assert assert_same(regression, mode).mode == mode
 
 
+def columns_of_a_matrix() -> Program:
+    """Parameters whose gradients are views: columns, a transposed matrix, an expanded sum."""
+    start = normal(5, 3)
+
+    def model(x):
+        pyro.sample("total", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 5):
+            z = pyro.sample("z", dist.Beta(2.0, 2.0))
+            pyro.sample("x", dist.Normal(3 * z, 0.5), obs=x)
+
+    def guide(x):
+        a = pyro.param("a", torch.full((5,), 2.0), constraint=dist.constraints.positive)
+        b = pyro.param("b", torch.arange(1.0, 6.0), constraint=dist.constraints.positive)
+        weight = pyro.param("weight", start)
+        shift = pyro.param("shift", torch.zeros(3))
+        mean = (weight.mT + shift.unsqueeze(-1)).matmul(x).sum()
+        pyro.sample("total", dist.Normal(mean, 1.0))
+        with pyro.plate("data", 5):
+            pyro.sample("z", dist.Beta(a, b))
+
+    return Program(model, guide, lambda i: (normal(5, seed=i),))
+
+
+@pytest.mark.parametrize("mode", ["eager", "traced", "compiled"])
+def test_gradients_need_not_have_the_layout_of_their_parameters(mode):
+    svi = assert_same(columns_of_a_matrix, mode)
+    assert svi.mode == mode
+    assert all(p.grad.stride() == p.stride() for p in svi._params.values())
+
+
 @pytest.mark.parametrize("mode", ["eager", "traced"])
 @pytest.mark.parametrize("build", [dirichlet_process, markov_model])
 def test_what_is_not_recorded_runs_as_it_is(build, mode):

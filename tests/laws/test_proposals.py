@@ -329,6 +329,18 @@ def test_students_draw_what_they_score(kind):
     torch.testing.assert_close(z[:, 0].mT.cov(), covariance * 10 / 8, rtol=0.1, atol=0.05)
 
 
+@pytest.mark.parametrize("kind", ["full", "low_rank", "diagonal"])
+def test_a_scale_matrix_pushes_gradients_back_and_its_square_gives_the_precision(kind):
+    shape: Full | LowRank = axes(torch.rand(3, 4) + 1)
+    if kind == "full":
+        shape = Full(torch.randn(3, 4, 4).tril(-1) + torch.eye(4))
+    elif kind == "low_rank":
+        shape = LowRank(torch.rand(3, 4) + 1, *(0.4 * torch.randn(2, 3, 4, 2)))
+    noise = torch.randn(5, 3, 4)
+    torch.testing.assert_close(shape.pull(shape.push(noise)), noise)
+    torch.testing.assert_close(shape.precision(shape.colour(noise)), shape.push(noise))
+
+
 @pytest.mark.parametrize(
     ("posterior", "cheap"),
     [("normal", True), ("full_normal", True), ("maf", True), ("iaf", False), ("planar", False)],
@@ -371,6 +383,84 @@ def test_the_prior_is_a_part_where_data_say_little_of_z():
     report = pv.evaluate(vae, x, num_samples=300, proposal="refined", diagnostics=False)
     assert not missed(report, truth).any()
     assert (report.pareto_k < report.pareto_k_limit).all()
+
+
+# --- levels ---------------------------------------------------------------------------------------
+
+
+class LinearLink(nn.Module):
+    """p(z_1 | z_2) = N(A z_2, s^2 I)."""
+
+    def __init__(self, weight, scale):
+        super().__init__()
+        self.weight, self.scale = weight, scale
+        self.latent_dim, self.event_shape = weight.shape[0], (weight.shape[1],)
+
+    def forward(self, above):
+        return dist.Normal(above @ self.weight.mT, self.scale).to_event(1)
+
+
+def linear_chain(scale=0.05):
+    """A chain in which the levels nearly fix each other, and the same model with one level."""
+    levels, chain = torch.randn(3, 2), torch.eye(5)
+    chain[2:, :2], chain[2:, 2:] = levels, scale * torch.eye(3)
+    model = linear(5, 6)
+    weight, bias, _ = model.theta
+    flat = LinearGaussian(weight @ chain, bias, 0.5)
+    prior = pv.ChainPrior(pv.NormalPrior(2), LinearLink(levels, scale))
+    encoder = pv.NormalPosterior(pv.MLP(6, [8]), 2)
+    link = pv.NormalPosterior(pv.MLP(10, [8]), 3)
+    posterior = scramble(pv.ChainPosterior(encoder, link))
+    return pv.VAE(prior, posterior, model.likelihood), flat
+
+
+@pytest.mark.parametrize("proposal", ["auto", pytest.param("refined", marks=pytest.mark.slow)])
+def test_a_chain_of_levels_has_the_truth_of_its_model_with_one_level(proposal):
+    vae, flat = linear_chain()
+    x = flat.vae.sample(20)
+    report = pv.evaluate(vae, x, num_samples=500, proposal=proposal, diagnostics=False)
+    within(report.log_marginal, flat.log_prob(x))
+    assert report.num_unreliable <= 1
+
+
+@pytest.mark.slow
+def test_annealing_of_a_chain_meets_the_truth():
+    vae, flat = linear_chain(0.3)
+    x = flat.vae.sample(40)
+    report = pv.evaluate(vae, x, num_samples=10, proposal="annealed", diagnostics=False)
+    assert report.annealing_gap < 0.1
+    within(report.log_marginal, flat.log_prob(x), bias=0.05)
+
+
+class Funnel(nn.Module):
+    """p(z_1 | z_2) = N(0, exp(3 z_2)): Neal, "Slice sampling" (2003), section 8."""
+
+    latent_dim, event_shape = 1, (1,)
+
+    def forward(self, above):
+        return dist.Normal(torch.zeros_like(above), (1.5 * above).exp()).to_event(1)
+
+
+class Seen(nn.Module):
+    latent_dim, event_shape = 2, (1,)
+
+    def forward(self, z):
+        return dist.Normal(z[..., 1:], 1.0).to_event(1)
+
+
+def test_a_funnel_is_right_or_marked():
+    """The truth is an integral over its upper level."""
+    encoder, link = (scramble(pv.NormalPosterior(pv.MLP(d, [8]), 1)) for d in (1, 9))
+    vae = pv.VAE(
+        pv.ChainPrior(pv.NormalPrior(1), Funnel()), pv.ChainPosterior(encoder, link), Seen()
+    )
+    x = vae.sample(20)
+    upper = torch.linspace(-8, 8, 4001)
+    within_level = dist.Normal(0.0, ((3 * upper).exp() + 1).sqrt()).log_prob(x)
+    weights = dist.Normal(0.0, 1.0).log_prob(upper) + math.log(upper[1] - upper[0])
+    report = pv.evaluate(vae, x, num_samples=1000, proposal="refined", diagnostics=False)
+    assert not (missed(report, (within_level + weights).logsumexp(-1)) & ~report.unreliable).any()
+    assert report.num_unreliable <= 5
 
 
 # --- every part -----------------------------------------------------------------------------------

@@ -176,3 +176,23 @@ def test_renyi_scales_inside_its_logsumexp():
     assert bound(1.0, 20_000) == pytest.approx(exact, abs=0.05)
     # Weighted by two, the same many-sample bound estimates another number altogether.
     assert abs(bound(2.0, 20_000) - exact) > 0.1
+
+
+def test_a_batch_of_cholesky_factors_has_no_jacobian():
+    affine = T.LowerCholeskyAffine(torch.zeros(5, 2), torch.eye(2).expand(5, 2, 2))
+    x = torch.randn(5, 2)
+    with pytest.raises(RuntimeError, match="diag"):
+        affine.log_abs_det_jacobian(x, affine(x))
+
+
+def test_fused_optimisers_read_a_gradient_as_flat_memory():
+    """So ``lay_out`` copies one that is a column, say."""
+
+    def stepped(**options):
+        weight = torch.zeros(2, requires_grad=True)
+        weight.grad = torch.tensor([[1.0, -1.0], [1.0, -1.0]])[:, 0]
+        torch.optim.SGD([weight], lr=1.0, **options).step()
+        return weight.tolist()
+
+    assert stepped(fused=False) == [-1.0, -1.0]
+    assert stepped(fused=True) == [-1.0, 1.0]

@@ -2,19 +2,22 @@
 
 import pytest
 import torch
+from pyro.optim import Adam
 
 import pyro_vaes as pv
 from pyro_vaes.core.described import describe, rebuild
 from pyro_vaes.core.labels import append_labels, flat
 from pyro_vaes.networks.convolutions import ConvDecoder, ConvEncoder
-from pyro_vaes.networks.mlp import ACTIVATIONS, MLP, GatedMLP
+from pyro_vaes.networks.mlp import ACTIVATIONS, MLP, GatedMLP, SkipMLP
+from pyro_vaes.networks.residual import ResDecoder, ResEncoder, ResMLP
 
 SHAPES = [(1, 8, 8), (3, 37, 41), (1, 28, 28), (2, 9, 8)]
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_mlp(activation):
-    network = MLP(5, [7, 3], activation)
+@pytest.mark.parametrize("kind", [MLP, ResMLP])
+def test_mlp(kind, activation):
+    network = kind(5, [7, 3], activation)
     assert network(torch.randn(2, 4, 5)).shape == (2, 4, network.out_features) == (2, 4, 3)
 
 
@@ -26,20 +29,76 @@ def test_gated_layer_is_a_product_with_a_sigmoid():
     torch.testing.assert_close(network(x), expected)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+def test_features_of_a_skip_network_begin_with_its_inputs():
+    network = SkipMLP(4, [7, 3], "tanh")
+    x = torch.randn(2, 6, 4)
+    assert network.out_features == 7
+    features = network(x)
+    assert torch.equal(features[..., :4], x)
+    assert torch.equal(features[..., 4:], network.layers(x))
+    other = rebuild(describe(network))
+    other.load_state_dict(network.state_dict())
+    assert torch.equal(other(x), features)
+
+
+PAIRS = [(ConvEncoder, ConvDecoder), (ResEncoder, ResDecoder)]
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (3, 64, 64)])
 @pytest.mark.parametrize("labels", [0, 4])
-def test_convolutional_pair(shape, labels):
+@pytest.mark.parametrize(("Encoder", "Decoder"), PAIRS)
+def test_convolutional_pair(shape, labels, Encoder, Decoder):
     pixels = shape[0] * shape[1] * shape[2]
-    encoder = ConvEncoder(shape, (4, 6), 10, num_labels=labels)
+    encoder = Encoder(shape, (4, 6), 10, num_labels=labels)
     assert encoder.in_features == pixels + labels
     rows = torch.randn(2, 3, pixels + labels)
     features = encoder(rows)
     assert features.shape == (2, 3, 10)
-    torch.testing.assert_close(encoder(rows[1, 2]), features[1, 2])
-    decoder = ConvDecoder(5 + labels, shape, (6, 4))
+    torch.testing.assert_close(encoder(rows[1, 2]), features[1, 2])  # Rows are independent.
+    decoder = Decoder(5 + labels, shape, (6, 4))
     out = decoder(torch.randn(2, 3, 5 + labels))
     assert decoder.feature_shape == (4, *shape[1:])
     assert out.shape == (2, 3, decoder.out_features)
+
+
+def test_a_gated_block_adds_to_its_input_a_product_with_a_sigmoid():
+    network = ResMLP(4, [3], "tanh")
+    x = torch.randn(6, 4)
+    seen = network.first(x)
+    normed = (seen - seen.mean(-1, True)) / (seen.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+    block = network.blocks[0].body
+    both = block[4](torch.tanh(block[2](torch.tanh(normed))))
+    out = seen + both[:, :3] * torch.sigmoid(both[:, 3:])
+    torch.testing.assert_close(network.blocks(seen), out)
+
+
+def test_deep_residual_networks_start_near_the_identity():
+    network = ResMLP(8, [8] * 20)
+    seen = network.first(torch.randn(50, 8))
+    assert (network.blocks(seen) - seen).norm() < seen.norm()
+    images = torch.randn(4, 6, 8, 8)
+    stage = ResDecoder(2, (1, 8, 8), (6,), blocks=20).stages[0]
+    assert (stage(images) - images).norm() < images.norm()
+
+
+@pytest.mark.parametrize("mode", ["traced", pytest.param("compiled", marks=pytest.mark.slow)])
+def test_a_step_of_residual_networks_is_recorded(mode):
+    """Normalised within each row, so that a recorded step is the step itself."""
+    losses = []
+    for kind in ("eager", mode):
+        torch.manual_seed(0)
+        posterior = pv.NormalPosterior(ResEncoder((1, 8, 8), (4,), 8), 2)
+        likelihood = pv.BernoulliLikelihood(ResDecoder(2, (1, 8, 8), (4,)), (64,))
+        vae = pv.VAE(pv.NormalPrior(2), posterior, likelihood)
+        svi = pv.FastSVI(vae.model, vae.guide, Adam({"lr": 1e-3}), pv.ELBO(), mode=kind)
+        torch.manual_seed(1)
+        x = torch.rand(6, 64).round()
+        losses.append([svi.step(x) for _ in range(5)])
+        assert svi.mode == kind
+    if mode == "traced":  # Compiled steps draw other noise.
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    else:
+        assert losses[1] == pytest.approx(losses[0], rel=0.2)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -60,13 +119,14 @@ def test_labels_reach_the_features():
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_convolutional_vae(shape):
+@pytest.mark.parametrize(("Encoder", "Decoder"), PAIRS)
+def test_convolutional_vae(shape, Encoder, Decoder):
     torch.manual_seed(0)
-    posterior = pv.NormalPosterior(ConvEncoder(shape, (4, 6), 12), 3, event_shape=shape)
+    posterior = pv.NormalPosterior(Encoder(shape, (4, 6), 12), 3, event_shape=shape)
     for likelihood in (
-        pv.CategoricalLikelihood(ConvDecoder(3, shape, (6, 4)), shape, 5),
-        pv.OrdinalLikelihood(ConvDecoder(3, shape, (6, 4)), shape, 5, sharpness=True),
-        pv.NormalLikelihood(ConvDecoder(3, shape, (6, 4)), shape),
+        pv.CategoricalLikelihood(Decoder(3, shape, (6, 4)), shape, 5),
+        pv.OrdinalLikelihood(Decoder(3, shape, (6, 4)), shape, 5, sharpness=True),
+        pv.NormalLikelihood(Decoder(3, shape, (6, 4)), shape),
     ):
         vae = pv.VAE(pv.NormalPrior(3), posterior, likelihood)
         x = torch.randint(0, 5, (6, *shape)).float()
@@ -96,6 +156,9 @@ def test_bad_sizes_are_refused():
         lambda: MLP(3, [3], "sigmoidal"),
         lambda: GatedMLP(3, []),
         lambda: ConvEncoder((1, 4, 4)),
+        lambda: ResMLP(3, []),
+        lambda: ResEncoder((1, 4, 4)),
+        lambda: ResDecoder(2, (1, 8, 8), blocks=0),
         lambda: ConvEncoder((8, 8)),
         lambda: ConvDecoder(2, (1, 8, 8), ()),
         lambda: pv.BernoulliLikelihood(ConvDecoder(2, (1, 8, 8)), (60,)),

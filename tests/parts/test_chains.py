@@ -3,7 +3,7 @@
 import pyro.distributions as dist
 import pytest
 import torch
-from registry import make_vae, scramble
+from registry import POSTERIORS, make_vae, scramble
 from torch import nn
 
 import pyro_vaes as pv
@@ -55,6 +55,27 @@ def test_own_draws_are_scored_without_running_a_network_again(posterior):
     with torch.no_grad():  # A draw that is changed in place is another value.
         z.add_(1.0)
     torch.testing.assert_close(q.log_prob(z), q.log_prob(z.clone()))
+
+
+@pytest.mark.parametrize("link", ["normal", "full_normal", "spline", "maf"])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_noise_is_coloured_and_whitened_with_the_jacobian_of_autograd(link, reverse):
+    part = scramble(POSTERIORS[link].build(2, (1,), 0)).double()
+    first = dist.Normal(torch.ones(1).double(), 2.0).to_event(1)
+    chain = Chain(first, [part], (1, 2), reverse=reverse)
+    noise = torch.randn(5, 3).double()
+    z, log_det = chain.colour(noise)
+    assert log_det.shape == (5,)
+    back, same = chain.whiten(z.clone())
+    torch.testing.assert_close(back, noise, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(same, log_det, atol=1e-5, rtol=1e-5)
+    slopes = torch.autograd.functional.jacobian(lambda e: chain.colour(e[None])[0][0], noise[0])
+    torch.testing.assert_close(torch.linalg.slogdet(slopes).logabsdet, log_det[0])
+    # Under p the noise of a level is standard, whatever the level above.
+    level = chain.level_log_probs(z)[:, 0 if reverse else 1]
+    of_noise = noise[:, :2] if reverse else noise[:, 1:]
+    standard = dist.Normal(0.0, 1.0).log_prob(of_noise).sum(-1)
+    torch.testing.assert_close(level + log_det, standard, atol=1e-5, rtol=1e-5)
 
 
 def test_a_link_given_the_prior_starts_at_it():

@@ -390,6 +390,8 @@ def test_a_warmup_asked_for_must_be_shorter_than_training(warm: str, source: str
     [
         ({"network": "gated", "activation": "relu"}, "--activation has no effect with --network"),
         ({"network": "conv", "activation": "relu"}, None),
+        ({"network": "conv", "blocks": 2}, "--blocks has no effect with --network"),
+        ({"network": "residual_conv", "blocks": 2}, None),
         ({"prior": "gtm", "prior_weights": "uniform"}, None),
         (
             {"prior": "maf", "prior_weights": "uniform"},

@@ -95,6 +95,11 @@ def test_a_run_goes_on_with_another_number_of_processes(alone, shared, float64):
     assert (shared / "one" / CHECKPOINT).is_file()
 
 
+def test_a_run_is_stopped_at_a_step_of_all_processes_and_resumed_bit_for_bit(shared):
+    told = json.loads((shared / "stopped.json").read_text())
+    assert told == {"stopped": "interrupted", "epochs": 1, "within": 2, "equal": True}
+
+
 def test_what_cannot_be_shared_is_refused(shared):
     told = json.loads((shared / "refusals.json").read_text())
     assert "got MMD" in told["mmd"] and "divergence none" in told["mmd"]

@@ -144,6 +144,23 @@ def test_long_epochs_have_checkpoints_of_their_own(tmp_path, monkeypatch):
     assert equal(whole, again)
 
 
+@pytest.mark.parametrize("folder", [True, False])
+def test_a_time_limit_ends_long_epochs_too(folder, tmp_path, monkeypatch):
+    whole = seeded()
+    fit(whole)
+    monkeypatch.setattr(run_folder, "_WITHIN_SECONDS", 0.0)
+    out = {"out": tmp_path} if folder else {}
+    history = fit(seeded(), minutes=1e-9, **out)
+    assert history.stopped == "time" and history.epochs == 0
+    monkeypatch.undo()
+    if folder:
+        saved = read_checkpoint(tmp_path)
+        assert saved is not None and saved[1]["within"]["steps"] == 1
+        again = seeded()
+        fit(again, out=tmp_path, resume=True)
+        assert equal(whole, again)
+
+
 def test_a_loss_that_is_not_finite_gives_back_the_weights_of_before_the_epoch(
     tmp_path, monkeypatch
 ):

@@ -21,6 +21,7 @@ def make_vae(seed, prior="standard", posterior="normal"):
         "mixture": lambda: pv.MixturePrior(2, 3),
         "vamp": lambda: pv.VampPrior(base, torch.rand(3, 6)),
         "flow": lambda: pv.FlowPrior(2, pv.flows.realnvp(2, 2)),
+        "inverse": lambda: pv.FlowPrior(2, pv.flows.iaf(2, 2)),
     }
     flows = {"iaf": pv.flows.iaf(2, 2), "planar": pv.flows.planar(2, 2)}
     q = base if posterior == "normal" else pv.FlowPosterior(base, flows[posterior])
@@ -35,6 +36,7 @@ def make_vae(seed, prior="standard", posterior="normal"):
         ("mixture", "normal"),
         ("vamp", "normal"),
         ("flow", "iaf"),
+        ("inverse", "normal"),
         ("standard", "planar"),
     ],
 )

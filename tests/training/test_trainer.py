@@ -168,6 +168,29 @@ def test_resume_of_absent_finished_and_longer_runs(tmp_path):
     assert tensors_equal(longer, whole)
 
 
+def test_a_resumed_run_takes_the_threads_it_had(tmp_path):
+    """Sums are split by thread, so that rounding depends on their number."""
+    used = []
+
+    def note(*_):
+        used.append(torch.get_num_threads())
+
+    def watched(**options):
+        vae = make_vae()
+        vae.posterior.register_forward_pre_hook(note)
+        return fit(vae, out=tmp_path / "run", mode="eager", **options)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert watched(epochs=1).threads == 2
+        torch.set_num_threads(1)
+        assert watched(epochs=2, resume=True).threads == 2
+        assert used[-1] == 2 and torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_other_runs_are_refused(tmp_path):
     fit(make_vae(), epochs=2, out=tmp_path)
     with pytest.raises(RunFolderError, match="which holds files"):
@@ -580,3 +603,23 @@ def test_splits_are_checked_like_everything_else():
     assert pv.Split(gap).x.isnan().nonzero().tolist() == [[3, 1]]
     split = pv.Split(np.ones((4, 2)), np.array([0, 1, 1, 0], "uint8"))
     assert split.y.dtype == torch.long and isinstance(split.x, torch.Tensor)
+
+
+def test_a_refitted_prior_lowers_the_rate_and_moves_no_other_part() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(200, 4)
+    posterior = pv.NormalPosterior(pv.MLP(4, [8]), 2)
+    vae = pv.VAE(pv.NormalPrior(2), posterior, pv.NormalLikelihood(pv.MLP(2, [8]), (4,)))
+    with torch.no_grad():
+        posterior.head.bias[:2] += 2  # Far from its prior.
+    frozen = next(vae.likelihood.parameters()).requires_grad_(False)
+    before = {name: value.clone() for name, value in vae.state_dict().items()}
+    options = dict(epochs=30, learning_rate=0.02, progress=False)
+    flow = pv.FlowPrior(2, pv.flows.realnvp(2, 4))
+    better, history = pv.refit_prior(vae, flow, x, x, **options)
+    assert history.epochs == 30
+    assert all(torch.equal(before[name], value) for name, value in vae.state_dict().items())
+    assert all(p.requires_grad == (p is not frozen) for p in vae.parameters())
+    old, new = (pv.evaluate(v, x, num_samples=100, diagnostics=False) for v in (vae, better))
+    assert new.kl < old.kl - 1
+    assert new.reconstruction == pytest.approx(old.reconstruction)

@@ -1,4 +1,4 @@
-"""Reads Markdown and notebooks into one document tree, by pandoc.
+"""Reads Markdown into a document tree, by pandoc.
 
 A source becomes a list of blocks of pandoc's tree. Documents are joined by joining lists, and names
 of headings, links and pictures are kept apart. Raw HTML and raw TeX are left out, and so are
@@ -18,7 +18,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import pypandoc
 
 from pyro_vaes.course.report.allowed import PictureError, check_formula, check_picture
@@ -27,8 +26,8 @@ __all__ = [
     "MARKDOWN",
     "DocumentError",
     "Node",
+    "adopted",
     "from_markdown",
-    "from_notebook",
     "heading",
     "left_out",
     "link",
@@ -44,9 +43,6 @@ Node = dict[str, Any]
 """A node of pandoc's tree: its kind ``t`` and, for most, its contents ``c``."""
 
 MARKDOWN = "gfm+tex_math_dollars+implicit_figures"
-# Calls that mark a cell as an algorithm rather than a check or a picture.
-_ALGORITHM = re.compile(r"pyro\.sample\(|\bSVI\(|\.backward\(|\bfit\(|\.step\(")
-_LINES = 60  # of the longest code cell shown
 _SHORT = 24  # characters of a cell that is not broken
 _LEFT_OUT = "left-out"  # the class of a placeholder
 _SECONDS = 300.0  # time limit of pandoc, TeX engine included, for one document
@@ -72,71 +68,10 @@ def from_markdown(text: str, folder: Path, prefix: str, shift: int = 0) -> list[
         DocumentError: for a picture that is not there.
     """
     blocks = json.loads(pandoc(text, "json", MARKDOWN))["blocks"]
-    return _adopted(blocks, folder, (folder,), prefix, shift)
+    return adopted(blocks, folder, (folder,), prefix, shift)
 
 
-def from_notebook(path: Path, media: Path, prefix: str) -> list[Node]:
-    """Reads a notebook: text, formulas, outputs, and code that is an algorithm.
-
-    Code is shown if it samples or optimises and is short; code that only checks or draws is not.
-    The tags ``remove_cell``, ``remove_input`` and ``remove_output``, which nbconvert knows, hide
-    more.
-
-    Args:
-        path: the ``.ipynb`` file.
-        media: a folder to write its pictures to.
-        prefix: see :func:`from_markdown`.
-
-    Raises:
-        DocumentError: for a file that is no notebook, or a picture that is not there.
-    """
-    try:
-        notebook = nbformat.read(path, as_version=4)
-        nbformat.validate(notebook)
-    except Exception as error:  # nbformat raises many kinds of errors for a damaged file.
-        raise DocumentError(f"Expected a notebook at {path}; got a damaged file.") from error
-    notebook.cells = [cell for cell in notebook.cells if "remove_cell" not in _tags(cell)]
-    for cell in notebook.cells:
-        if cell.cell_type != "code":
-            continue
-        cell.source = "" if "remove_input" in _tags(cell) else _algorithm(cell.source)
-        outputs = [] if "remove_output" in _tags(cell) else cell.outputs
-        cell.outputs = [output for output in map(_readable, outputs) if output is not None]
-    media.mkdir(parents=True, exist_ok=True)
-    try:
-        text = pandoc(nbformat.writes(notebook), "json", "ipynb", f"--extract-media={media}")
-    except DocumentError as error:
-        raise DocumentError(f"{path}: {error}") from error
-    blocks: list[Node] = []
-    for block in json.loads(text)["blocks"]:
-        blocks += block["c"][1] if block["t"] == "Div" and "cell" in block["c"][0][1] else [block]
-    return _adopted(blocks, path.parent, (path.parent, media), prefix, 0)
-
-
-def _algorithm(source: str) -> str:
-    """The source of a cell, if it is a short algorithm."""
-    lines = [line for line in source.splitlines() if not line.startswith("%")]
-    shown = _ALGORITHM.search(source) and "plt." not in source and len(lines) <= _LINES
-    return "\n".join(lines) if shown else ""
-
-
-def _tags(cell: Any) -> Sequence[str]:
-    return cell.metadata.get("tags", ())
-
-
-def _readable(output: Any) -> Any:
-    """An output with only its picture or, without one, its text; None if it has neither."""
-    if output.output_type == "stream":
-        return output if output.name == "stdout" else None
-    data = output.get("data", {})
-    for kind in ("image/png", "image/jpeg", "text/plain"):
-        if kind in data:
-            # As display data, since pandoc refuses a result without a number.
-            return nbformat.v4.new_output("display_data", {kind: data[kind]})
-    return None
-
-
-def _adopted(
+def adopted(
     blocks: list[Node], folder: Path, within: Sequence[Path], prefix: str, shift: int
 ) -> list[Node]:
     """Blocks whose headings, links and pictures stay valid in a joined document."""
@@ -300,7 +235,9 @@ def pandoc(text: str, to: str, source: str, *options: str) -> str:
 
 def _ended(command: Sequence[str], text: str) -> tuple[str, str, int]:
     """Output, messages and status of a program; after a time limit it is killed, with children."""
-    environment = {**os.environ, "shell_escape": "f", "openout_any": "p"}  # TeX's own settings
+    # TeX's own settings: it runs nothing, writes below, and leaves no log of fonts here.
+    settings = {"shell_escape": "f", "openout_any": "p", "MISSFONT_LOG": os.devnull}
+    environment = {**os.environ, **settings}
     pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     with subprocess.Popen(
         command, **pipes, encoding="utf-8", env=environment, start_new_session=True

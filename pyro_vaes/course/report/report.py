@@ -11,6 +11,7 @@ import csv
 import dataclasses
 import tempfile
 from collections.abc import Iterable, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,17 @@ from pyro_vaes.course.report.documents import (
     DocumentError,
     Node,
     from_markdown,
-    from_notebook,
     heading,
     link,
     plain_text,
     remarks_on,
     words,
 )
-from pyro_vaes.course.report.typesetting import to_html, to_pdf
-from pyro_vaes.course.studies.table import STUDIES
+from pyro_vaes.course.report.notebooks import from_notebook, study_of
+from pyro_vaes.course.report.numbering import Numbers, question_headings
+from pyro_vaes.course.report.typesetting import Title, to_html, to_pdf
+from pyro_vaes.course.studies.table import QUESTIONS, STUDIES
+from pyro_vaes.experiments.outcomes import joined
 from pyro_vaes.experiments.page import Page, markdown_table
 from pyro_vaes.plotting import save_figure
 from pyro_vaes.storage.files import write_bytes
@@ -36,7 +39,7 @@ from pyro_vaes.storage.files import write_bytes
 __all__ = ["NOTEBOOKS", "Report", "ReportError", "write_report"]
 
 
-TITLE = "Variational autoencoders: derivations and experiments"
+TITLE = Title("Variational autoencoders: derivations and experiments")
 
 NOTEBOOKS = (
     "01_elbo",
@@ -45,6 +48,9 @@ NOTEBOOKS = (
     "04_posterior_collapse_and_infovae",
 )
 """The notebooks that hold the derivations, parts 1 to 4."""
+
+EXPERIMENTS = "05_experiments"
+"""The notebook of part 5: ideas, code and the places of the studies' pages."""
 
 # Columns of a study's CSV with the versions of its runs.
 _VERSIONS = ("version", "pyro_vaes", "python", "torch", "pyro")
@@ -76,12 +82,21 @@ class _Study:
     page: Page
     rows: list[dict[str, str]]
 
-    @property
-    def blocks(self) -> list[Node]:
-        """The page, one level down in the report."""
-        blocks = from_markdown(self.page.markdown(), self.folder, f"study-{self.name}", shift=1)
+    def blocks(self, numbers: Numbers) -> list[Node]:
+        """The page two levels down in the report, its table with a caption."""
+        before = numbers.last.copy()
+        text = dataclasses.replace(self.page, made_by="").markdown()  # Said once, at the end.
+        blocks = from_markdown(text, self.folder, f"study-{self.name}", shift=2)
         blocks[0]["c"][1][0] = f"study-{self.name}"
-        return blocks
+        for block in blocks[1:]:
+            if block["t"] == "Header":
+                block["c"][1][1] = ["unnumbered"]
+        table = next(block for block in blocks if block["t"] == "Table")
+        caption = words(f"{self.page.title}: figures on the test data.")
+        table["c"][1] = [None, [{"t": "Plain", "c": caption}]]
+        blocks = numbers.numbered(blocks)
+        evidence = _para("The evidence:", [*numbers.since(before), {"t": "Str", "c": "."}])
+        return [*blocks[:2], evidence, *blocks[2:]]
 
     @property
     def link(self) -> Node:
@@ -98,7 +113,9 @@ class _Study:
         return list(dict.fromkeys(value for value in found if value))
 
 
-def write_report(results: Path, out: Path, notebooks: Path | None = None) -> Report:
+def write_report(
+    results: Path, out: Path, notebooks: Path | None = None, title: Title = TITLE
+) -> Report:
     """Writes ``report.html``, and ``report.pdf`` where a TeX engine is installed.
 
     The same sources give the same bytes of HTML.
@@ -107,6 +124,7 @@ def write_report(results: Path, out: Path, notebooks: Path | None = None) -> Rep
         results: the folder of the studies' results.
         out: the folder to write to, created if absent.
         notebooks: the folder of the notebooks; without one the report has no derivations.
+        title: the title and the lines below; without a date, that of the results.
 
     Raises:
         ReportError: for sources that are missing or damaged; then nothing is written.
@@ -117,22 +135,26 @@ def write_report(results: Path, out: Path, notebooks: Path | None = None) -> Rep
     with tempfile.TemporaryDirectory() as folder:
         media = Path(folder)
         try:
-            studies = _studies(results)
-            parts, remarks = _parts(notebooks, media)
-            found = len(parts) - len(remarks) if parts else 0
+            studies, numbers = _studies(results), Numbers()
+            if not title.date:
+                title = dataclasses.replace(title, date=max(s.page.date for s in studies))
+            parts, remarks = _parts(notebooks, media, numbers)
             missing = [name for name in STUDIES if name not in {s.name for s in studies}]
             if missing:
                 remarks.append(f"Not run: {', '.join(missing)}.")
+            if old := [study.name for study in studies if not study.page.date]:
+                remarks.append(f"Findings not checked, pages of an earlier version: {joined(old)}.")
             blocks = [
-                *_summary(studies, found),
+                *_summary(studies),
                 *(block for part in parts for block in part),
-                *_experiments(studies, missing),
-                *_defects(media),
-                *_reproduction(studies),
+                *_experiments(notebooks, media, studies, missing, numbers),
+                *_defects(media, numbers),
+                *_reproduction(studies, numbers),
+                *_references(),
             ]
             remarks += remarks_on(blocks)
-            page, faults = to_html(blocks, TITLE)
-            pdf, more = to_pdf(blocks, TITLE)
+            page, faults = to_html(blocks, title)
+            pdf, more = to_pdf(blocks, title)
         except DocumentError as error:
             raise ReportError(str(error)) from error
     html, typeset = out / "report.html", out / "report.pdf"
@@ -178,10 +200,17 @@ def _study(results: Path, name: str) -> _Study:
         page = Page.read(results / f"{name}.json")
     except ValueError as error:
         raise ReportError(str(error)) from error
+    if page.date and (unfounded := page.unfounded()):
+        raise ReportError(
+            f"Expected findings with the numbers of their table in {name}.json of {results}; got "
+            f"{', '.join(unfounded)} as well."
+        )
     return _Study(name, results, page, rows)
 
 
-def _parts(notebooks: Path | None, media: Path) -> tuple[list[list[Node]], list[str]]:
+def _parts(
+    notebooks: Path | None, media: Path, numbers: Numbers
+) -> tuple[list[list[Node]], list[str]]:
     """The derivations, a list of blocks for each notebook, and remarks on those missing."""
     if notebooks is None:
         return [], ["No notebooks: the report is without derivations."]
@@ -195,19 +224,26 @@ def _parts(notebooks: Path | None, media: Path) -> tuple[list[list[Node]], list[
             title = name[3:].replace("_", " ").capitalize()
             parts.append([heading(title, name), _para(f"{path.name} is missing.")])
             continue
-        blocks = from_notebook(path, media / name, name)
-        tops = [block for block in blocks if block["t"] == "Header" and block["c"][0] == 1]
-        if len(tops) != 1 or blocks[0] is not tops[0]:
-            raise ReportError(f"Expected one first-level heading, at the top of {path}.")
-        # The document numbers its sections: part 1 is section 1.
-        inlines = tops[0]["c"][2]
-        while inlines and (
-            inlines[0]["t"] == "Space" or plain_text(inlines[:1]).rstrip(".:") in {"Part", *"01234"}
-        ):
-            inlines = inlines[1:]
-        tops[0]["c"] = [1, [name, [], []], inlines]
-        parts.append(blocks)
+        parts.append(numbers.numbered(_part(path, media)))
     return parts, remarks
+
+
+def _part(path: Path, media: Path) -> list[Node]:
+    """The blocks of a notebook, its title as a section that can be linked to by its name."""
+    blocks = from_notebook(path, media / path.stem, path.stem)
+    tops = [block for block in blocks if block["t"] == "Header" and block["c"][0] == 1]
+    if len(tops) != 1 or blocks[0] is not tops[0]:
+        raise ReportError(f"Expected one first-level heading, at the top of {path}.")
+    # The document numbers its sections: part 1 is section 1.
+    inlines = tops[0]["c"][2]
+    while inlines and (
+        inlines[0]["t"] == "Space" or plain_text(inlines[:1]).rstrip(".:") in {"Part", *"012345"}
+    ):
+        inlines = inlines[1:]
+    if inlines and inlines[0]["t"] == "Str":
+        inlines[0]["c"] = inlines[0]["c"][:1].upper() + inlines[0]["c"][1:]
+    tops[0]["c"] = [1, [path.stem, [], []], inlines]
+    return question_headings(blocks)
 
 
 # --- writing --------------------------------------------------------------------------------------
@@ -230,45 +266,79 @@ def _bullets(items: Iterable[Iterable[str | Node | list[Node]]]) -> Node:
     return {"t": "BulletList", "c": [[{"t": "Plain", "c": _inlines(item)}] for item in items]}
 
 
-def _summary(studies: Sequence[_Study], parts: int) -> list[Node]:
+def _summary(studies: Sequence[_Study]) -> list[Node]:
+    """An answer to each of the assignment's questions that has been run, and no more."""
+    known = {study.name: study for study in studies}
+    answers = []
+    for question, names in QUESTIONS.items():
+        there = [known[name] for name in names if name in known]
+        content: list[str | Node | list[Node]] = []
+        for study in there:
+            content += [study.inline(study.page.findings[0])]
+        if there:
+            label = [link(words(question), f"study-{there[0].name}"), *words(":")]
+            answers.append([{"t": "Strong", "c": label}, *content])
     runs = sum(len(study.rows) for study in studies)
-    derivations = f"the derivations of {parts} notebooks and " if parts else ""
     return [
         heading("Summary", "summary", numbered=False),
-        _para(
-            f"This document joins {derivations}the results of {len(studies)} "
-            f"{'study' if len(studies) == 1 else 'studies'} over {runs} trained models with a page "
-            "on what the reference notebooks get wrong. Figures, tables and findings are those "
-            "that the studies computed. The first finding of each study:"
-        ),
-        _bullets(
-            [
-                {
-                    "t": "Strong",
-                    "c": [link(s.inline(s.page.title), f"study-{s.name}"), *words(":")],
-                },
-                s.inline(s.page.findings[0]),
-            ]
-            for s in studies
-        ),
+        _para(f"What {runs} trained models answer to the questions of part 5:"),
+        _bullets(answers),
     ]
 
 
-def _experiments(studies: Sequence[_Study], missing: Sequence[str]) -> list[Node]:
+def _experiments(
+    notebooks: Path | None,
+    media: Path,
+    studies: Sequence[_Study],
+    missing: Sequence[str],
+    numbers: Numbers,
+) -> list[Node]:
+    """Part 5: ideas and code of its notebook, with the page of each study in its place."""
+    left = {study.name: study for study in studies}
+    path = None if notebooks is None else notebooks / f"{EXPERIMENTS}.ipynb"
+    if path is not None and path.exists():
+        source = _part(path, media)
+        source[0]["c"][1][0] = "experiments"
+    else:
+        source = _outline(studies)
+    blocks: list[Node] = []
+    for block in source:
+        name = study_of(block)
+        if name is None:
+            blocks += numbers.numbered([block])
+        elif name in left:
+            blocks += left.pop(name).blocks(numbers)
+    for study in left.values():
+        blocks += study.blocks(numbers)
+    absent = [_para(f"Not run: {', '.join(missing)}.")] if missing else []
+    return [blocks[0], *absent, *blocks[1:]]
+
+
+def _outline(studies: Sequence[_Study]) -> list[Node]:
+    """The headings of part 5 and the places of the studies, where there is no notebook."""
+    known = {study.name: study.page.title for study in studies}
     blocks = [heading("Experiments", "experiments")]
-    if missing:
-        blocks.append(_para(f"Not run: {', '.join(missing)}."))
-    return [*blocks, *(block for study in studies for block in study.blocks)]
+    for question, names in QUESTIONS.items():
+        titles = [known[name] for name in names if name in known]
+        blocks.append(heading(", ".join(titles) or "Not run", f"question-{question}", 2))
+        blocks += [_para(f"study:{name}") for name in names]
+    return [*blocks, heading("Beyond the questions", "beyond", 2)]
 
 
-def _defects(media: Path) -> list[Node]:
+def _defects(media: Path, numbers: Numbers) -> list[Node]:
     page = defects_page()
     for name, figure in page.figures.items():
         save_figure(figure, media / name)
-    return from_markdown(page.markdown, media, "defects")
+    return numbers.numbered(from_markdown(page.markdown, media, "defects"))
 
 
-def _reproduction(studies: Sequence[_Study]) -> list[Node]:
+def _references() -> list[Node]:
+    text = resources.files("pyro_vaes.course.report").joinpath("references.md").read_text("utf-8")
+    title = heading("References", "references", numbered=False)
+    return [title, *from_markdown(text, Path(), "references")]
+
+
+def _reproduction(studies: Sequence[_Study], numbers: Numbers) -> list[Node]:
     commands = [study.page.command for study in studies]
     head = ("study", "runs", "seeds", "importance samples", "minutes of training")
     rows = [
@@ -290,16 +360,16 @@ def _reproduction(studies: Sequence[_Study]) -> list[Node]:
     text = [
         "`pyro-vaes reproduce` runs all studies and writes this document. One by one it is:",
         "```bash\n" + "\n".join([*commands, "pyro-vaes report"]) + "\n```",
-        "Finished runs are reused. The cost of each study, from its CSV:",
+        "Finished runs are reused.",
         markdown_table(head, *rows),
     ]
     if said:
         text.append(f"Versions: {said}.")
-    text.append("The last line of each study's section gives options and versions.")
-    return [
-        heading("How to reproduce", "reproduce"),
-        *from_markdown("\n\n".join(text), Path(), "reproduce"),
-    ]
+    text += dict.fromkeys(study.page.made_by for study in studies)
+    blocks = from_markdown("\n\n".join(text), Path(), "reproduce")
+    table = next(block for block in blocks if block["t"] == "Table")
+    table["c"][1] = [None, [{"t": "Plain", "c": words("The cost of each study.")}]]
+    return [heading("How to reproduce", "reproduce"), *numbers.numbered(blocks)]
 
 
 def _minutes(study: _Study) -> str:

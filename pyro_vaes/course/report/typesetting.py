@@ -6,13 +6,16 @@ pandoc does the work, and for the PDF any installed TeX engine.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
 import re
 import shutil
 import tempfile
+import textwrap
 from collections.abc import Iterator
+from datetime import datetime
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -27,19 +30,48 @@ from pyro_vaes.course.report.documents import (
     walked,
     words,
 )
+from pyro_vaes.course.report.numbering import equation_numbers
+from pyro_vaes.course.report.tables import fitted, raw
 
-__all__ = ["ENGINES", "to_html", "to_pdf"]
+__all__ = ["ENGINES", "Title", "to_html", "to_pdf"]
 
 
 ENGINES = ("xelatex", "lualatex", "pdflatex", "tectonic")
 """TeX engines, in the order in which they are tried."""
 
-# Characters of a table's widest row, and the size of type that they fit a line in.
-_COLUMNS = ((85, ""), (100, "\\small"), (115, "\\footnotesize"), (150, "\\scriptsize"))
-_KEPT = 25  # rows of a table that are kept on one page
+
+@dataclasses.dataclass(frozen=True)
+class Title:
+    """The head of the document; what is empty is a blank line to fill in.
+
+    Attributes:
+        text: the title.
+        author: who hands it in.
+        course: the course.
+        date: of the results, as 2026-11-30.
+        collaborators: with whom it was discussed.
+    """
+
+    text: str
+    author: str = ""
+    course: str = ""
+    date: str = ""
+    collaborators: str = ""
+
+    def lines(self) -> list[Node]:
+        """The lines below the title."""
+        found: list[Node] = []
+        for name in ("author", "course", "date", "collaborators"):
+            line = f"{name.capitalize()}: {getattr(self, name) or _BLANK}"
+            found += [{"t": "LineBreak"}] * bool(found) + words(line)
+        return found
 
 
-def to_html(blocks: list[Node], title: str) -> tuple[bytes, list[str]]:
+_BLANK = 24 * "_"
+_PRINTED = 96  # characters of printed text in a line of the PDF
+
+
+def to_html(blocks: list[Node], title: Title) -> tuple[bytes, list[str]]:
     """One self-contained page: pictures embedded, formulas as MathML.
 
     Returns:
@@ -47,9 +79,16 @@ def to_html(blocks: list[Node], title: str) -> tuple[bytes, list[str]]:
     """
 
     def mend(node: Node) -> list[Node]:
-        if node["t"] == "Math":
-            node["c"] = [node["c"][0], _mathml_ready(node["c"][1])]
-        return [node]
+        if node["t"] == "Table":
+            return [{"t": "Div", "c": [["", ["table"], [["tabindex", "0"]]], [node]]}]
+        if node["t"] != "Math":
+            return [node]
+        formula, numbers = equation_numbers(node["c"][1])
+        math = {"t": "Math", "c": [node["c"][0], _mathml_ready(formula)]}
+        if not numbers or node["c"][0]["t"] != "DisplayMath":
+            return [math]
+        number = {"t": "Span", "c": [["", ["number"], []], words(f"({numbers[0]})")]}
+        return [{"t": "Span", "c": [["", ["equation"], []], [math, number]]}]
 
     options = ["--standalone", "--embed-resources", "--mathml"]
     with _data("report.css") as style:
@@ -66,7 +105,7 @@ def _mathml_ready(formula: str) -> str:
     )
 
 
-def to_pdf(blocks: list[Node], title: str) -> tuple[bytes | None, list[str]]:
+def to_pdf(blocks: list[Node], title: Title) -> tuple[bytes | None, list[str]]:
     """The document as a PDF, by the first TeX engine that succeeds.
 
     Returns:
@@ -100,17 +139,18 @@ def to_pdf(blocks: list[Node], title: str) -> tuple[bytes | None, list[str]]:
 
 
 def _written(
-    blocks: list[Node], title: str, kind: str, options: list[str]
+    blocks: list[Node], title: Title, kind: str, options: list[str]
 ) -> tuple[bytes, list[str]]:
     # A PDF has an identifier, which pandoc would derive from its temporary folder.
     identity = f"<{hashlib.md5(plain_text(blocks).encode(), usedforsecurity=False).hexdigest()}>"
     meta = {
-        "pdf-trailer-id": {"t": "MetaInlines", "c": [_raw("Inline", f"{identity} {identity}")]},
-        "title": {"t": "MetaInlines", "c": words(title)},
+        "pdf-trailer-id": {"t": "MetaInlines", "c": [raw("Inline", f"{identity} {identity}")]},
+        "title": {"t": "MetaInlines", "c": words(title.text)},
+        "author": {"t": "MetaInlines", "c": title.lines()},
         "lang": {"t": "MetaInlines", "c": words("en")},
     }
     tree = {"pandoc-api-version": _version(), "meta": meta, "blocks": blocks}
-    with tempfile.TemporaryDirectory() as folder, _fixed_date():
+    with tempfile.TemporaryDirectory() as folder, _fixed_date(title.date):
         log, file = Path(folder, "log.json"), Path(folder, f"report.{kind}")
         options = [*options, "--number-sections", "--toc", "--toc-depth=2", f"--log={log}"]
         pandoc(json.dumps(tree), kind, "json", *options, f"--output={file}")
@@ -134,40 +174,36 @@ def _typeset(node: Node) -> list[Node]:
     """Nodes as LaTeX needs them: tables with a size, aligned equations as raw TeX."""
     if node["t"] == "Image" and node["c"][2][0].lower().endswith(".svg"):
         return [left_out(f"the picture {Path(node['c'][2][0]).name} is an SVG: see the page")]
+    if node["t"] == "CodeBlock" and not node["c"][0][1]:  # Printed text; code fits.
+        return [{"t": "CodeBlock", "c": [node["c"][0], _wrapped(node["c"][1])]}]
     if node["t"] == "Math":
-        formula = node["c"][1].strip()
+        formula, numbers = equation_numbers(node["c"][1].strip())
+        if numbers and node["c"][0]["t"] == "DisplayMath":
+            tags = "".join(f"\\tag{{{number}}}" for number in numbers[:1])
+            return [{"t": "Math", "c": [node["c"][0], f"{formula} {tags}"]}]
         if re.match(r"\\begin\{(align|gather|equation|multline)\*?\}", formula):
-            return [_raw("Inline", formula)]
-    if node["t"] != "Table":
-        return [node]
-    _, _, columns, head, bodies, _ = node["c"]
-    rows = [*head[1], *(row for body in bodies for part in body[2:] for row in part)]
-    widths = [
-        max((len(plain_text(row[1][i][4])) for row in rows if i < len(row[1])), default=1)
-        for i in range(len(columns))
-    ]
-    total = sum(widths) + 3 * len(widths)
-    size = next((size for limit, size in _COLUMNS if total <= limit), None)
-    if size is None:
-        size = _COLUMNS[-1][1]
-        # Too wide at any size: cells are broken; a column's width follows the root of its text's.
-        parts = [max(width, 4) ** 0.5 for width in widths]
-        for column, part in zip(columns, parts, strict=True):
-            column[1] = {"t": "ColWidth", "c": part / sum(parts)}
-
-    need = _raw("Block", f"\\reportneed{{{min(len(rows) + 4, _KEPT)}}}\\begingroup{size}")
-    return [need, node, _raw("Block", "\\endgroup")]
+            return [raw("Inline", formula)]
+    return fitted(node) if node["t"] == "Table" else [node]
 
 
-def _raw(kind: str, text: str) -> Node:
-    return {"t": f"Raw{kind}", "c": ["latex", text]}
+def _wrapped(text: str) -> str:
+    """Printed text without lines that are longer than a line of the PDF."""
+    lines = []
+    for line in text.splitlines():
+        indent = " " * (len(line) - len(line.lstrip()) + 2)
+        kept = (
+            textwrap.wrap(line, _PRINTED, subsequent_indent=indent) if line[_PRINTED:] else [line]
+        )
+        lines += kept
+    return "\n".join(lines)
 
 
 @contextlib.contextmanager
-def _fixed_date() -> Iterator[None]:
-    """Inside, PDFs carry a fixed date, unless the user has set one."""
+def _fixed_date(date: str) -> Iterator[None]:
+    """Inside, PDFs carry this date, or that which the user has set."""
     before = {name: os.environ.get(name) for name in ("SOURCE_DATE_EPOCH", "FORCE_SOURCE_DATE")}
-    os.environ.setdefault("SOURCE_DATE_EPOCH", "0")
+    day = datetime.fromisoformat(f"{date or '1970-01-01'}T00:00:00+00:00")
+    os.environ.setdefault("SOURCE_DATE_EPOCH", str(int(day.timestamp())))
     os.environ["FORCE_SOURCE_DATE"] = "1"
     try:
         yield

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pyro_vaes.data.dataset import DataSet
-from pyro_vaes.experiments.outcomes import Outcome, with_error
 from pyro_vaes.experiments.study import Study
 
-__all__ = ["ALIVE", "BASE", "KL_SPLIT", "course_study", "few", "overfit", "regularized"]
+__all__ = ["ALIVE", "BASE", "KL_SPLIT", "course_study", "few", "regularized"]
 
 # The course's model, but Adam with a moving average of its weights: in half the time the bound on
 # the validation rows is that of the recipe's Adamax (the plain VAE) or better (by 0.6 nats on
@@ -52,15 +51,3 @@ def regularized(data: DataSet) -> Mapping[str, Mapping[str, Any]]:
     """The second set-up by its name, for images whose levels have an order; none for other data."""
     fits = data.kind == "levels" and data.image_shape is not None
     return {"regularized": _REGULARIZED} if fits else {}
-
-
-def overfit(o: Outcome, course: str, regularized: str) -> list[str]:
-    """A sentence on the two set-ups: how much test NLL exceeds training NLL in each."""
-    if not {course, regularized} <= set(o.labels):
-        return []
-    gaps = (o.differs_within(label, "nll", "nll_train") for label in (course, regularized))
-    first, second = (with_error(gap.mean, gap.error) for gap in gaps)
-    return [
-        f"Test NLL exceeds training NLL by {first} nats with *{course}* and by {second} with "
-        f"*{regularized}*: where a model over-fits its decoder, a better prior has little to win."
-    ]

@@ -5,21 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from matplotlib.figure import Figure
 
-from pyro_vaes.course.studies.base import course_study, few, overfit, regularized
+from pyro_vaes.course.studies.base import course_study, few, regularized
 from pyro_vaes.data.dataset import DataSet
 from pyro_vaes.experiments.claims import Comparison
-from pyro_vaes.experiments.outcomes import Outcome, joined, mean_text
+from pyro_vaes.experiments.outcomes import Outcome, joined, with_error
 from pyro_vaes.experiments.panels import COLORS, NLL, WIDTH, Figures, axes_of, drawn, lines
+from pyro_vaes.experiments.pictures import picture
 from pyro_vaes.experiments.study import Cell
-from pyro_vaes.plotting import image_grid, style
+from pyro_vaes.plotting import style
+from pyro_vaes.vae import evaluating
 
 __all__ = ["STUDY"]
 
 
-_COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 500)
+_COUNTS = (1, 10, 50, 200, 500)
 _PRIORS = {"mixture": "mixture", "VampPrior": "vamp"}
 
 
@@ -63,31 +64,61 @@ def _sweeps(o: Outcome) -> dict[tuple[str, str], list[str]]:
 
 
 def findings(o: Outcome) -> list[str]:
-    """Sentences on the number of components."""
-    found = overfit(o, "standard", "standard, regularized")
+    """What K changes, for the fit and for what is learned."""
+    cell, found = o.cell, []
     for (set_up, prior), labels in _sweeps(o).items():
         reference = "standard" if set_up == "course" else f"standard, {set_up}"
         chosen = o.chosen(labels) or labels[0]
+        spread = [o.lowest(labels), max(labels, key=lambda k: o.mean(k, "nll")[0])]
         found.append(
-            f"Of {prior} ({set_up}), validation chooses {chosen}: {o.compared(chosen, reference)}."
+            f"{prior}, {_WHERE.get(set_up, set_up)}: validation chooses {_count(chosen)}, with an "
+            f"NLL of {cell(chosen, 'NLL')}, {o.lead(chosen, reference)} than the standard prior's "
+            f"{cell(reference, 'NLL')}. Over all K the NLL lies between {cell(spread[0], 'NLL')} "
+            f"({_count(spread[0])}) and {cell(spread[1], 'NLL')} ({_count(spread[1])})."
         )
-        before, after = (o.differs_within(k, "nll", "nll_train") for k in (labels[0], labels[-1]))
+    for (set_up, prior), labels in _sweeps(o).items():
+        if set_up == "course" and len(_sweeps(o)) > 2:
+            continue
+        last = labels[-1]
         found.append(
-            f"Test NLL exceeds training NLL by {before} nats with {labels[0]} and by {after} with "
-            f"{labels[-1]}, of whose components {mean_text(o, labels[-1], 'components_used', 1)} "
-            "are used and distinct."
+            f"Of {prior} with {_count(last)}, {cell(last, 'components used')} components are used "
+            f"and distinct; test NLL exceeds training NLL by {_overfit(o, last)} nats, with "
+            f"{_count(labels[0])} by {_overfit(o, labels[0])}. More components than the codes need "
+            "are not a danger but a waste: the mixture leaves them alike or without weight, and "
+            "the cost of a step grows with K."
         )
-    reference = "VampPrior, K = 50"
-    starts = [k for k in o.labels if k in (f"{reference}, mean", f"{reference}, random")]
-    moved = [k for k in (reference, *starts) if len(o.values(k, "pseudo_inputs_moved"))]
+    moved = [k for k in _starts(o).values() if len(o.values(k, "pseudo_inputs_moved"))]
     if moved:
-        shown = joined([f"{mean_text(o, k, 'pseudo_inputs_moved')} ({k})" for k in moved])
-        used = joined([f"{mean_text(o, k, 'components_used', 1)}" for k in moved])
+        shown = joined([f"{cell(k, 'pseudo-inputs moved (sd)')} ({k})" for k in moved])
+        used = joined([f"{cell(k, 'components used')}" for k in moved])
         found.append(
-            f"The median pseudo-input moved by {shown}, in units of each pixel's standard "
-            f"deviation; of 50, {used} are used and distinct."
+            f"Pseudo-inputs learn: the median one moved by {shown}, in standard deviations of each "
+            f"pixel, and {used} of them are used and distinct. They need not look like digits, "
+            "since all that counts is where the encoder puts them; what they decode to does."
         )
-    return found + o.ranked(reference, starts)
+    return found
+
+
+_WHERE = {
+    "course": "in the course's set-up",
+    "regularized": "where over-fitting is held down (regularized)",
+}
+
+
+def _count(label: str) -> str:
+    return label.split(", ")[1]
+
+
+def _overfit(o: Outcome, label: str) -> str:
+    gap = o.differs_within(label, "nll", "nll_train")
+    return o.note(f"test minus training NLL, {label}", with_error(gap.mean, gap.error))
+
+
+def _starts(o: Outcome) -> dict[str, str]:
+    """The cells that start from data, from their mean and at random, by start."""
+    reference = "VampPrior, K = 50"
+    starts = {"data": reference, **{s: f"{reference}, {s}" for s in ("mean", "random")}}
+    return {start: label for start, label in starts.items() if label in o.labels}
 
 
 def figures(o: Outcome) -> Figures:
@@ -151,29 +182,24 @@ def _legend(ax: Any, names: Sequence[str]) -> None:
 
 
 _PSEUDO = (
-    "Ten learned pseudo-inputs of the VampPrior with K = 50, started from data, from their mean "
-    "plus noise, and at random."
+    "Ten pseudo-inputs of the VampPrior with K = 50, as started and as learned, from data, from "
+    "their mean plus noise, and at random; and the mean of p(x|z) at the mean of q(z|u) of each."
 )
 
 
 def _pseudo_inputs(o: Outcome) -> Figure | None:
-    starts = {"data": "VampPrior, K = 50"}
-    starts |= {s: f"VampPrior, K = 50, {s}" for s in ("mean", "random")}
-    if o.data.image_shape is None or not set(starts.values()) <= set(o.labels):
-        return None
-    rows = []
-    for label in starts.values():
-        prior: Any = o.vae(label).prior
-        with torch.no_grad():
-            rows.append(prior.pseudo_inputs[:10].flatten(1))
-    high = float((o.data.num_levels or 2) - 1)
-    return image_grid(
-        torch.cat(rows),
-        o.data.image_shape,
-        columns=10,
-        row_labels=list(starts),
-        value_range=(0.0, high),
-    )
+    rows, names = [], []
+    for start, label in _starts(o).items():
+        vae = o.vae(label)
+        prior: Any = vae.prior
+        with evaluating(vae):
+            u = prior.pseudo_inputs[:10]
+            if prior.start is not None:
+                rows.append(prior.start[:10].to(u))
+                names.append(f"{start}: start")
+            rows += [u, vae.reconstruct(u)]
+        names += ["learned", "decoded"]
+    return picture(o, rows, names) if rows else None
 
 
 def _ordered(name: str) -> tuple[str, ...]:

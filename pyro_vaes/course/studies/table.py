@@ -17,7 +17,7 @@ from pyro_vaes.course.studies import (
 )
 from pyro_vaes.experiments.study import Study
 
-__all__ = ["STUDIES"]
+__all__ = ["QUESTIONS", "STUDIES"]
 
 STUDIES: Mapping[str, Study] = {
     "vae": vae.STUDY,
@@ -30,3 +30,12 @@ STUDIES: Mapping[str, Study] = {
     "posteriors": posteriors.STUDY,
     "info": info.STUDY,
 }
+
+QUESTIONS: Mapping[str, tuple[str, ...]] = {
+    "5.1": ("vae",),
+    "5.2": ("beta",),
+    "5.3": ("conditional",),
+    "5.4": ("priors", "components"),
+    "5.5": ("flow_priors",),
+}
+"""The studies that answer each programming question of the assignment."""

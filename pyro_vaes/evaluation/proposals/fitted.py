@@ -19,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from pyro.distributions.transforms import AffineAutoregressive
@@ -43,6 +43,7 @@ from pyro_vaes.vae import VAE, drawn
 
 __all__ = [
     "Balanced",
+    "Fit",
     "Fitted",
     "Mixed",
     "PriorPart",
@@ -92,6 +93,19 @@ def check_proposal(proposal: str, start: str) -> None:
         raise ValueError(
             f"Expected a proposal among {', '.join(map(repr, PROPOSALS))}; got {proposal!r}."
         )
+
+
+class Fit(Protocol):
+    """A proposal per datum."""
+
+    def sample(self, num: int, generator: torch.Generator) -> Tensor:
+        """Draws ``(num, n, D)``."""
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log density of z ``(num, n, D)``: ``(num, n)`` in nats, float64."""
+
+    def rows(self, index: Tensor | slice) -> Fit:
+        """Of some of the data."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,12 +190,12 @@ class Fitted:
     """The result of :func:`refine`.
 
     Attributes:
-        proposal: the mixture of fits.
+        proposal: the mixture of fits, in the coordinates of the target or as one of z.
         unexplored: ``(n,)``, whether a mode that matters was found from one start only, so that
             others may have been missed.
     """
 
-    proposal: Mixed
+    proposal: Fit
     unexplored: Tensor
 
 

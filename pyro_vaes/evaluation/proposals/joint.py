@@ -76,7 +76,11 @@ class Joint:
     def rows(self, index: Tensor | slice) -> Joint:
         """The same for some of the data."""
         y = None if self.y is None else self.y[index]
-        return Joint(self.vae, self.x[index], y, self.chunk_size, self.cost, self._prior)
+        return type(self)(self.vae, self.x[index], y, self.chunk_size, self.cost, self._prior)
+
+    def coordinates(self, z: Tensor) -> Tensor:
+        """Latents in the coordinates of the target: here themselves."""
+        return z
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log p(x, z) at z ``(draws, n, D)``: ``(draws, n)``, float64."""
@@ -104,7 +108,7 @@ class Joint:
                 if not log_x.requires_grad:
                     raise RuntimeError("log p(x | z) has no gradient in z")
                 total = log_x + log_z
-                (slopes[draws, rows],) = torch.autograd.grad(total.sum(), part)
+                (slopes[draws, rows],) = torch.autograd.grad(total, part, torch.ones_like(total))
             value[draws, rows] = total.detach().double()
         self.cost.add(GRADIENT_COST * value.numel())
         return value, slopes

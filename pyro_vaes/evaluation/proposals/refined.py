@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 
 from pyro_vaes.evaluation.proposals.joint import GRADIENT_COST, Joint
+from pyro_vaes.inference.joint_optimizer import fused_options
+from pyro_vaes.inference.optimizers import lay_out, without_compiler
 
 __all__ = [
     "DIAGONAL",
@@ -35,6 +37,7 @@ __all__ = [
     "LowRank",
     "Stage",
     "Student",
+    "ascent",
     "axes",
     "fit",
     "improve",
@@ -77,6 +80,11 @@ class Full:
     def pull(self, slope: Tensor) -> Tensor:
         """L' g: a gradient in z as one in the noise."""
         return (slope.transpose(0, 1) @ self.tril).transpose(0, 1)
+
+    def push(self, noise: Tensor) -> Tensor:
+        """L'^-1 e: a gradient in the noise as one in z."""
+        columns = noise.movedim(0, -1)
+        return torch.linalg.solve_triangular(self.tril.mT, columns, upper=True).movedim(-1, 0)
 
     def precision(self, shift: Tensor) -> Tensor:
         """(L L')^-1 d of shifts d ``(draws, n, D)``."""
@@ -121,13 +129,18 @@ class LowRank:
         slope = self.scale * slope
         return slope + _low_rank(self.right, self.left, slope)
 
+    def push(self, noise: Tensor) -> Tensor:
+        """A'^-1 e: a gradient in the noise as one in z, by Woodbury's identity."""
+        if not self.left.shape[-1]:  # A diagonal.
+            return noise / self.scale
+        inverse = torch.linalg.solve(self._inner(), self.right.mT).mT
+        return (noise - _low_rank(inverse, self.left, noise)) / self.scale
+
     def precision(self, shift: Tensor) -> Tensor:
         """The inverse covariance times shifts ``(draws, n, D)``, by Woodbury's identity."""
-        inner = self._inner()
         white = shift / self.scale
-        white = white - _low_rank(torch.linalg.solve(inner.mT, self.left.mT).mT, self.right, white)
-        white = white - _low_rank(torch.linalg.solve(inner, self.right.mT).mT, self.left, white)
-        return white / self.scale
+        inverse = torch.linalg.solve(self._inner().mT, self.left.mT).mT
+        return self.push(white - _low_rank(inverse, self.right, white))
 
     def log_det(self) -> Tensor:
         """Log abs det A, ``(n,)``."""
@@ -146,8 +159,10 @@ class LowRank:
         return unit + self.right.mT @ self.left
 
 
-def _low_rank(left: Tensor, right: Tensor, vector: Tensor) -> Tensor:
+def _low_rank(left: Tensor, right: Tensor, vector: Tensor) -> Tensor | float:
     """U V' e of vectors e ``(draws, n, D)``."""
+    if not left.shape[-1]:  # A diagonal.
+        return 0.0
     return (vector.transpose(0, 1) @ right @ left.mT).transpose(0, 1)
 
 
@@ -309,7 +324,7 @@ def _climb(
     loc, log_scale = torch.zeros_like(log_scale), log_scale.clone()
     below = None if below is None else below.clone()
     free = [loc, log_scale] if below is None else [loc, log_scale, below]
-    optimizer = torch.optim.Adam(free, betas=(0.9, 0.99), maximize=True, foreach=True)
+    optimizer = ascent(free)
     for step in range(stage.steps):
         optimizer.param_groups[0]["lr"] = stage.rate * (1 - _DECAY * step / stage.steps)
         scale = log_scale.exp()
@@ -317,13 +332,20 @@ def _climb(
         noise = _noise((stage.particles, *loc.shape), loc, generator)
         shift = shape.colour(noise)
         _, slope = joint.gradient(centre + frame.colour(loc + shift))
-        slope = (frame.pull(slope) + shape.precision(shift)).nan_to_num(0.0, 0.0, 0.0)
+        slope = (frame.pull(slope) + shape.push(noise)).nan_to_num(0.0, 0.0, 0.0)
         loc.grad, log_scale.grad = slope.mean(0), (slope * shift).mean(0)
         if below is not None:
             outer = (scale * slope).movedim(0, -1) @ noise.transpose(0, 1)
             below.grad = outer.tril(-1) / stage.particles
+        lay_out(free)
         optimizer.step()
     return loc, log_scale, below
+
+
+def ascent(free: list[Tensor]) -> torch.optim.Optimizer:
+    """Adam that ascends, on parameters of each datum, in one kernel where there is one."""
+    kind = without_compiler(torch.optim.Adam)
+    return kind(free, betas=(0.9, 0.99), maximize=True, **fused_options(kind, free))
 
 
 def axes(scale: Tensor) -> LowRank:

@@ -1,0 +1,1 @@
+"""Classical densities of tables: what a VAE of one is compared with, and starts from."""

@@ -1,0 +1,48 @@
+"""Lines of text tables, cell by cell."""
+
+from __future__ import annotations
+
+import csv
+import re
+from typing import Any
+
+from pyro_vaes.core.errors import DataError
+
+__all__ = ["SPACES", "cells_of", "check_thousands", "separator_of"]
+
+
+#: The separator of columns that blanks align.
+SPACES = r"\s+"
+_THOUSANDS = r"\s*[+-]?\d{1,3}(?:,\d{3})+(?:\.\d+)?\s*"
+
+
+def separator_of(first: str, second: str) -> str:
+    """The separator of two lines: the first mark found that is no part of a number, or a comma.
+
+    Blanks are one if there is no mark and both lines have as many words.
+    """
+    bare = re.sub(r'"[^"]*"', "", first)
+    mark = next((mark for mark in ("\t", ";", ",", "|") if mark in bare), None)
+    words = len(first.split())
+    return mark or (SPACES if 1 < words == len(second.split()) else ",")
+
+
+def cells_of(line: str, separator: str) -> list[str]:
+    """The cells of a line, quotes around them left out."""
+    if separator == SPACES:
+        return line.split()
+    return [cell.strip() for cell in next(csv.reader([line], delimiter=separator), [])]
+
+
+def check_thousands(column: Any, place: str) -> None:
+    """Refuses a column of numbers like 1,234, which would else be words."""
+    if column.dtype.kind in "biufM":
+        return
+    words = column.dropna().astype(str)
+    found = words.str.fullmatch(_THOUSANDS)
+    if found.any() and (found | words.str.fullmatch(r"\s*[+-]?\d{1,3}(?:\.\d+)?\s*")).all():
+        line = column.index[column.notna()][found.to_numpy()][0]
+        raise DataError(
+            f"Expected numbers without separators of thousands; got {words[found].iloc[0]!r} in "
+            f"line {line}, {place}. Leave the commas out, as pandas.read_csv(thousands=',') does."
+        )

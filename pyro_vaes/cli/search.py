@@ -15,7 +15,7 @@ from pyro_vaes.runs.resolve import from_yaml, resolve
 from pyro_vaes.runs.schema import OPTIONS
 
 if TYPE_CHECKING:
-    from pyro_vaes.experiments.points import Axis
+    from pyro_vaes.experiments.searching.points import Axis
 
 __all__ = ["search_command"]
 
@@ -58,7 +58,7 @@ def _axis(option: Option, value: str) -> Axis:
     Raises:
         ConfigError: naming the flag and the value.
     """
-    from pyro_vaes.experiments.points import Range
+    from pyro_vaes.experiments.searching.points import Range
 
     label = f"'{option.flag}'"
     low, dots, high = value.partition("..")
@@ -156,7 +156,8 @@ def _search(file: Path | None, recipe: str | None, **own: Any) -> None:
         else:
             axes[name] = axis
     check_drawing()
-    from pyro_vaes.experiments.search import Search, search
+    from pyro_vaes.experiments.searching.points import Search
+    from pyro_vaes.experiments.searching.search import search
 
     values = None if file is None else from_yaml(read_file(file), str(file))
     settings = {name: value for name, value in own.items() if name not in OPTIONS}

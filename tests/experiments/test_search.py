@@ -10,9 +10,15 @@ import torch
 
 import pyro_vaes as pv
 from pyro_vaes.cli.app import main
-from pyro_vaes.experiments import runs, search
-from pyro_vaes.experiments.points import Range, points_of, rungs_of
-from pyro_vaes.experiments.search import Candidate, Search
+from pyro_vaes.experiments import runs
+from pyro_vaes.experiments.searching import search
+from pyro_vaes.experiments.searching.points import (
+    Candidate,
+    Range,
+    Search,
+    points_of,
+    rungs_of,
+)
 from pyro_vaes.runs import summary
 from pyro_vaes.runs.build import build
 from pyro_vaes.runs.options import ConfigError

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import optimize, stats
 from torch import Tensor, nn
 
 from pyro_vaes.core.described import Described
@@ -115,6 +114,8 @@ def _exponent(column: Any) -> float:
     seen = column[np.isfinite(column)]
     if len(seen) < 3 or seen.min() == seen.max():
         return 1.0
+    from scipy import optimize, stats  # Only skewed columns need it.
+
     found = optimize.minimize_scalar(
         lambda p: -stats.yeojohnson_llf(p, seen), bounds=(0.0, 2.0), method="bounded"
     )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vaes.core.described import Described
-from pyro_vaes.core.labels import takes_labels, with_labels
+from pyro_vaes.core.labels import flat, takes_labels, with_labels
 from pyro_vaes.data.splits import as_split
 from pyro_vaes.data.units import units_of
 from pyro_vaes.distributions.powers import Powered, power, root, slope
@@ -87,7 +87,12 @@ class YeoJohnson(Described):
             own.copy_(value)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Transformed values of data ``(..., *event_shape)``."""
+        """Transformed values of data ``(..., *event_shape)``.
+
+        Raises:
+            ValueError: for data of another shape.
+        """
+        flat(x, self.event_shape)
         return power((x - self.center) / self.spread, self.exponent)
 
     def inverse(self, values: Tensor) -> Tensor:

@@ -108,6 +108,11 @@ def check_combination(
             "Invalid value for '--conditional-prior': "
             "expected --conditional true with it; got true without."
         )
+    if flat["freeze"] != "none" and flat["init"] == "none":
+        raise ConfigError(
+            "Invalid value for '--freeze': "
+            f"expected a run by --init with it; got {flat['freeze']} without."
+        )
     _check_objective(flat)
     if "divergence" in explicit and flat["divergence"] != "none" and not _info_weight(flat):
         remarks.append(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -57,6 +58,11 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 def _only(flag: str, option: str) -> tuple[str, tuple[str, ...]]:
     """A flag, and the values of it with which an option has an effect."""
     return flag, values_with(flag, option)
+
+
+# What --freeze may hold: no part, or one or two of the three.
+_PARTS = ("prior", "posterior", "likelihood")
+_FREEZABLE = ("none", *_PARTS, *(",".join(pair) for pair in itertools.combinations(_PARTS, 2)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -286,6 +292,7 @@ class TrainingConfig(Section):
         "none",
         "Parts that keep the weights of --init while the others are trained anew: "
         "posterior,likelihood to refit a prior.",
+        choices=_FREEZABLE,
     )
     seed: int = option(0, "Of weights, data order and noise.", least=0)
     device: str = option("auto", "Where to compute; auto: CUDA if there is one.", choices=DEVICES)
@@ -301,20 +308,6 @@ class TrainingConfig(Section):
     def frozen(self) -> tuple[str, ...]:
         """The names of the parts that are not trained."""
         return () if self.freeze == "none" else tuple(self.freeze.split(","))
-
-    def check(self) -> None:
-        """Refuses to freeze what is no part, every part, or parts without weights."""
-        parts, frozen = ("prior", "posterior", "likelihood"), self.frozen
-        if frozen and self.init == "none":
-            raise ConfigError(
-                "Invalid value for '--freeze': expected a run by --init with it; got "
-                f"{self.freeze} without."
-            )
-        if not set(frozen) < set(parts) or len(set(frozen)) < len(frozen):
-            raise ConfigError(
-                f"Invalid value for '--freeze': expected one or two of {', '.join(parts)}, or "
-                f"none; got {shown(self.freeze)}."
-            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -339,7 +339,7 @@ def inflated_likelihood(kind: type[CountLikelihood], plan: Plan) -> nn.Module:
 
 def _of_counts(kind: type[CountLikelihood], plan: Plan, inflated: bool) -> nn.Module:
     likelihood = kind(plan.network(decoder=True), plan.event_shape, plan.labels, inflated)
-    likelihood.initialize_from(plan.data.train)
+    likelihood.initialize_from(plan.data.train, shared=plan.pixels)
     return likelihood
 
 

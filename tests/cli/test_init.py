@@ -117,7 +117,10 @@ def test_a_prior_is_refitted_with_the_other_parts_frozen(home, tmp_path):
     [
         (["--freeze", "posterior"], "'--freeze': expected a run by --init"),
         (["--init", "first", "--freeze", "encoder"], "'--freeze': expected one of none, prior"),
-        (["--init", "first", "--freeze", "prior,posterior,likelihood"], "expected one of none, prior"),
+        (
+            ["--init", "first", "--freeze", "prior,posterior,likelihood"],
+            "expected one of none, prior",
+        ),
         (
             ["--init", "first", "--freeze", "likelihood", "--hidden-dims", "9"],
             "'--init': expected a run with the likelihood of these options",

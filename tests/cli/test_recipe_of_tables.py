@@ -75,6 +75,7 @@ def test_a_start_that_validates_best_is_kept_and_said(tmp_path: Path, capsys: An
     assert summary["best_epoch"] == 0
 
 
+@pytest.mark.slow
 def test_skewed_columns_are_transformed_where_validation_rows_want_it(tmp_path, capsys) -> None:
     frame = table(200)
     frame["a"], frame["c"] = np.exp((frame["a"] - 100) / 2), np.exp((frame["c"] - 100) / 100)

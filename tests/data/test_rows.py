@@ -111,7 +111,13 @@ def test_data_sets_are_the_same_in_memory_and_in_files(name, tmp_path, little_me
         assert one.y is other.y is None or torch.equal(one.y, other.y)
 
 
-@pytest.mark.parametrize("make", [lambda x: Items(x), lambda x: DataLoader(Items(x), 100)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(lambda x: Items(x), marks=pytest.mark.slow, id="dataset"),
+        pytest.param(lambda x: DataLoader(Items(x), 100), id="loader"),
+    ],
+)
 def test_a_data_set_in_a_file_is_trained_resumed_and_evaluated_alike(make, tmp_path, little_memory):
     x = table()[:600]
 

@@ -104,7 +104,7 @@ def digits_like(n=20, labels=False):
 
 
 @pytest.mark.parametrize("posterior", ["normal", "planar", "iaf"])
-@pytest.mark.parametrize("conditional", [False, True])
+@pytest.mark.parametrize("conditional", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_chunks_change_nothing(posterior, conditional):
     vae = make_vae(posterior, "mixture", conditional)
     split = digits_like(80, labels=conditional)

@@ -308,7 +308,13 @@ def test_recipes_print_as_they_are_written():
     assert repr(sylvester(4, "triangular")) == "flows.sylvester(4, 1, kind='triangular')"
 
 
-@pytest.mark.parametrize(("prior", "posterior"), [("spline", "sylvester"), ("gtm", "full_normal")])
+@pytest.mark.parametrize(
+    ("prior", "posterior"),
+    [
+        pytest.param("spline", "sylvester", marks=pytest.mark.slow),
+        ("gtm", "full_normal"),
+    ],
+)
 def test_steps_can_be_recorded_and_batched(prior, posterior):
     """Replayed from a recording, and as one of a sweep, the steps are the same."""
     x = torch.randint(0, 4, (40, 4)).double()

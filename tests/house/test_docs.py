@@ -133,7 +133,12 @@ def test_commands_of_a_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     ("page", "count", "found"),
     [
         ("exploring", 2, ("runs/first/explore.html", "val.html")),
-        ("searching", 2, ("search/best/summary.json", "random/search.md")),
+        pytest.param(
+            "searching",
+            2,
+            ("search/best/summary.json", "random/search.md"),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_commands_of_other_pages_run(

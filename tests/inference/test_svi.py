@@ -478,7 +478,7 @@ def test_no_compiler_falls_back(monkeypatch):
     svi.step(data())
 
 
-@pytest.mark.parametrize("prior", ["standard", "vamp"])
+@pytest.mark.parametrize("prior", ["standard", pytest.param("vamp", marks=pytest.mark.slow)])
 def test_compiled_steps_are_eager_steps(prior):
     """The same noise at one seed: compiling changes rounding, nothing else."""
     # A last batch of another size and one of another layout are programs of their own.

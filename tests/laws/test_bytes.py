@@ -47,7 +47,9 @@ def forms(tmp_path):
     return [x.float(), x.to(torch.uint8), *mapped]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [KINDS[0], *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[1:])]
+)
 def test_training_and_evaluation_do_not_see_the_difference(kind, tmp_path):
     found = []
     for i, x in enumerate(forms(tmp_path)):

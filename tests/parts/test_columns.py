@@ -126,7 +126,7 @@ def test_frequencies_are_those_of_training_rows(kind):
     torch.testing.assert_close(p, torch.tensor([3, 1, 0, 2]) / 6, atol=0.02, rtol=0)
 
 
-@pytest.mark.parametrize("labels", [0, 2])
+@pytest.mark.parametrize("labels", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_a_mixed_table_with_gaps_trains_scores_fills_and_reloads(labels, tmp_path):
     x, vae = table(gaps=0.1), built(mask=True, labels=labels)
     y = torch.arange(len(x)) % 2 if labels else None

@@ -106,7 +106,7 @@ def test_each_model_stops_by_itself():
 @pytest.mark.parametrize(
     "options",
     [
-        {},
+        pytest.param({}, marks=pytest.mark.slow),
         {"ema_decay": 0.5, "optimizer": "adamax"},
         pytest.param({"mode": "compiled"}, marks=pytest.mark.slow),
     ],

@@ -1,0 +1,37 @@
+"""What is built from options and data."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import pyro_vaes as pv
+from pyro_vaes.runs.build import build
+from pyro_vaes.runs.resolve import check_combination, resolve
+
+
+def built(data, **options):
+    config, explicit = resolve(None, None, options)
+    return build(check_combination(config, explicit)[0], data)[0]
+
+
+def numbers_of_units(vae):
+    """How many different values the units of likelihood and posterior have."""
+    names = ("center", "spread", "half_range")
+    return {len(b.unique()) for name, b in vae.named_buffers() if name.endswith(names)}
+
+
+@pytest.mark.parametrize("likelihood", ["normal", "poisson", "negative_binomial"])
+def test_pixels_have_one_unit(likelihood):
+    # Images that are moved a little meet a pixel that is 0 in all others: in a unit of its own a 16
+    # there would be a value of thousands.
+    vae = built(pv.load_data("digits"), likelihood=likelihood)
+    assert numbers_of_units(vae) == {1}
+
+
+def test_columns_of_counts_have_units_of_their_own():
+    rows = np.random.default_rng(0).poisson([1.0, 400.0], (60, 2))
+    vae = built(pv.load_data(rows, kind="counts"), likelihood="poisson")
+    assert numbers_of_units(vae) == {2}
+    assert torch.isfinite(pv.log_marginal(vae, rows, num_samples=5, proposal="encoder")).all()

@@ -58,41 +58,51 @@ def dependences(x: Tensor) -> list[Dependence]:
     >>> dependences(torch.cat([x, x.sum(1, keepdim=True) / 2, torch.ones(50, 1)], 1))
     [Dependence(column=2, on=(0, 1)), Dependence(column=3, on=())]
     """
-    whole = torch.cat([~part.isnan().any(1) for part in x.split(ROWS)])
-    rows = x[whole.nonzero()[:_MOST_ROWS, 0]].double()
     found: list[Dependence] = []
-    if len(rows) <= _SPARE_ROWS or rows.shape[1] > _MOST_COLUMNS:
+    if x.shape[1] > _MOST_COLUMNS:
         return found
-    rows = rows - rows[0]
-    rows = rows - rows.mean(0)
-    size = rows.square().sum(0)
-    rows = rows / size.sqrt().clamp(min=torch.finfo(torch.float64).tiny)
+    count, products = _products(x)
+    size = products.diagonal().clamp(min=0).sqrt()
+    shares = products / (size.outer(size)).clamp(min=torch.finfo(torch.float64).tiny)
     kept: list[int] = []
-    directions = torch.empty_like(rows)
-    for column in range(rows.shape[1]):
+    # Cholesky's factor of the kept columns: a row is what they say of a column, and what is left.
+    factor = torch.zeros_like(shares)
+    for column in range(x.shape[1]):
+        if len(kept) + 1 + _SPARE_ROWS > count:
+            break
         if size[column] == 0:
             found.append(Dependence(column, ()))
             continue
-        if len(kept) + 1 + _SPARE_ROWS > len(rows):
-            break
-        rest = rows[:, column]
-        basis = directions[:, : len(kept)]
-        for _ in range(2):  # Once more, for what rounding left.
-            rest = rest - basis @ (basis.mT @ rest)
-        left = float(rest.square().sum())
+        place = len(kept)
+        known = factor[:place, :place]
+        by = torch.linalg.solve_triangular(known, shares[kept, column : column + 1], upper=False)
+        left = 1 - float(by.square().sum())
         if left < _SHARE:
-            found.append(Dependence(column, _on(rows, kept, column)))
+            weights = torch.linalg.solve_triangular(known.mT, by, upper=True)[:, 0].abs()
+            large = (weights > _WEIGHT * weights.max()).tolist()
+            on = tuple(i for i, there in zip(kept, large, strict=True) if there)
+            found.append(Dependence(column, on))
         else:
-            directions[:, len(kept)] = rest / left**0.5
+            factor[place, :place], factor[place, place] = by[:, 0], left**0.5
             kept.append(column)
     return found
 
 
-def _on(rows: Tensor, kept: list[int], column: int) -> tuple[int, ...]:
-    """The columns with a weight in the linear function."""
-    weights = torch.linalg.lstsq(rows[:, kept], rows[:, column : column + 1]).solution[:, 0].abs()
-    large = weights > _WEIGHT * weights.max()
-    return tuple(i for i, there in zip(kept, large.tolist(), strict=True) if there)
+def _products(x: Tensor) -> tuple[int, Tensor]:
+    """The number of rows without gaps, and the products of their columns around the means."""
+    count, total = 0, torch.zeros(x.shape[1], dtype=torch.float64)
+    products = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64)
+    first: Tensor | None = None
+    for part in x.split(ROWS):
+        rows = part[~part.isnan().any(1)].double()
+        if first is None and len(rows):
+            first = rows[0]
+        if first is None or count >= _MOST_ROWS:
+            continue
+        rows = rows - first  # Far from zero the products would be mostly of the means.
+        count, total = count + len(rows), total + rows.sum(0)
+        products += rows.mT @ rows
+    return count, products - total.outer(total) / max(count, 1)
 
 
 @dataclasses.dataclass

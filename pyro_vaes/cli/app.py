@@ -10,7 +10,6 @@ from contextlib import suppress
 import click
 
 from pyro_vaes._version import __version__
-from pyro_vaes.cli.ahead import doctor_command
 from pyro_vaes.cli.apply import (
     encode_command,
     impute_command,
@@ -18,6 +17,7 @@ from pyro_vaes.cli.apply import (
     score_command,
 )
 from pyro_vaes.cli.course import report_command, reproduce, study_command
+from pyro_vaes.cli.doctor import doctor_command
 from pyro_vaes.cli.evaluate import evaluate_command, parts_command, sample_command
 from pyro_vaes.cli.explore import explore_command
 from pyro_vaes.cli.paths import interpolate_command, traverse_command

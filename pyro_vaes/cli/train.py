@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyro_vaes.cli.ahead import plan_text
 from pyro_vaes.cli.flags import PLACE, ConfigCommand, Real, Whole, check_drawing, given, options
+from pyro_vaes.cli.rehearsal import plan_text
 from pyro_vaes.core.choices import PROPOSALS
 from pyro_vaes.core.errors import SignalStop
 from pyro_vaes.runs.options import ConfigError

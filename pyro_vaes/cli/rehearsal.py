@@ -1,20 +1,11 @@
-"""What is known before a training: ``pyro-vaes train --dry-run``, and ``pyro-vaes doctor``."""
+"""What is known before a training: ``pyro-vaes train --dry-run``."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-import math
-import os
-import shutil
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
-
-import click
-
-from pyro_vaes.cli.flags import Real
-from pyro_vaes.core.errors import RunError
 
 if TYPE_CHECKING:
     from pyro_vaes.data.dataset import DataSet
@@ -22,24 +13,12 @@ if TYPE_CHECKING:
     from pyro_vaes.training.loop import Trainer
     from pyro_vaes.vae import VAE
 
-__all__ = ["doctor_command", "plan_text"]
+__all__ = ["plan_text", "size_text"]
 
 # The steps that are timed, at most, and the seconds for them after the first.
 _STEPS, _SECONDS = 60, 5.0
-# What else can be installed: module, distribution, and what it is for.
-_EXTRAS = (
-    ("bokeh", "bokeh", "pyro-vaes explore"),
-    ("ray", "ray", "--engine ray"),
-    ("tensorboard", "tensorboard", "curves of training in TensorBoard"),
-    ("pyarrow", "pyarrow", ".parquet files"),
-    ("anndata", "anndata", ".h5ad files"),
-)
-_TEX = ("tectonic", "xelatex", "lualatex", "pdflatex")
 # From this length on a time is said in minutes or hours.
 _MINUTE, _HOUR = 90.0, 5400.0
-
-
-# --- a plan ---------------------------------------------------------------------------------------
 
 
 def plan_text(trainer: Trainer, data: DataSet, config: RunConfig) -> str:
@@ -77,9 +56,10 @@ def _memory_lines(trainer: Trainer) -> Iterator[str]:
     held = _bytes(*(t for t in rows if hasattr(t, "element_size")))
     batch = _saved_bytes(trainer)
     total = copies * weights + held + batch
+    whole, kept = size_text(total), size_text(copies * weights)
     yield (
-        f"  memory     about {_size(total)} without PyTorch itself: {_size(copies * weights)} for "
-        f"weights, gradients and the optimiser, {_size(held)} of data, {_size(batch)} a batch"
+        f"  memory     about {whole} without PyTorch itself: {kept} for weights, gradients and the "
+        f"optimiser, {size_text(held)} of data, {size_text(batch)} a batch"
     )
 
 
@@ -172,7 +152,8 @@ def _validation_seconds(trainer: Trainer) -> float:
     return time.perf_counter() - started
 
 
-def _size(count: float) -> str:
+def size_text(count: float) -> str:
+    """A number of bytes in a unit that suits it."""
     for unit in ("bytes", "kB", "MB"):
         if count < 1000:
             return f"{count:.3g} {unit}"
@@ -186,115 +167,3 @@ def _duration(seconds: float) -> str:
     if seconds < _MINUTE:
         return f"{seconds:.3g} s"
     return f"{seconds / 60:.3g} min" if seconds < _HOUR else f"{seconds / 3600:.3g} h"
-
-
-# --- doctor ---------------------------------------------------------------------------------------
-
-
-@click.command("doctor")
-@click.option(
-    "--seconds",
-    type=Real(min=0, min_open=True, max=600),
-    default=10.0,
-    show_default=True,
-    help="How long to train for a check.",
-)
-def doctor_command(seconds: float) -> None:
-    """Checks this installation: versions, compiler, devices, a short training, what is missing.
-
-    Writes nothing. Exit status 1 if training does not work.
-    """
-    if math.isnan(seconds):
-        raise click.BadParameter("expected a number above 0; got nan.", param_hint="'--seconds'")
-    for line in (*_versions(), *_compiler(), *_devices(), *_optional()):
-        click.echo(line)
-    click.echo(_training(seconds))
-
-
-def _versions() -> Iterator[str]:
-    import platform
-
-    from pyro_vaes.runs.summary import versions
-
-    found = ", ".join(f"{name} {number}" for name, number in versions().items())
-    yield f"Versions: {found}; {platform.platform(terse=True)}"
-
-
-def _compiler() -> Iterator[str]:
-    from pyro_vaes.inference.recording import compiler
-
-    found = compiler()
-    yield (
-        f"Compiler: {found}"
-        if found
-        else (
-            "Compiler: none, so that long trainings take traced steps, not compiled ones. To get "
-            "one: apt install g++, or conda install cxx-compiler"
-        )
-    )
-
-
-def _devices() -> Iterator[str]:
-    import torch
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield f"CPU: {cores} cores, {torch.get_num_threads()} threads of torch"
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    for index in range(count):
-        found = torch.cuda.get_device_properties(index)
-        yield f"GPU: {found.name}, {_size(found.total_memory)} (--device cuda:{index})"
-    if not count:
-        mps = torch.backends.mps.is_available()
-        built = "" if torch.version.cuda else " (this PyTorch is built without CUDA)"
-        yield "GPU: mps (--device mps)" if mps else f"GPU: none that PyTorch can use{built}"
-
-
-def _optional() -> Iterator[str]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    for module, name, purpose in _EXTRAS:
-        if importlib.util.find_spec(module) is None:
-            yield f"Missing: {name}, for {purpose}. To get it: pip install {name}"
-            continue
-        try:
-            yield f"Found: {name} {version(name)}, for {purpose}"
-        except PackageNotFoundError:
-            yield f"Found: {name}, for {purpose}"
-    tex = next(filter(shutil.which, _TEX), None)
-    yield (
-        f"Found: {tex}, for report.pdf"
-        if tex
-        else (
-            "Missing: a TeX engine, for report.pdf. To get one: apt install texlive-xetex, or "
-            "conda install tectonic"
-        )
-    )
-
-
-def _training(seconds: float) -> str:
-    """Trains on the digits for a while, and reports how it went.
-
-    Raises:
-        RunError: if the model did not get better.
-    """
-    import torch
-
-    from pyro_vaes.runs.build import build, data_of
-    from pyro_vaes.runs.resolve import resolve
-    from pyro_vaes.runs.run import train
-
-    # Few enough steps that none is compiled, which would take longer than the rest.
-    config, _ = resolve(None, None, {"epochs": 1000, "patience": 1000})
-    data = data_of(config)
-    with torch.random.fork_rng():
-        torch.manual_seed(config.training.seed)
-        vae, _ = build(config, data)
-        history = train(vae, data, config, minutes=seconds / 60, progress=False)
-    first, last = (history.records[i]["val_elbo"] for i in (0, -1))
-    what = (
-        f"{history.epochs} epochs of the digits in {history.seconds:.1f} s on {history.device}, "
-        f"{history.mode} steps; validation ELBO from {first:.1f} to {last:.1f} nats"
-    )
-    if history.epochs > 1 and not last > first:
-        raise RunError(f"Training does not work here: {what}.")
-    return f"Training: {what}"

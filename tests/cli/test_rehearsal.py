@@ -1,16 +1,11 @@
-"""What the command line says before it trains: plans, options, the state of the installation."""
+"""What the command line says before it trains: a plan, and its options."""
 
-import importlib.util
 import re
-import sys
 
 import pytest
-import torch
 
-import pyro_vaes as pv
-from pyro_vaes.cli import ahead
 from pyro_vaes.cli.app import main
-from pyro_vaes.core.errors import RunError
+from pyro_vaes.cli.rehearsal import size_text
 
 QUICK = ["--recipe", "course", "--epochs", "300", "--hidden-dims", "16", "--latent-dim", "3"]
 
@@ -84,43 +79,8 @@ def test_printed_options_are_those_of_the_run(capsys, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["file.yaml"]
 
 
-def test_doctor_trains_and_names_what_is_missing(capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util,
-        "find_spec",
-        lambda name, *rest: None if name == "ray" else find(name, *rest),
-    )
-    monkeypatch.setattr(ahead.shutil, "which", lambda name: None)
-    state = torch.get_rng_state()
-    status, out, _ = run(capsys, "doctor", "--seconds", "0.5")
-    assert status == 0 and list(tmp_path.iterdir()) == []
-    assert torch.equal(torch.get_rng_state(), state)
-    assert f"pyro_vaes {pv.__version__}" in out and f"torch {torch.__version__}" in out
-    assert "Missing: ray, for --engine ray. To get it: pip install ray" in out
-    assert "Compiler: none, so that" in out and "Missing: a TeX engine" in out
-    assert re.search(r"^Training: \d+ epochs .* steps; validation ELBO from -", out, re.M)
-
-
-def test_doctor_fails_where_training_does_not_work(monkeypatch):
-    class Worse:
-        epochs, seconds, device, mode = 2, 1.0, "cpu", "traced"
-        records = ({"val_elbo": -100.0}, {"val_elbo": -101.0})
-
-    run_module = sys.modules["pyro_vaes.runs.run"]
-    monkeypatch.setattr(run_module, "train", lambda *args, **options: Worse())
-    with pytest.raises(RunError, match="does not work here: 2 epochs"):
-        ahead._training(1.0)
-
-
-@pytest.mark.parametrize("value", ["0", "-1", "nan", "soon"])
-def test_doctor_refuses_a_time_that_is_none(capsys, value):
-    assert run(capsys, "doctor", "--seconds", value)[0] == 2
-
-
 @pytest.mark.parametrize(
     ("count", "text"), [(12, "12 bytes"), (1e4, "10 kB"), (5.48e6, "5.48 MB"), (3e12, "3e+03 GB")]
 )
 def test_sizes_are_said_in_their_unit(count, text):
-    assert ahead._size(count) == text
+    assert size_text(count) == text

@@ -183,7 +183,7 @@ class ELBO(Trace_ELBO):
         gradient: ``"total"``, or ``"path"``, which leaves out the score of q, whose mean is zero:
             no noise is left where q(z | x) is p(z | x), and often less elsewhere (Roeder, Wu,
             Duvenaud, "Sticking the landing", 2017, equation 8). q is scored a second time, so it
-            must score any z; with an inverse autoregressive flow that takes D passes.
+            must score any z; with an inverse autoregressive flow that takes D steps.
         **options: those of Pyro's ``ELBO`` (``num_particles``, ``vectorize_particles``, ...).
 
     Attributes:

@@ -477,8 +477,9 @@ def check_against_quadrature(vae, x, y, most_marked=1):
 @pytest.mark.parametrize(("name", "num_labels"), cases(PRIORS))
 def test_every_prior(name, num_labels):
     vae = make_vae(name, num_labels=num_labels, scale=0.7)
-    # A spline of weights like these has spikes that no normal fits: some rows are marked.
-    most = 3 if name == "spline" else 1
+    # Weights like these give a spline spikes, and a normalised flow scales, that no normal fits:
+    # more rows are marked. What is not marked is right.
+    most = 3 if name in ("spline", "realnvp_normalised") else 1
     check_against_quadrature(vae, data("categorical", 6, 4), labels_of(num_labels), most)
 
 

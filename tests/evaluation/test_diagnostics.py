@@ -255,7 +255,7 @@ def test_the_aggregated_posterior_is_chunked_without_a_trace():
             torch.testing.assert_close(other.marginals(z, target), marginals)
 
 
-@pytest.mark.parametrize("num_data", [400, 1500])
+@pytest.mark.parametrize("num_data", [400, pytest.param(1500, marks=pytest.mark.slow)])
 def test_the_error_of_the_split_is_honest(num_data):
     # 400 data all serve, of 1500 a part: either way five errors out of a hundred exceed two.
     line, seeds = Line(torch.tensor([[1.0]])), range(25)

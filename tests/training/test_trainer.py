@@ -102,7 +102,7 @@ def test_early_stopping():
         {"mode": "eager", "precision": "bf16"},
     ],
 )
-@pytest.mark.parametrize("prior", ["standard", "vamp"])
+@pytest.mark.parametrize("prior", ["standard", pytest.param("vamp", marks=pytest.mark.slow)])
 def test_resume_is_exact(tmp_path, options, prior, monkeypatch):
     whole = make_vae(prior)
     # The horizon of a schedule is the number of epochs asked for, so both runs ask for eight.
@@ -605,6 +605,7 @@ def test_splits_are_checked_like_everything_else():
     assert split.y.dtype == torch.long and isinstance(split.x, torch.Tensor)
 
 
+@pytest.mark.slow
 def test_a_refitted_prior_lowers_the_rate_and_moves_no_other_part() -> None:
     torch.manual_seed(0)
     x = torch.randn(200, 4)

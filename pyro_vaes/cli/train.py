@@ -109,10 +109,9 @@ def _train(
         return
     import torch  # Imported here, so that help and mistyped flags answer at once.
 
-    from pyro_vaes.runs.build import build, data_of, start_from_init
+    from pyro_vaes.runs.build import build, data_of
     from pyro_vaes.runs.run import threads, trainer_of
     from pyro_vaes.runs.summary import finished, report_text, summarise
-    from pyro_vaes.training.checkpoint import CHECKPOINT
     from pyro_vaes.training.distributed import join_processes, refuse_tasks
     from pyro_vaes.training.signals import watched
 
@@ -131,9 +130,7 @@ def _train(
         steps = math.ceil(len(data.train) / config.training.batch_size)
         config, more = check_warmup_steps(config, explicit, steps)
         torch.manual_seed(config.training.seed)
-        vae, choices = build(config, data)
-        if out is None or not (out / CHECKPOINT).exists():  # It has the weights.
-            start_from_init(vae, config)
+        vae, choices = build(config, data, out)
         trainer = trainer_of(vae, data, config)
     if dry_run:
         plan = plan_text(trainer, data, config)

@@ -32,7 +32,7 @@ from pyro_vaes.runs.run import record_of, train
 from pyro_vaes.runs.schema import RunConfig, digest, to_yaml
 from pyro_vaes.runs.summary import versions
 from pyro_vaes.storage.files import CONFIG, RunFolderError, read_json, write_text
-from pyro_vaes.storage.weights import load, save
+from pyro_vaes.storage.weights import WEIGHTS, load, save
 from pyro_vaes.training.history import History, NonFiniteError
 from pyro_vaes.training.options import COMPILE_FROM_STEPS
 from pyro_vaes.training.run_folder import METRICS
@@ -78,10 +78,13 @@ class Run:
     def key(self) -> str:
         """The digest that identifies the run: options, contents of the data, version, other rows.
 
-        The place of the data does not matter.
+        The place of the data does not matter; of ``--init``, the weights there do.
         """
-        other = () if self.split == "test" else (self.split,)
-        named = (digest(self.config, ("data", "data_root")), self.data, __version__, *other)
+        named = [digest(self.config, ("data", "data_root")), self.data, __version__]
+        if self.split != "test":
+            named.append(self.split)
+        if self.config.training.init != "none":
+            named.append(_digest_of(Path(self.config.training.init).expanduser() / WEIGHTS))
         return hashlib.sha256(" ".join(named).encode()).hexdigest()
 
     @property
@@ -104,6 +107,11 @@ def contents_of(data: DataSet) -> str:
     """A digest of the values of data and of their kind, wherever they are stored."""
     meaning = (data.kind, data.num_levels, data.num_labels, data.image_shape)
     return hashlib.sha256(f"{data.digest} {meaning}".encode()).hexdigest()
+
+
+def _digest_of(file: Path) -> str:
+    """The digest of a file's contents; of nothing if it is not there, which training refuses."""
+    return hashlib.sha256(file.read_bytes() if file.is_file() else b"").hexdigest()
 
 
 def _is_result(result: Any) -> bool:
@@ -190,7 +198,7 @@ def _trained(run: Run) -> dict[str, Any] | None:
 
 def _train(run: Run, data: DataSet) -> dict[str, Any]:
     torch.manual_seed(run.config.training.seed)
-    vae, _ = build(run.config, data)
+    vae, _ = build(run.config, data, run.folder)
     history = train(vae, data, run.config, out=run.folder, resume=True, progress=False)
     if history.stopped == "interrupted":
         raise KeyboardInterrupt

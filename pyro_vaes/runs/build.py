@@ -25,10 +25,11 @@ from pyro_vaes.runs.registry import REGISTRY, builder_of
 from pyro_vaes.runs.schema import RunConfig
 from pyro_vaes.storage.files import RunFolderError
 from pyro_vaes.storage.weights import load
+from pyro_vaes.training.checkpoint import CHECKPOINT
 from pyro_vaes.training.options import device_of
 from pyro_vaes.vae import VAE
 
-__all__ = ["build", "build_objective", "data_of", "device_of_flag", "start_from_init"]
+__all__ = ["build", "build_objective", "data_of", "device_of_flag"]
 
 
 # This many labels are always accepted.
@@ -47,12 +48,15 @@ def device_of_flag(name: str) -> torch.device:
         raise ConfigError(f"Invalid value for '--device': {error}") from error
 
 
-def build(config: RunConfig, data: DataSet) -> tuple[VAE, list[str]]:
-    """Builds the VAE of a configuration; weights come from torch's global generator: seed first.
+def build(config: RunConfig, data: DataSet, out: str | Path | None = None) -> tuple[VAE, list[str]]:
+    """Builds the VAE of a configuration, as its training starts.
+
+    Weights are those of ``--init``, or come from torch's global generator: seed first.
 
     Args:
         config: the options.
         data: the training data, which determine shapes, levels, labels and pseudo-inputs.
+        out: the run's folder; a checkpoint there has the weights, and ``--init`` is not read.
 
     Returns:
         The VAE, and a remark on each choice that was made for the user.
@@ -97,6 +101,8 @@ def build(config: RunConfig, data: DataSet) -> tuple[VAE, list[str]]:
     vae = VAE(prior, posterior, likelihood)
     if config.training.start == "factors":
         _start_at_factors(vae, config, data, remarks)
+    if out is None or not (Path(out) / CHECKPOINT).exists():
+        _start_from_init(vae, config)
     return vae, remarks
 
 
@@ -148,7 +154,7 @@ def _start_at_factors(vae: VAE, config: RunConfig, data: DataSet, remarks: list[
         raise ConfigError(f"Invalid value for '--start': {error}") from error
 
 
-def start_from_init(vae: VAE, config: RunConfig) -> None:
+def _start_from_init(vae: VAE, config: RunConfig) -> None:
     """Gives a VAE the weights of the run that ``--init`` names, units of the data included.
 
     With ``--freeze`` only the frozen parts, for the others may be of another kind.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyro_vaes.cli.apply import Use, draw_options, use
-from pyro_vaes.cli.flags import PLACE
+from pyro_vaes.cli.flags import PLACE, Whole
 from pyro_vaes.core.choices import PROPOSALS
 from pyro_vaes.runs.schema import read_config
 
@@ -33,7 +33,7 @@ _PAGE = "explore.html"
 @click.option(
     "--rows",
     "count",
-    type=click.IntRange(2, 5000),
+    type=Whole(2, 5000),
     default=500,
     show_default=True,
     help="Rows on the page, at most.",

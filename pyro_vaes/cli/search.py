@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyro_vaes.cli.flags import FOLDER, PLACE, ConfigCommand, Flag, check_drawing, given
+from pyro_vaes.cli.flags import FOLDER, PLACE, ConfigCommand, Flag, Whole, check_drawing, given
 from pyro_vaes.cli.train import read_file
 from pyro_vaes.core.choices import PROPOSALS
 from pyro_vaes.runs.options import ConfigError, Option
@@ -84,19 +84,19 @@ _search_options: list[click.Parameter] = [
     click.Option(["--recipe"], help="A named set of defaults for all, as for train."),
     click.Option(
         ["--num"],
-        type=click.IntRange(2, _MOST),
+        type=Whole(2, _MOST),
         help="How many random configurations.  [default: the whole grid]",
     ),
     click.Option(
         ["--factor"],
-        type=click.IntRange(1, 100),
+        type=Whole(1, 100),
         default=3,
         show_default=True,
         help="Successive halving keeps the best of each FACTOR; 1: all train to the end.",
     ),
     click.Option(
         ["--samples"],
-        type=click.IntRange(min=1),
+        type=Whole(min=1),
         default=1000,
         show_default=True,
         help="Draws per row for log p(x) of the last ones.",
@@ -124,7 +124,7 @@ _search_options: list[click.Parameter] = [
     ),
     click.Option(
         ["--workers"],
-        type=click.IntRange(min=0),
+        type=Whole(min=0),
         default=0,
         show_default=True,
         help="Processes; 0: one per core, of the cluster if there is one.",

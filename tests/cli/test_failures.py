@@ -11,12 +11,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 import torch
 
 import pyro_vaes as pv
-from pyro_vaes.cli.app import main
+from pyro_vaes.cli.app import cli, main
+from pyro_vaes.cli.flags import Real, Whole
 from pyro_vaes.storage import files
 from pyro_vaes.storage.files import RunFolderError, locked
 from pyro_vaes.storage.tensors import read_tensors, write_tensors
@@ -197,6 +199,8 @@ def test_a_folder_made_for_nothing_is_taken_away(tmp_path):
         ["sample", "{run}", "--num", "1_0", "--out", "b.npy"],
         ["study", "vae", "--seeds", "1_0", "--out", "a"],
         ["train", "--epochs", "\u0661", "--out", "a"],
+        ["search", "--num", "1_0", "--latent-dim", "2,3"],
+        ["search", "--latent-dim", "1_0,3"],
     ],
     ids=lambda arguments: " ".join(map(str, arguments))[:40],
 )
@@ -206,6 +210,15 @@ def test_bad_input_is_one_line(arguments, capsys, finished, data, tmp_path, monk
     line = ends(capsys, 2, *(places.get(word, word) for word in arguments))
     assert len(line) < 500
     assert not list(tmp_path.iterdir())
+
+
+def test_numbers_of_all_commands_are_read_as_written():
+    types = [p.type for command in cli.commands.values() for p in command.params]
+    numbers = [
+        t for t in types if isinstance(t, (click.types.IntParamType, click.types.FloatParamType))
+    ]
+    assert len(numbers) > 20
+    assert all(isinstance(number, (Whole, Real)) for number in numbers)
 
 
 @pytest.mark.parametrize(

@@ -111,3 +111,13 @@ def test_a_run_knows_new_rows_by_the_columns_it_kept(tmp_path: Any, capsys: Any)
 def run(*arguments: Any) -> None:
     with contextlib.suppress(SystemExit):
         main([str(argument) for argument in arguments])
+
+
+def test_a_late_row_counts_however_many_come_before() -> None:
+    same = torch.randn(30_000, 1).expand(-1, 2).clone()
+    assert dependences(same) == [Dependence(1, (0,))]
+    same[-1, 1] += 5.0
+    late = torch.zeros(30_000, 1)
+    assert dependences(late) == [Dependence(0, ())]
+    late[-1] = 1.0
+    assert dependences(same) == dependences(late) == []

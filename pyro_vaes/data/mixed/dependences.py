@@ -30,7 +30,7 @@ DEPENDENT = ("keep", "drop", "refuse")
 _SHARE = 1e-6
 # Rows beyond those that a fit of a column by others takes up.
 _SPARE_ROWS = 2
-_MOST_ROWS, _MOST_COLUMNS = 20_000, 500
+_MOST_COLUMNS = 500
 # Others that are named, of a column; and columns.
 _NAMED = 3
 # A weight below this share of the largest is rounding.
@@ -97,7 +97,7 @@ def _products(x: Tensor) -> tuple[int, Tensor]:
         rows = part[~part.isnan().any(1)].double()
         if first is None and len(rows):
             first = rows[0]
-        if first is None or count >= _MOST_ROWS:
+        if first is None:
             continue
         rows = rows - first  # Far from zero the products would be mostly of the means.
         count, total = count + len(rows), total + rows.sum(0)

@@ -101,3 +101,10 @@ def test_the_comparison_is_paired_and_says_why_there_is_none():
         "no classical density to compare with: some values were not seen"
     ]
     assert comparison_lines({}) == []
+
+
+def test_the_name_says_that_some_rows_were_not_seen() -> None:
+    x = torch.randn(5001, 2)
+    assert best_density(x[:5000], x[:9], only="shrunk by 0.1").name == "normal, shrunk by 0.1"
+    seen = best_density(x, x[:9], only="shrunk by 0.1").name
+    assert seen == "normal, shrunk by 0.1, of 5000 rows"

@@ -28,6 +28,8 @@ _PRIORS: Mapping[str, Mapping[str, Any]] = {
     "standard": {},
     "mixture": {"prior": "mixture", "prior_components": 50},
     "VampPrior": {"prior": "vamp", "prior_components": 50},
+    "GTM": {"prior": "gtm", "prior_components": 49},
+    "GTM-VampPrior": {"prior": "vamp", "prior_components": 49, "pseudo_inputs": "gtm"},
     "RealNVP": {"prior": "realnvp"},
     "MAF": {"prior": "maf"},
     "spline": {"prior": "spline"},

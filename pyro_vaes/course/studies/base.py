@@ -1,4 +1,4 @@
-"""The base configuration and small grids that the studies of the course share."""
+"""What the studies of the course share: the base configuration, small grids, a probe of z."""
 
 from __future__ import annotations
 
@@ -6,10 +6,17 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pyro_vaes.data.dataset import DataSet
-from pyro_vaes.experiments.study import Study
+import numpy as np
+import torch
 
-__all__ = ["ALIVE", "BASE", "KL_SPLIT", "course_study", "few", "regularized"]
+from pyro_vaes.data.dataset import DataSet
+from pyro_vaes.evaluation.diagnostics import class_accuracy, classifier
+from pyro_vaes.experiments.outcomes import Difference, Outcome
+from pyro_vaes.experiments.study import Study
+from pyro_vaes.storage.weights import load
+from pyro_vaes.vae import evaluating
+
+__all__ = ["ALIVE", "BASE", "KL_SPLIT", "class_in_code", "course_study", "few", "regularized"]
 
 # The course's model, but Adam with a moving average of its weights: in half the time the bound on
 # the validation rows is that of the recipe's Adamax (the plain VAE) or better (by 0.6 nats on
@@ -51,3 +58,30 @@ def regularized(data: DataSet) -> Mapping[str, Mapping[str, Any]]:
     """The second set-up by its name, for images whose levels have an order; none for other data."""
     fits = data.kind == "levels" and data.image_shape is not None
     return {"regularized": _REGULARIZED} if fits else {}
+
+
+def class_in_code(o: Outcome, label: str, drawn: bool = False) -> Difference | None:
+    """The percentage of test images whose class a classifier reads from z.
+
+    The classifier is fitted to the training rows' codes, one for each seed's model; None for data
+    without labels.
+
+    Args:
+        o: the outcome.
+        label: of the cell.
+        drawn: from one draw of z ~ q(z | x) for each image, in place of the mean.
+    """
+    train, test = o.data.train.frozen(), o.data.test.frozen()
+    if train.y is None or test.y is None:
+        return None
+    shares = []
+    for folder in (path for (name, _), path in o.folders.items() if name == label):
+        vae = load(folder)
+        with evaluating(vae), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            a, b = (
+                vae.encode(x, num_samples=1)[0] if drawn else vae.encode(x)
+                for x in (train.x, test.x)
+            )
+        shares.append(100 * class_accuracy(classifier(a, train.y), b, test.y)[0])
+    return Difference.of(np.array(shares))

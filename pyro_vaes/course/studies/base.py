@@ -64,7 +64,7 @@ def class_in_code(o: Outcome, label: str, drawn: bool = False) -> Difference | N
     """The percentage of test images whose class a classifier reads from z.
 
     The classifier is fitted to the training rows' codes, one for each seed's model; None for data
-    without labels.
+    without labels, and without models.
 
     Args:
         o: the outcome.
@@ -72,10 +72,11 @@ def class_in_code(o: Outcome, label: str, drawn: bool = False) -> Difference | N
         drawn: from one draw of z ~ q(z | x) for each image, in place of the mean.
     """
     train, test = o.data.train.frozen(), o.data.test.frozen()
-    if train.y is None or test.y is None:
+    folders = [path for (name, _), path in o.folders.items() if name == label]
+    if train.y is None or test.y is None or not folders:
         return None
     shares = []
-    for folder in (path for (name, _), path in o.folders.items() if name == label):
+    for folder in folders:
         vae = load(folder)
         with evaluating(vae), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)

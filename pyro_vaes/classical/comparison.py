@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_vaes.classical.densities import best_density
 from pyro_vaes.data.dataset import DataSet
+from pyro_vaes.data.splits import Split
 from pyro_vaes.data.tables import num_gaps
 
 __all__ = ["compared", "comparison_lines", "gain_of", "on_scale", "why_not"]
@@ -47,12 +48,12 @@ def gain_of(data: DataSet, powers: Any) -> tuple[float, float]:
     return float(difference.mean()), float(_error(difference))
 
 
-def compared(data: DataSet, split: str, result: Any, likelihood: Any = None) -> dict[str, Any]:
-    """Figures of the best classical density on a split, next to those of a model.
+def compared(data: DataSet, rows: Split, result: Any, likelihood: Any = None) -> dict[str, Any]:
+    """Figures of the best classical density on some rows, next to those of a model.
 
     Args:
         data: the data set, whose training rows it is fitted to, and validation rows chosen by.
-        split: the name of the split that was scored.
+        rows: what was scored.
         result: what :func:`.evaluate` found for the model there.
         likelihood: of the model; a power transform of its is that of the classical density, too.
 
@@ -72,8 +73,8 @@ def compared(data: DataSet, split: str, result: Any, likelihood: Any = None) -> 
     powers = getattr(likelihood, "powers", None)
     seen = data if powers is None else on_scale(data, powers)
     best = best_density(seen.train, seen.val)
-    slope = 0.0 if powers is None else powers.log_slope(getattr(data, split).x).double()
-    theirs = best.log_prob(getattr(seen, split)) + slope
+    slope = 0.0 if powers is None else powers.log_slope(rows.x).double()
+    theirs = best.log_prob(rows if powers is None else powers.split(rows)) + slope
     difference = result.log_marginal.cpu().double() - theirs
     name = best.name if powers is None else f"{best.name}, of transformed columns"
     figures = (

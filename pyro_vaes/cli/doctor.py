@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 import os
 import platform
 import shutil
@@ -43,8 +42,6 @@ def doctor_command(seconds: float) -> None:
 
     Writes nothing. Exit status 1 if training does not work.
     """
-    if math.isnan(seconds):
-        raise click.BadParameter("expected a number above 0; got nan.", param_hint="'--seconds'")
     for line in (*_versions(), *_compiler(), *_devices(), *_optional()):
         click.echo(line)
     click.echo(_training(seconds))

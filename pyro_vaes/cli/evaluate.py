@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyro_vaes.cli.flags import PLACE, SEED, Whole
+from pyro_vaes.cli.flags import PLACE, SEED, Real, Whole
 from pyro_vaes.cli.outputs import PICTURES, TABLES, check_out, write_array, write_table
 from pyro_vaes.core.choices import PROPOSALS
 from pyro_vaes.core.errors import RunError
@@ -77,6 +77,11 @@ __all__ = [
     is_flag=True,
     help="Split log p(x) - ELBO into the gaps of the posterior's family and of its network.",
 )
+@click.option(
+    "--minutes",
+    type=Real(min=0, min_open=True),
+    help="Time limit: if not all rows fit, some at random.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one flat JSON object.")
 def evaluate_command(
     run: Path,
@@ -89,6 +94,7 @@ def evaluate_command(
     device: str,
     diagnostics: bool,
     gaps: bool,
+    minutes: float | None,
     as_json: bool,
 ) -> None:
     """Evaluates the VAE in a run folder."""
@@ -97,6 +103,7 @@ def evaluate_command(
     from pyro_vaes.runs.build import device_of_flag
     from pyro_vaes.runs.new_data import own_data
     from pyro_vaes.runs.run import threads
+    from pyro_vaes.runs.summary import rows_said, rows_within
 
     place = device_of_flag(device)
     vae, record = open_run(run)
@@ -109,27 +116,28 @@ def evaluate_command(
         what = {"split": split or "test"}
         own, notes = own_data(config, run, record), ()
         rows, train = getattr(own, what["split"]), own.train
+    options: dict[str, Any] = {
+        "num_samples": samples,
+        "proposal": proposal,
+        "seed": seed,
+        "chunk_size": chunk_size,
+        "diagnostics": diagnostics,
+        "gaps": gaps,
+        "train": train,
+    }
     with threads(config, record["data"]["event_shape"]):
-        result = evaluate(
-            vae.to(place),
-            rows,
-            num_samples=samples,
-            proposal=proposal,
-            seed=seed,
-            chunk_size=chunk_size,
-            diagnostics=diagnostics,
-            gaps=gaps,
-            train=train,
-        )
+        some = rows_within(minutes, vae.to(place), rows, **options)
+        result = evaluate(vae, some, **options)
+    what["num_rows"] = len(rows)
     if own is not None and config.training.start == "factors":
-        what |= compared(own, what["split"], result, vae.cpu().likelihood)
+        what |= compared(own, some, result, vae.cpu().likelihood)
     if as_json:
         figures = {**result.to_dict(), **what, "seed": seed}
         click.echo(json.dumps(figures, allow_nan=False))
     else:
         for note in notes:
             click.echo(note)
-        which = data or f"{what['split']} split"
+        which = f"{data or what['split'] + ' split'}{rows_said(len(some), len(rows))}"
         click.echo(f"{run}, {which}: {result}")
         for line in comparison_lines(what):
             click.echo(f"  {line}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -86,7 +87,13 @@ class Whole(_AsWritten, click.IntRange):
 
 
 class Real(_AsWritten, click.FloatRange):
-    """A number between bounds."""
+    """A number between bounds, which NaN is not."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            raise click.BadParameter(f"{value!r} is not a number.", ctx, param)
+        return number
 
 
 PLACE, FOLDER = _Place(), _Place(folder=True)

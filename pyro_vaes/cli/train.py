@@ -73,6 +73,11 @@ _train_options: list[click.Parameter] = [
         help="What that evaluation draws z from: the encoder, a fit per datum, or annealing.",
     ),
     click.Option(
+        ["--evaluation-minutes"],
+        type=Real(min=0, min_open=True),
+        help="Time limit for that evaluation: if not all test rows fit, some at random.",
+    ),
+    click.Option(
         ["--dry-run"],
         is_flag=True,
         help="Print what would be built, its memory and its time; train and write nothing.",
@@ -94,6 +99,7 @@ def _train(
     minutes: float | None,
     samples: int,
     proposal: str,
+    evaluation_minutes: float | None,
     dry_run: bool,
     print_config: bool,
     **_flags: Any,
@@ -117,8 +123,6 @@ def _train(
 
     refuse_tasks()
     processes = join_processes()
-    if minutes is not None and math.isnan(minutes):
-        raise ConfigError("Invalid value for '--minutes': expected a number above 0; got nan.")
     if resume and out is None:
         raise ConfigError("Invalid value for '--resume': expected --out with the run's folder.")
     with processes.together():
@@ -162,7 +166,8 @@ def _train(
             return
         summary = finished(out, history)
         if summary is None:
-            summary = summarise(vae, data, config, history, out, samples, proposal)
+            options: dict[str, Any] = {"proposal": proposal, "minutes": evaluation_minutes}
+            summary = summarise(vae, data, config, history, out, samples, **options)
     click.echo(report_text(summary, out))
 
 

@@ -208,5 +208,6 @@ def mean_text(o: Outcome, label: str, key: str, digits: int = 2) -> str:
 
 def in_words(count: int) -> str:
     """A small number in words."""
-    names = "none one two three four five six seven eight nine ten eleven twelve".split()
+    names = ["none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    names += ["ten", "eleven", "twelve"]
     return names[count] if count < len(names) else str(count)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import platform
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pyro_vaes._version import __version__
 from pyro_vaes.classical.comparison import compared, comparison_lines
 from pyro_vaes.data.dataset import DataSet
+from pyro_vaes.data.rows import taken
+from pyro_vaes.data.splits import Split
 from pyro_vaes.evaluation.evaluator import evaluate
 from pyro_vaes.evaluation.reliability import is_trusted
 from pyro_vaes.evaluation.results import bound_lines
@@ -24,11 +29,21 @@ from pyro_vaes.training.distributed import join_processes
 from pyro_vaes.training.history import History
 from pyro_vaes.vae import VAE
 
-__all__ = ["VERSIONS", "finished", "report_text", "summarise", "versions"]
+__all__ = [
+    "VERSIONS",
+    "finished",
+    "report_text",
+    "rows_said",
+    "rows_within",
+    "summarise",
+    "versions",
+]
 
 _SUMMARY = "summary.json"
 #: Names of the versions recorded with each run.
 VERSIONS = ("pyro_vaes", "torch", "pyro", "python")
+# Rows that are evaluated first, to see how many fit into a time limit.
+_FIRST = 32
 _FIGURES = ("nll", "elbo", "reconstruction", "kl")
 _RUN = ("epochs", "train_seconds", "stopped", "mode", "device", "best_epoch", "num_samples")
 _ALSO = ("nll_bpd", "nll_bpd_se", "elbo_bpd", "elbo_bpd_se", "encoder_nll", "encoder_nll_se")
@@ -70,6 +85,7 @@ def summarise(
     out: Path,
     samples: int,
     proposal: str = "auto",
+    minutes: float | None = None,
 ) -> dict[str, Any]:
     """Draws the figures of a finished run, evaluates it, and writes ``summary.json``."""
     from pyro_vaes import plotting
@@ -90,13 +106,18 @@ def summarise(
         figures["reconstructions"] = plotting.reconstructions(vae, data.test, data.image_shape)
     for name, figure in figures.items():
         plotting.save_figure(figure, out / "figures" / f"{name}.png")
-    result = evaluate(
-        vae, data.test, num_samples=samples, seed=config.training.seed, proposal=proposal
-    )
+    options: dict[str, Any] = {
+        "num_samples": samples,
+        "seed": config.training.seed,
+        "proposal": proposal,
+    }
+    rows = rows_within(minutes, vae, data.test, **options)
+    result = evaluate(vae, rows, **options)
     summary = {
         **result.to_dict(),
         "split": "test",
-        **(compared(data, "test", result, vae.likelihood) if _compares(config) else {}),
+        "num_rows": len(data.test),
+        **(compared(data, rows, result, vae.likelihood) if _compares(config) else {}),
         "pseudo_inputs_moved": _moved(vae, data),
         "epochs": history.epochs,
         "best_epoch": history.best_epoch,
@@ -111,6 +132,47 @@ def summarise(
     }
     write_text(out / _SUMMARY, json.dumps(summary, indent=2) + "\n")
     return summary
+
+
+def rows_within(minutes: float | None, vae: VAE, split: Split, **options: Any) -> Split:
+    """The rows whose evaluation takes about so many minutes: all, or some at random.
+
+    First a few are evaluated, whose figures are thrown away, then four times as many, until the
+    time for each row is known well enough: together at most a fifth of the limit.
+
+    Args:
+        minutes: the limit; None for none.
+        vae: the model.
+        split: the rows.
+        **options: of :func:`.evaluate`.
+    """
+    if minutes is None:
+        return split
+    split, end, size = split.frozen(), time.monotonic() + 60 * minutes, _FIRST
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
+    while size < len(split):
+        began = time.monotonic()
+        evaluate(vae, _part(split, order[:size]), **options)
+        each = (time.monotonic() - began) / size
+        fitting = int((end - time.monotonic()) / each)
+        if fitting < 8 * size:
+            fitting = max(fitting, _FIRST)
+            return split if fitting >= len(split) else _part(split, order[:fitting])
+        size *= 4
+    return split
+
+
+def _part(split: Split, rows: Tensor) -> Split:
+    """Some rows of a split, in their order there."""
+    rows = rows.sort().values
+    y = None if split.y is None else split.y[rows]
+    weights = None if split.weights is None else split.weights[rows]
+    return dataclasses.replace(split, x=taken(split.x, rows), y=y, weights=weights)
+
+
+def rows_said(count: int, total: int) -> str:
+    """That a time limit left out some of the rows; empty if it did not."""
+    return "" if count == total else f"; of {total:,} rows at random {count:,}, for want of time"
 
 
 def _compares(config: RunConfig) -> bool:
@@ -155,7 +217,10 @@ def report_text(summary: Mapping[str, Any], out: Path) -> str:
             "In the precision of training the validation ELBO is "
             f"{summary['precision_shift']:+.3f} nats off that in float32."
         )
-    lines.append(f"\nTest figures, nats per datum ({summary['num_samples']} samples each)")
+    part = rows_said(
+        summary.get("num_data", 0), summary.get("num_rows", summary.get("num_data", 0))
+    )
+    lines.append(f"\nTest figures, nats per datum ({summary['num_samples']} samples each{part})")
     lines += [f"  {line}" for line in bound_lines(summary, lambda name: _reason(summary, name))]
     lines += [f"  {line}" for line in comparison_lines(summary)]
     # A run from before k-hat was recorded stays as it is.

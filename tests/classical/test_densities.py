@@ -87,7 +87,7 @@ def test_the_comparison_is_paired_and_says_why_there_is_none():
     class Result:
         log_marginal = best.log_prob(data.test) + torch.arange(60) / 59 - 0.25
 
-    found = compared(data, "test", Result)
+    found = compared(data, data.test, Result)
     assert found["classical"] == best.name
     assert found["above_classical"] == pytest.approx(0.25)
     error = float(torch.arange(60.0).std() / 59 / 60**0.5)
@@ -95,7 +95,8 @@ def test_the_comparison_is_paired_and_says_why_there_is_none():
     lines = "\n".join(comparison_lines(found))
     assert best.name in lines and "+0.25" in lines
     x[3, 1] = torch.nan
-    nothing = compared(pv.load_data(x), "test", Result)
+    other = pv.load_data(x)
+    nothing = compared(other, other.test, Result)
     assert nothing["classical"] is None
     assert comparison_lines(nothing) == [
         "no classical density to compare with: some values were not seen"

@@ -309,6 +309,23 @@ def test_a_run_out_of_time_says_how_to_go_on(capsys, tmp_path):
         assert "'--minutes'" in line and not (tmp_path / "other").exists()
 
 
+def test_an_evaluation_out_of_time_is_of_some_rows_at_random(capsys, tmp_path):
+    out = tmp_path / "run"
+    assert run("train", *QUICK, "--evaluation-minutes", 1e-9, "--samples", 30, "--out", out) == 0
+    assert "of 447 rows at random 32, for want of time" in capsys.readouterr().out
+    summary = json.loads((out / "summary.json").read_text("utf-8"))
+    assert (summary["num_data"], summary["num_rows"]) == (32, 447)
+    asked = ["evaluate", out, "--samples", 30, "--no-diagnostics"]
+    assert run(*asked, "--minutes", 1e-9, "--json") == 0
+    some = json.loads(capsys.readouterr().out)
+    assert (some["num_data"], some["num_rows"]) == (32, 447)
+    assert run(*asked, "--json", "--minutes", 60) == 0
+    every = json.loads(capsys.readouterr().out)
+    assert (every["num_data"], every["num_rows"]) == (447, 447)
+    # The rows are a sample of all, not the first.
+    assert abs(some["elbo"] - every["elbo"]) < 5 * some["elbo_se"]
+
+
 def test_damaged_checkpoint_is_not_resumed(capsys, tmp_path, finished):
     import shutil
 

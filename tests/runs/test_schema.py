@@ -39,8 +39,9 @@ def other(option: Option) -> Any:
 
 
 def follow(option: Option) -> set[str]:
-    """The options that change with one: a warm-up is given in one unit."""
-    return {option.name, "warmup_epochs"} if option.name == "warmup_steps" else {option.name}
+    """The options that change with one: the KL weight rises in one way."""
+    rises = option.name in ("warmup_steps", "cycle_epochs")
+    return {option.name, "warmup_epochs"} if rises else {option.name}
 
 
 def wrong(option: Option) -> list[Any]:

@@ -110,7 +110,7 @@ def build(config: RunConfig, data: DataSet, out: str | Path | None = None) -> tu
 
 def _latents(plan: Plan) -> tuple[Any, Any]:
     """Prior and posterior."""
-    if plan.config.network.levels:
+    if len(plan.config.network.levels) > 1:
         return _chains(plan)
     posterior = _part("posterior", plan.config.parts.posterior, plan)
     return _part("prior", plan.config.parts.prior, plan, posterior), posterior

@@ -209,7 +209,7 @@ def _check_total_correlation(flat: Mapping[str, Any], require: Callable[..., Non
         "posterior",
         f"{' or '.join(known)} {because}, which needs q(z_d given x)",
     )
-    require(not flat["levels"], "levels", f"none {because}, which needs q(z_d given x)")
+    require(len(flat["levels"]) < 2, "levels", f"none {because}, which needs q(z_d given x)")
     require(not flat["conditional_prior"], "conditional_prior", f"false {because}: p(z) is one")
 
 
@@ -228,7 +228,9 @@ def _check_levels(flat: Values, explicit: Collection[str]) -> None:
         ("start", "random", "a factor analysis has one level"),
         ("freeze", "none", "prior and posterior share the links between levels"),
     ):
-        if flat[name] != usual and name in explicit:
+        if len(flat["levels"]) == 1 or flat[name] == usual:
+            continue
+        if name in explicit:
             raise ConfigError(
                 f"Invalid value for '{OPTIONS[name].flag}': expected {usual} with --levels {got}, "
                 f"since {why}; got {flat[name]}."

@@ -30,7 +30,6 @@ from pyro_vaes.runs.options import (
     option,
     options_of,
     shown,
-    text,
 )
 from pyro_vaes.runs.registry import REGISTRY, values_with
 from pyro_vaes.storage.files import CONFIG, MAY_DIFFER, config_text
@@ -231,14 +230,6 @@ class NetworkConfig(Section):
         "What the encoder sees; auto: the data scaled to about [-1, 1], none: as they are.",
         choices=("auto", "none"),
     )
-
-    def check(self) -> None:
-        """Refuses a single level."""
-        if len(self.levels) == 1:
-            raise ConfigError(
-                "Invalid value for '--levels': expected the sizes of two levels or more, or none; "
-                f"got {text(self.levels)}."
-            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -122,7 +122,6 @@ def built_single(data: Any) -> Any:
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ({"levels": "4"}, "'--levels': expected the sizes of two levels or more, or none; got 4"),
         ({"levels": "4,0"}, "none or whole numbers of at least 1 such as 256,256; got '4,0'"),
         ({"levels": "4,8", "latent_dim": 16}, "sizes that sum to --latent-dim 16; got 4,8"),
         (
@@ -144,6 +143,15 @@ def test_sizes_that_do_not_sum_are_refused_before_anything_is_built() -> None:
     config = from_values({"levels": [4, 8], "latent_dim": 16})
     with pytest.raises(ConfigError, match="sizes that sum to --latent-dim 16; got 4,8"):
         build(config, pv.load_data("digits"))
+
+
+def test_one_level_is_the_usual_model() -> None:
+    data = pv.load_data("digits")
+    torch.manual_seed(0)
+    one = named_tensors(build(configured(levels="3"), data)[0])
+    torch.manual_seed(0)
+    usual = named_tensors(build(configured(latent_dim=3), data)[0])
+    assert all(torch.equal(one[name], usual[name]) for name in usual) and one.keys() == usual.keys()
 
 
 def test_a_flow_that_needs_two_units_is_refused_at_a_level_of_one() -> None:

@@ -70,15 +70,15 @@ class DataConfig(Section):
 
     source: str = option(
         "digits",
-        "digits, mnist, fashion_mnist; or own data: .csv, .tsv, .parquet, .npy, .npz, .h5ad, or a "
-        "folder of pictures.",
+        "digits, mnist, fashion_mnist, cifar10; or own data: .csv, .tsv, .parquet, .npy, .npz, "
+        ".h5ad, or a folder of pictures.",
         name="data",
     )
     root: str = option("data", "Folder for downloaded data.", name="data_root")
     binarization: str = option(
         "auto",
         "Of MNIST and its kin; auto: dynamic for these, none for others.",
-        choices=("auto", "dynamic", "threshold", "grey"),
+        choices=("auto", "dynamic", "static", "threshold", "grey"),
         only_with=("data", GREY_IMAGES),
     )
     data_kind: str = option(

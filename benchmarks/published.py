@@ -289,6 +289,14 @@ ROWS |= {
         model="RealNVP prior, residual networks, 1,000 samples",
         source=XU,
     ),
+    "mnist-two-levels": Row(
+        "MNIST, two levels of 40, VampPrior, K = 500, step size falling",
+        "mnist-vamp",
+        {**BEST, "levels": (40, 40), "mode": "compiled"},
+        81.24,
+        model="two levels, VampPrior",
+        source='Tomczak and Welling, "VAE with a VampPrior" (2018)',
+    ),
     "fashion-realnvp": Row(
         "Fashion-MNIST, RealNVP prior, 20 layers, step size falling",
         "mnist-standard",

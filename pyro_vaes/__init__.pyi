@@ -19,6 +19,9 @@ from .inference.divergences import MMD as MMD
 from .inference.divergences import Adversarial as Adversarial
 from .inference.elbo import ELBO as ELBO
 from .inference.elbo import BetaELBO as BetaELBO
+from .inference.elbo import CapacityRamp as CapacityRamp
+from .inference.elbo import CyclicalWeight as CyclicalWeight
+from .inference.info import BetaTCELBO as BetaTCELBO
 from .inference.info import InfoELBO as InfoELBO
 from .inference.many_samples import ManySamples as ManySamples
 from .inference.svi import FastSVI as FastSVI

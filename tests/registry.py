@@ -433,6 +433,7 @@ OBJECTIVES: dict[str, Callable[[], Any]] = {
     "beta_0": lambda: BetaELBO(0.0),
     "beta_4": lambda: BetaELBO(4.0),
     "free_bits": lambda: ELBO(free_bits=0.5),
+    "capacity": lambda: BetaELBO(4.0, capacity=1.0),
     "info_mmd": lambda: InfoELBO(0.5, 3.0, MMD()),
     "info_adversarial": lambda: InfoELBO(1.0, 2.0, Adversarial(2, [8])),
     "particles": lambda: ELBO(num_particles=3, vectorize_particles=True),

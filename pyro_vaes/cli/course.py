@@ -151,19 +151,22 @@ def _settings(
 @click.argument("name")
 @_options("figures")
 def study_command(name: str, **given: Any) -> None:
-    """Runs one study of the assignment: table, figures, findings.
+    """Runs one study: table, figures, findings.
+
+    Those of the assignment, or depth, which is beyond it and in no report.
 
     Finished runs are kept: the same command continues a study that was stopped.
     """
     check_drawing()
-    from pyro_vaes.course.studies.table import STUDIES
+    from pyro_vaes.course.studies.table import BEYOND, STUDIES
     from pyro_vaes.experiments.pages import write_pages
 
-    if name not in STUDIES:
+    known = {**STUDIES, **BEYOND}
+    if name not in known:
         raise ConfigError(
-            f"Invalid value for 'NAME': expected one of {', '.join(STUDIES)}; got {name!r}."
+            f"Invalid value for 'NAME': expected one of {', '.join(known)}; got {name!r}."
         )
-    (path,) = write_pages({name: STUDIES[name]}, _settings(**given))
+    (path,) = write_pages({name: known[name]}, _settings(**given))
     click.echo(f"\n{path.read_text(encoding='utf-8')}\n{path}")
 
 

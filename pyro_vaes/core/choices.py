@@ -5,12 +5,14 @@ One table for the options, which must not import torch, and for the code that us
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from typing import Literal
 
 __all__ = [
     "ACTIVATIONS",
+    "FREEZABLE",
     "GRADIENTS",
     "KERNELS",
     "MODES",
@@ -39,6 +41,9 @@ SCHEDULES: Mapping[str, Callable[[float], float]] = {
     "cosine": lambda fraction: 0.5 * (1 + math.cos(math.pi * fraction)),
     "linear": lambda fraction: 1.0 - fraction,
 }
+_PARTS = ("prior", "posterior", "likelihood")
+#: What ``--freeze`` may hold: no part, or one or two of the three.
+FREEZABLE = ("none", *_PARTS, *(",".join(pair) for pair in itertools.combinations(_PARTS, 2)))
 #: Gradients of an objective, all of it or without the score of q(z | x).
 GRADIENTS = ("total", "path")
 #: Kernels of the MMD.

@@ -42,10 +42,10 @@ from pyro_vaes.data.tables import Pair, num_gaps, suffix_of
 __all__ = ["DataSet", "load_data"]
 
 
-Binarization = Literal["dynamic", "threshold", "grey"]
+Binarization = Literal["dynamic", "static", "threshold", "grey"]
 
-NAMES = ("digits", "fashion_mnist", "mnist")
-BINARIZATIONS = ("dynamic", "threshold", "grey")
+NAMES = ("cifar10", "digits", "fashion_mnist", "mnist")
+BINARIZATIONS = ("dynamic", "static", "threshold", "grey")
 # The last rows of torchvision's training files are kept for validation.
 _TORCHVISION_VALIDATION_ROWS = 10_000
 # One fixed draw, whatever the run's seed, so that test figures can be compared.
@@ -208,6 +208,7 @@ def load_data(
     - ``digits``: 1797 flat 8x8 images in 17 levels, in file order: 1000, 350 and 447 rows.
     - ``mnist``, ``fashion_mnist``: flat 28x28 images, 50,000, 10,000 and 10,000 rows, downloaded
       on first use.
+    - ``cifar10``: flat 3x32x32 images in 256 levels, 40,000, 10,000 and 10,000 rows, likewise.
     - a path to a ``.npy``, ``.npz``, ``.csv``, ``.tsv`` (also ``.gz``), ``.parquet`` or ``.h5ad``
       file or to a folder of pictures, a mapping of arrays, a data frame, a tensor, an array, a
       sparse matrix, a tuple ``(x, y)``, a ``Dataset`` or a ``DataLoader``;
@@ -240,8 +241,9 @@ def load_data(
         seed: of the permutation that makes the splits.
         root: the folder for downloads.
         binarization: for ``mnist`` and ``fashion_mnist``: ``dynamic`` (the default: training images
-            stay grey and are drawn anew for each batch, the others are drawn once from a fixed
-            seed), ``threshold`` (one half) or ``grey`` (256 levels).
+            stay grey and are drawn anew for each batch, the others are drawn once from seed 0),
+            ``static`` (all are drawn once from seed 0, so not the file of the literature's static
+            MNIST), ``threshold`` (one half) or ``grey`` (256 levels).
         header: of a text file: whether the first row holds names; None to detect it.
         label_column: of a table: the name of the label column, ``""`` for none; None to detect it.
         drop: of a table: names of columns to leave out.
@@ -275,8 +277,9 @@ def load_data(
     if name == "digits":
         splits, image_shape = _digits(), image_shape or (1, 8, 8)
     elif name is not None:
-        splits = _torchvision(name, root, binarization or "dynamic")
-        image_shape = image_shape or (1, 28, 28)
+        colour = name == "cifar10"
+        splits = _torchvision(name, root, "grey" if colour else binarization or "dynamic")
+        image_shape = image_shape or ((3, 32, 32) if colour else (1, 28, 28))
     else:
         table = None if kind is None else kind == "table"
         column = group if isinstance(group, str) else None
@@ -355,8 +358,9 @@ def _torchvision(name: str, root: str | Path, binarization: str) -> list[Split]:
             splits.append(Split((grey > 127.5).to(torch.float32), y))
         else:
             splits.append(Split(grey / 255, y, binarize))
-    if binarization == "dynamic":
-        splits[1:] = [split.frozen(_BINARIZATION_SEED) for split in splits[1:]]
+    if binarization in ("dynamic", "static"):
+        first = int(binarization == "dynamic")
+        splits[first:] = [split.frozen(_BINARIZATION_SEED) for split in splits[first:]]
     return splits
 
 

@@ -35,22 +35,25 @@ def read_digits() -> tuple[Tensor, Tensor]:
 
 
 def read_torchvision(name: str, root: str | Path) -> tuple[tuple[Tensor, Tensor], ...]:
-    """The training and test files of ``mnist`` or ``fashion_mnist``, downloaded if absent.
+    """The training and test files of a set of torchvision's, downloaded if absent.
 
     Args:
-        name: ``mnist`` or ``fashion_mnist``.
+        name: ``mnist``, ``fashion_mnist`` or ``cifar10``.
         root: the folder that holds, or will hold, torchvision's folders.
 
     Returns:
-        ``(x, y)`` of the training file and of the test file, x of shape ``(n, 28, 28)``, uint8.
+        ``(x, y)`` of the training file and of the test file, x uint8, ``(n, 28, 28)`` or
+        ``(n, 3, 32, 32)``.
 
     Raises:
         DataError: if the files are absent and cannot be fetched, or are damaged.
     """
     from torchvision import datasets
 
-    kind = {"mnist": datasets.MNIST, "fashion_mnist": datasets.FashionMNIST}[name]
     root = Path(root).expanduser()
+    if name == "cifar10":
+        return _cifar(root)
+    kind = {"mnist": datasets.MNIST, "fashion_mnist": datasets.FashionMNIST}[name]
     folder = root / kind.__name__ / "raw"
     new_folders = [path for path in (folder, folder.parent, root) if not path.exists()]
     try:
@@ -71,3 +74,27 @@ def read_torchvision(name: str, root: str | Path) -> tuple[tuple[Tensor, Tensor]
             f"neither ({reason}). Connect, or put the four ...-ubyte files there."
         ) from error
     return (train.data, train.targets), (test.data, test.targets)
+
+
+def _cifar(root: Path) -> tuple[tuple[Tensor, Tensor], ...]:
+    """The files of CIFAR-10: Krizhevsky, "Learning multiple layers of features" (2009)."""
+    from torchvision import datasets
+
+    new = not root.exists()
+    try:
+        train, test = (datasets.CIFAR10(root, train=part, download=True) for part in (True, False))
+    # Downloading and unpacking fail in many ways; all have one remedy.
+    except Exception as error:
+        if new:
+            with contextlib.suppress(OSError):  # kept unless empty
+                root.rmdir()
+        raise DataError(
+            f"Expected the files of cifar10 in {root / 'cifar-10-batches-py'}, or a network to "
+            f"fetch them from; got neither ({_reason(error)}). Connect, or unpack "
+            f"cifar-10-python.tar.gz in {root}."
+        ) from error
+    first, second = (
+        (torch.from_numpy(part.data).movedim(-1, 1).contiguous(), torch.tensor(part.targets))
+        for part in (train, test)
+    )
+    return first, second

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_vaes.evaluation.reliability import is_trusted, k_hat_lines
 
-__all__ = ["Evaluation", "Unavailable", "bound_lines"]
+__all__ = ["Evaluation", "Unavailable", "bound_lines", "level_lines"]
 
 
 _NO_ERROR = "one datum has no standard error"
@@ -263,10 +263,7 @@ class Evaluation:
         if self.approximation_gap is not None:
             yield self._row("approximation gap of the family", "approximation_gap")
             yield self._row("amortisation gap of the network", "amortisation_gap")
-        if self.level_kls is not None:
-            yield f"KL of each level, top first: {', '.join(f'{kl:.2f}' for kl in self.level_kls)}"
-        if self.level_active_units is not None:
-            yield f"active units of each level: {', '.join(map(str, self.level_active_units))}"
+        yield from level_lines(vars(self))
         yield "The KL, split"
         most = self.mutual_information_max
         yield self._row("  mutual information I_q(x; z)", "mutual_information") + (
@@ -290,6 +287,15 @@ class Evaluation:
 
     def _row(self, title: str, name: str, sign: int = 1, digits: int = 2) -> str:
         return _row(vars(self), lambda name: self._reason(name, None), title, name, sign, digits)
+
+
+def level_lines(figures: Mapping[str, Any]) -> Iterator[str]:
+    """The KL and the active units of each level, in words; none for one level."""
+    kls, units = figures.get("level_kls"), figures.get("level_active_units")
+    if kls is not None:
+        yield f"KL of each level, top first: {', '.join(f'{kl:.2f}' for kl in kls)}"
+    if units is not None:
+        yield f"active units of each level: {', '.join(map(str, units))}"
 
 
 def bound_lines(figures: Mapping[str, Any], reason: Callable[[str], str]) -> Iterator[str]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_vaes.data.dataset import DataSet
+from pyro_vaes.distributions.chains import Chain
 from pyro_vaes.distributions.mixtures import Mixture
 from pyro_vaes.evaluation.diagnostics import class_accuracy, classifier, generate
 from pyro_vaes.evaluation.evaluator import log_marginal
@@ -20,6 +21,8 @@ __all__ = ["MEASURES", "reliability"]
 
 _PER_CLASS = 1000
 _BINS = 10
+# Draws of each row for the KL of levels.
+_DRAWS = 100
 
 
 def training_rows(
@@ -51,6 +54,21 @@ def components_used(
     left = torch.special.entr(given_z).sum(-1).mean()
     information = torch.special.entr(given_z.mean(0)).sum() - left
     return {"components_used": information.exp().item()}
+
+
+def level_kls(vae: VAE, data: DataSet, samples: int, proposal: str = "auto") -> dict[str, float]:
+    """The KL of each level of latents, level 1 being the lowest; of one level, the KL."""
+    split = data.test.frozen()
+    y = split.y if vae.conditional else None
+    with evaluating(vae):
+        torch.manual_seed(0)
+        q, p = vae.q_z(split.x, y), vae.p_z(y if vae.prior_is_conditional else None)
+        z = q.sample((min(samples, _DRAWS),))
+        if isinstance(q, Chain) and isinstance(p, Chain) and not q.reverse:
+            kls = (q.level_log_probs(z) - p.level_log_probs(z)).mean((0, 1))
+        else:
+            kls = (q.log_prob(z) - p.log_prob(z)).mean().reshape(1)
+    return {f"kl_level_{level}": kl for level, kl in enumerate(kls.flip(0).tolist(), 1)}
 
 
 def pseudo_inputs_moved(
@@ -125,6 +143,7 @@ MEASURES: Mapping[str, Callable[..., dict[str, Any]]] = {
     "calibration": calibration,
     "components_used": components_used,
     "generated_classes": generated_classes,
+    "level_kls": level_kls,
     "pseudo_inputs_moved": pseudo_inputs_moved,
     "training_rows": training_rows,
 }

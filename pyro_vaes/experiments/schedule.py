@@ -98,6 +98,7 @@ def _batches(config: RunConfig) -> bool:
     o, t = config.objective, config.training
     kind = (o.alpha, o.lambda_, o.divergence, o.train_samples, o.gradient)
     plain = kind == (0, 1, "none", 1, "total")
+    plain &= (o.tc_weight, o.capacity, o.cycle_epochs) == (1, 0, 0) and not config.network.levels
     simple = (t.precision, t.mode) == ("float32", "auto") and not o.warmup_steps
     return plain and simple and not config.data.augment
 

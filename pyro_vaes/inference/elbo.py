@@ -15,6 +15,7 @@ with every prior and posterior.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -30,7 +31,84 @@ from torch import Tensor
 
 from pyro_vaes.core.choices import GRADIENTS
 
-__all__ = ["ELBO", "BetaELBO", "NotReparameterizedError", "Terms", "bound_terms"]
+__all__ = [
+    "ELBO",
+    "BetaELBO",
+    "CapacityRamp",
+    "CyclicalWeight",
+    "NotReparameterizedError",
+    "Schedule",
+    "Terms",
+    "bound_terms",
+]
+
+Schedule = Callable[[float], float]
+"""A value for each epoch; within an epoch, for the fraction that is done."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CyclicalWeight:
+    """A KL weight that rises from 0 to its full value in each cycle, and stays there.
+
+    Fu et al., "Cyclical annealing schedule: a simple approach to mitigating KL vanishing" (2019),
+    equations 6 and 7, with a linear rise; theirs has four cycles in the whole training.
+
+    >>> schedule = pv.CyclicalWeight(epochs=50)
+    >>> [schedule(epoch) for epoch in (0, 12.5, 25, 49, 50, 75)]
+    [0.0, 0.5, 1.0, 1.0, 0.0, 1.0]
+    >>> objective = pv.ELBO(schedule=schedule)
+
+    Attributes:
+        epochs: of a cycle.
+        rise: share of a cycle over which the weight rises.
+
+    Raises:
+        ValueError: unless ``epochs`` is above 0 and ``rise`` in (0, 1].
+    """
+
+    epochs: float
+    rise: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.epochs < math.inf:
+            raise ValueError(f"Expected epochs of a cycle above 0; got {self.epochs}.")
+        if not 0 < self.rise <= 1:
+            raise ValueError(f"Expected rise above 0 and at most 1; got {self.rise}.")
+
+    def __call__(self, epoch: float) -> float:
+        return min(1.0, epoch % self.epochs / (self.rise * self.epochs))
+
+
+@dataclasses.dataclass(frozen=True)
+class CapacityRamp:
+    """A capacity of the KL that rises linearly from 0, in nats per datum.
+
+    Burgess et al., "Understanding disentangling in beta-VAE" (2018), section on a controlled
+    increase of capacity: there to 25 nats over 100,000 steps.
+
+    >>> ramp = pv.CapacityRamp(25.0, epochs=100)
+    >>> ramp(0), ramp(50), ramp(200)
+    (0.0, 12.5, 25.0)
+    >>> objective = pv.BetaELBO(100.0, capacity=ramp)
+
+    Attributes:
+        end: the capacity at the end, nats per datum.
+        epochs: after which it is reached.
+
+    Raises:
+        ValueError: for a negative or infinite value.
+    """
+
+    end: float
+    epochs: float
+
+    def __post_init__(self) -> None:
+        for name, value in (("end", self.end), ("epochs", self.epochs)):
+            if not 0 <= value < math.inf:
+                raise ValueError(f"Expected {name} of at least 0; got {value}.")
+
+    def __call__(self, epoch: float) -> float:
+        return self.end * min(1.0, epoch / self.epochs) if self.epochs else self.end
 
 
 class Terms(NamedTuple):
@@ -167,6 +245,23 @@ def score_surrogate(model_trace: Any, guide_trace: Any, kl_weight: Tensor) -> Te
     return cast(Tensor, total)
 
 
+def _constant(capacity: float | Schedule | None) -> Schedule | None:
+    """A capacity as a function of the epoch."""
+    if capacity is None or callable(capacity):
+        return capacity
+    return CapacityRamp(float(capacity), 0.0)
+
+
+def _scheduled(name: str, schedule: Schedule, epoch: float) -> float:
+    """The value of a schedule at an epoch; refused if it cannot be a weight."""
+    value = float(schedule(epoch))
+    if not 0 <= value < math.inf:
+        raise ValueError(
+            f"Expected a {name} of at least 0 and finite at each epoch; got {value} at {epoch}."
+        )
+    return value
+
+
 class ELBO(Trace_ELBO):
     """The evidence lower bound, optionally with a weight on its KL or with free bits.
 
@@ -180,6 +275,13 @@ class ELBO(Trace_ELBO):
         kl_weight: factor on the KL, at least 0. Pyro's ``poutine.scale`` refuses 0; this does not.
         free_bits: nats of KL per datum without cost: the batch's mean KL is replaced by
             ``max(KL, free_bits)`` (Kingma et al. 2016, section 4, with z as one group).
+        capacity: nats of KL per datum to aim at: the loss has ``kl_weight |KL - capacity|`` of the
+            batch's mean KL (Burgess et al. 2018); a number, or a function of the epoch
+            that has its last value at ``math.inf``, such as :class:`CapacityRamp`. None for a KL
+            to be as small as it can.
+        schedule: a function of the epoch, the factor on ``kl_weight``, such as
+            :class:`CyclicalWeight`. ``fit`` calls both before each step; with plain ``SVI`` call
+            :meth:`set_epoch`. Before, and in validation, the factor is 1 and the capacity the last.
         gradient: ``"total"``, or ``"path"``, which leaves out the score of q, whose mean is zero:
             no noise is left where q(z | x) is p(z | x), and often less elsewhere (Roeder, Wu,
             Duvenaud, "Sticking the landing", 2017, equation 8). q is scored a second time, so it
@@ -188,11 +290,12 @@ class ELBO(Trace_ELBO):
 
     Attributes:
         kl_weight: the full weight, a tensor.
-        warmup: factor in [0, 1] on ``kl_weight``, a tensor that ``fit`` raises to 1.
+        warmup: factor on ``kl_weight``, a tensor that ``fit`` raises to 1 or sets by ``schedule``.
+        kl_goal: the present capacity, a tensor.
         total: sums a term over processes that share a batch, which ``fit`` sets; None for one.
 
     Raises:
-        ValueError: for a negative or infinite weight.
+        ValueError: for a negative or infinite weight, or both free bits and a capacity.
     """
 
     def __init__(
@@ -200,6 +303,8 @@ class ELBO(Trace_ELBO):
         kl_weight: float = 1.0,
         *,
         free_bits: float = 0.0,
+        capacity: float | Schedule | None = None,
+        schedule: Schedule | None = None,
         gradient: str = "total",
         **options: Any,
     ) -> None:
@@ -211,6 +316,15 @@ class ELBO(Trace_ELBO):
         self.kl_weight = torch.tensor(float(kl_weight))
         self.free_bits, self.gradient = float(free_bits), gradient
         self.warmup = torch.ones(())
+        self.kl_schedule, self.kl_capacity = schedule, _constant(capacity)
+        if self.kl_capacity is not None and free_bits:
+            raise ValueError(
+                f"Expected free bits or a capacity; got both, {free_bits:g} free bits. Each says "
+                "how many nats of KL are to be used."
+            )
+        self.kl_goal = torch.tensor(self._last_capacity())
+        if schedule is not None:
+            _scheduled("schedule", schedule, 0.0)
         self.total: Callable[[Tensor], Tensor] | None = None
 
     @property
@@ -223,21 +337,45 @@ class ELBO(Trace_ELBO):
         """The smallest batch from which the objective can be estimated."""
         return 1
 
+    def begin(self, num_data: int) -> None:
+        """Takes note of the number of training data, which some objectives need; ``fit`` calls."""
+
     def to(self, device: torch.device | str) -> ELBO:
         """Moves the weights to a device, so that no step waits for a copy."""
         self.kl_weight = self.kl_weight.to(device)
-        self.warmup = self.warmup.to(device)
+        self.warmup, self.kl_goal = self.warmup.to(device), self.kl_goal.to(device)
         return self
+
+    def set_epoch(self, epoch: float) -> None:
+        """Sets the weight and the capacity that the schedules have at an epoch.
+
+        Args:
+            epoch: finished ones, with the fraction of the present one.
+
+        Raises:
+            ValueError: if a schedule returns a negative or infinite value.
+        """
+        if self.kl_schedule is not None:
+            self.warmup.fill_(_scheduled("schedule", self.kl_schedule, epoch))
+        if self.kl_capacity is not None:
+            self.kl_goal.fill_(_scheduled("capacity", self.kl_capacity, epoch))
+
+    def _last_capacity(self) -> float:
+        return (
+            0.0 if self.kl_capacity is None else _scheduled("capacity", self.kl_capacity, math.inf)
+        )
 
     @contextmanager
     def full_weights(self) -> Iterator[None]:
-        """The objective without its warm-up, for validation."""
-        warmup = self.warmup.clone()
+        """The objective as its schedules leave it, without warm-up, for validation."""
+        warmup, goal = self.warmup.clone(), self.kl_goal.clone()
         self.warmup.fill_(1.0)
+        self.kl_goal.fill_(self._last_capacity())
         try:
             yield
         finally:
             self.warmup.copy_(warmup)
+            self.kl_goal.copy_(goal)
 
     def trace_loss(self, model_trace: Any, guide_trace: Any) -> Tensor:
         """The loss of one pair of traces, differentiable: a tensor, never read by the host."""
@@ -254,6 +392,11 @@ class ELBO(Trace_ELBO):
                 kl = kl.clamp(min=free)
             else:  # Free bits apply to the whole batch.
                 kl = torch.where(self.total(kl.detach() - free) > 0, kl, free)
+        if self.kl_capacity is not None:
+            check_reparameterized(guide_trace)  # As for free bits.
+            kl = kl - self.kl_goal * terms.pairs
+            whole = kl.detach() if self.total is None else self.total(kl.detach())
+            kl = kl * torch.where(whole < 0, -1.0, 1.0)
         loss = weight * kl - terms.log_likelihood
         score = score_surrogate(model_trace, guide_trace, weight)
         return loss if score is None else loss + score

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,15 @@ from pyro_vaes.classical.start import start_at_factors
 from pyro_vaes.core.errors import DataError
 from pyro_vaes.data.dataset import NAMES, DataSet
 from pyro_vaes.data.tables import num_gaps
-from pyro_vaes.inference.elbo import BetaELBO
-from pyro_vaes.inference.info import InfoELBO
+from pyro_vaes.inference.elbo import BetaELBO, CapacityRamp, CyclicalWeight
+from pyro_vaes.inference.info import BetaTCELBO, InfoELBO
 from pyro_vaes.inference.many_samples import ManySamples
+from pyro_vaes.parts.chains import ChainPosterior, ChainPrior
+from pyro_vaes.parts.posteriors import FlowPosterior, NormalPosterior
 from pyro_vaes.parts.powers import PowerLikelihood, PowerPosterior
-from pyro_vaes.runs.builders import Plan, power_transform
+from pyro_vaes.runs.builders import Plan, base_posterior, flow_of, power_transform
 from pyro_vaes.runs.data_source import load_for
-from pyro_vaes.runs.options import ConfigError
+from pyro_vaes.runs.options import ConfigError, text
 from pyro_vaes.runs.registry import REGISTRY, builder_of
 from pyro_vaes.runs.schema import RunConfig
 from pyro_vaes.storage.files import RunFolderError
@@ -84,13 +87,12 @@ def build(config: RunConfig, data: DataSet, out: str | Path | None = None) -> tu
     powers = power_transform(config, data, remarks)
     seen = data if powers is None else on_scale(data, powers)
     plan = Plan(config, seen, labels, remarks)
-    posterior = _part("posterior", config.parts.posterior, plan)
+    prior, posterior = _latents(plan)
     if config.objective.gradient == "path" and not posterior.scores:
         raise ConfigError(
             "Invalid value for '--gradient': expected total with --posterior "
             f"{config.parts.posterior}, which scores only its own draws; got path."
         )
-    prior = _part("prior", config.parts.prior, plan, posterior)
     likelihood = _part("likelihood", _likelihood(config, data, remarks), plan)
     _remark_on_images(config, data, remarks)
     if powers is not None:
@@ -104,6 +106,54 @@ def build(config: RunConfig, data: DataSet, out: str | Path | None = None) -> tu
     if out is None or not (Path(out) / CHECKPOINT).exists():
         _start_from_init(vae, config)
     return vae, remarks
+
+
+def _latents(plan: Plan) -> tuple[Any, Any]:
+    """Prior and posterior."""
+    if len(plan.config.network.levels) > 1:
+        return _chains(plan)
+    posterior = _part("posterior", plan.config.parts.posterior, plan)
+    return _part("prior", plan.config.parts.prior, plan, posterior), posterior
+
+
+def _chains(plan: Plan) -> tuple[Any, Any]:
+    """Prior and posterior of the levels that ``--levels`` asks for.
+
+    The top has the prior and the posterior of one level. Below, p(z_l | z_>l) is a normal, and
+    q(z_l | x, z_>l) of the kind of ``--posterior``: a diagonal normal relative to the prior's
+    (Vahdat and Kautz 2020), any other by itself.
+    """
+    network, labels = plan.config.network, plan.prior_labels
+    sizes, hidden = network.levels, list(network.hidden_dims)
+    if sum(sizes) != plan.latent_dim:
+        raise ConfigError(
+            f"Invalid value for '--levels': expected sizes that sum to --latent-dim "
+            f"{plan.latent_dim}; got {text(sizes)}."
+        )
+    top = plan.of_level(sizes[0])
+    first = _part("posterior", plan.config.parts.posterior, top)
+    above = list(zip(itertools.accumulate(sizes), sizes[1:], strict=False))
+    prior = ChainPrior(
+        _part("prior", plan.config.parts.prior, top, first),
+        *(
+            NormalPosterior(plan.dense(seen + labels, hidden[::-1]), size, [seen], labels)
+            for seen, size in above
+        ),
+    )
+    links = [_link(plan, first.out_features + seen, size) for seen, size in above]
+    relative = prior if plan.config.parts.posterior == "normal" else None
+    return prior, ChainPosterior(first, *links, prior=relative)
+
+
+def _link(plan: Plan, seen: int, size: int) -> Any:
+    """q(z_l | x, z_>l), of the features of x and the levels above together."""
+    parts = plan.config.parts
+    network = plan.dense(seen, [plan.config.network.hidden_dims[-1]])
+    build, kind = builder_of("posterior", parts.posterior)
+    if build is base_posterior:
+        return kind(network, size, [seen])
+    flow = flow_of("posterior", parts.posterior, size, parts.posterior_flows)
+    return FlowPosterior(NormalPosterior(network, size, [seen]), flow)
 
 
 def _part(flag: str, value: str, *args: Any) -> Any:
@@ -191,7 +241,13 @@ def build_objective(config: RunConfig) -> pyro.infer.ELBO:
         if objective.gradient == "path":
             return ManySamples(**draws, gradient="path")
         return RenyiELBO(alpha=0, **draws, vectorize_particles=True, max_plate_nesting=1)
-    common: dict[str, Any] = {"free_bits": objective.free_bits, "gradient": objective.gradient}
+    cycle = objective.cycle_epochs
+    common: dict[str, Any] = {"schedule": CyclicalWeight(cycle) if cycle else None}
+    if objective.tc_weight != 1:
+        return BetaTCELBO(objective.tc_weight, **common)
+    common |= {"free_bits": objective.free_bits, "gradient": objective.gradient}
+    if objective.capacity:
+        common["capacity"] = CapacityRamp(objective.capacity, objective.capacity_epochs)
     if (objective.alpha, objective.lambda_) == (0, 1):
         return BetaELBO(objective.beta, **common)
     name = objective.divergence

@@ -37,7 +37,7 @@ from pyro_vaes.runs.options import ConfigError
 from pyro_vaes.runs.registry import builder_of
 from pyro_vaes.runs.schema import RunConfig
 
-__all__ = ["Plan", "power_transform"]
+__all__ = ["Plan", "base_posterior", "flow_of", "power_transform"]
 
 Kind = Callable[..., nn.Module]
 
@@ -102,6 +102,19 @@ class Plan:
         """The network of the likelihood, or that of the posterior."""
         build, kind = builder_of("network", self.config.network.kind)
         return build(kind, self, decoder)
+
+    def dense(self, inputs: int, hidden: list[int]) -> Any:
+        """Dense layers of the kind of the networks, between levels of z."""
+        network = self.config.network
+        build, kind = builder_of("network", network.kind)
+        if build is gated_mlp:
+            return kind(inputs, hidden)
+        return (kind if build is mlp else MLP)(inputs, hidden, network.activation)
+
+    def of_level(self, size: int) -> Plan:
+        """The plan of a single level of this size."""
+        network = dataclasses.replace(self.config.network, latent_dim=size, levels=())
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, network=network))
 
     def grid_network(self, labels: int) -> MLP:
         """The network that bends a grid into the space of a GTM."""
@@ -203,7 +216,7 @@ def _range_of_inputs(plan: Plan) -> list[Any] | None:
 def flow_posterior(kind: Kind, plan: Plan) -> nn.Module:
     """A normal posterior with a flow after it."""
     parts = plan.config.parts
-    flow = _flow("posterior", parts.posterior, plan.latent_dim, parts.posterior_flows)
+    flow = flow_of("posterior", parts.posterior, plan.latent_dim, parts.posterior_flows)
     return FlowPosterior(base_posterior(NormalPosterior, plan), flow)
 
 
@@ -231,11 +244,17 @@ def gtm_prior(kind: Kind, plan: Plan, posterior: Any) -> nn.Module:
     return kind(network, plan.latent_dim, grid, labels, learn_weights=learned)
 
 
-def flow_prior(kind: Kind, plan: Plan, posterior: Any) -> nn.Module:
+def flow_prior(kind: Kind, plan: Plan, posterior: Any, **options: Any) -> nn.Module:
     """A standard normal with a flow after it."""
     parts = plan.config.parts
-    flow = _flow("prior", parts.prior, plan.latent_dim, parts.prior_flows)
+    flow = flow_of("prior", parts.prior, plan.latent_dim, parts.prior_flows, **options)
     return FlowPrior(plan.latent_dim, flow, plan.prior_labels)
+
+
+def coupling_prior(kind: Kind, plan: Plan, posterior: Any) -> nn.Module:
+    """The same with coupling layers, perhaps normalised."""
+    normalise = plan.config.parts.prior_normalise
+    return flow_prior(kind, plan, posterior, **({"normalise": True} if normalise else {}))
 
 
 def vamp_prior(kind: Kind, plan: Plan, posterior: Any) -> nn.Module:
@@ -275,10 +294,11 @@ def _pseudo_inputs(plan: Plan) -> tuple[Any, dict[str, Any]]:
     return inputs, {**options, "labels": of_label}
 
 
-def _flow(role: str, name: str, latent_dim: int, depth: int) -> flows.FlowRecipe:
-    make: Callable[[int, int], flows.FlowRecipe] = getattr(flows, name)
+def flow_of(role: str, name: str, latent_dim: int, depth: int, **options: Any) -> flows.FlowRecipe:
+    """The recipe of a flow that a flag names."""
+    make: Callable[..., flows.FlowRecipe] = getattr(flows, name)
     try:
-        return make(latent_dim, depth)
+        return make(latent_dim, depth, **options)
     except ValueError as error:
         raise ConfigError(f"Invalid value for '--{role}': {error}") from error
 

@@ -92,7 +92,8 @@ class Option:
         if self.kind in (bool, str):
             return "true or false" if self.kind is bool else "a name or a path"
         if self.kind not in (int, float):
-            return "whole numbers of at least 1 such as 256,256"
+            none = "" if self.default else "none or "
+            return f"{none}whole numbers of at least 1 such as 256,256"
         of = " of " if self.bounds.startswith("at") else " "
         return f"a {'whole' if self.kind is int else 'finite'} number{of}{self.bounds}".strip()
 
@@ -125,6 +126,8 @@ class Option:
             _require(isinstance(value, str) and value.strip() != "" and value.isprintable())
             _require(self.choices is None or value in self.choices)
             return value
+        if not self.default and value in ("none", [], ()):
+            return ()
         items = value.split(",") if isinstance(value, str) else value
         _require(isinstance(items, (list, tuple)) and len(items) > 0)
         sizes = tuple(_whole(item) for item in items)
@@ -171,7 +174,9 @@ def text(value: Any) -> str:
     """A value as it is written after its flag."""
     if isinstance(value, bool):
         return str(value).lower()
-    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(str, value)) or "none"
+    return str(value)
 
 
 # --- sections -------------------------------------------------------------------------------------

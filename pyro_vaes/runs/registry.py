@@ -46,7 +46,10 @@ REGISTRY: dict[str, dict[str, Row]] = {
         ),
         "gtm": Row("parts.gtm.GTMPrior", "Bishop et al. 1998", "gtm_prior", _COMPONENTS),
         "realnvp": Row(
-            "flows.coupling.RealNVPLayer", "Dinh et al. 2017", "flow_prior", ("prior_flows",)
+            "flows.coupling.RealNVPLayer",
+            "Dinh et al. 2017",
+            "coupling_prior",
+            ("prior_flows", "prior_normalise"),
         ),
         "maf": Row(
             "flows.autoregressive.MAFLayer",
@@ -54,7 +57,12 @@ REGISTRY: dict[str, dict[str, Row]] = {
             "flow_prior",
             ("prior_flows",),
         ),
-        "spline": Row("flows.splines.SplineLayer", _DURKAN, "flow_prior", ("prior_flows",)),
+        "spline": Row(
+            "flows.splines.SplineLayer",
+            _DURKAN,
+            "coupling_prior",
+            ("prior_flows", "prior_normalise"),
+        ),
     },
     "posterior": {
         "normal": Row("parts.posteriors.NormalPosterior", _KINGMA, "base_posterior"),
@@ -184,6 +192,9 @@ REGISTRY: dict[str, dict[str, Row]] = {
     "objective": {
         "--beta": Row("inference.elbo.BetaELBO", "Higgins et al. 2017"),
         "--alpha, --lambda": Row("inference.info.InfoELBO", "Zhao et al. 2019"),
+        "--tc-weight": Row("inference.info.BetaTCELBO", "Chen et al. 2018"),
+        "--capacity": Row("inference.elbo.CapacityRamp", "Burgess et al. 2018"),
+        "--cycle-epochs": Row("inference.elbo.CyclicalWeight", "Fu et al. 2019"),
     },
 }
 

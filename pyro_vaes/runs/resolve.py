@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from pyro_vaes.runs.options import ConfigError, Values, load_yaml, text
@@ -114,6 +114,9 @@ def check_combination(
             f"expected a run by --init with it; got {flat['freeze']} without."
         )
     _check_objective(flat)
+    _check_levels(flat, explicit)
+    if "capacity_epochs" in explicit and flat["capacity_epochs"] and not flat["capacity"]:
+        remarks.append("--capacity-epochs has no effect without --capacity.")
     if "divergence" in explicit and flat["divergence"] != "none" and not _info_weight(flat):
         remarks.append(
             "--divergence has no effect with --alpha + --lambda = 1, its weight being 0."
@@ -178,14 +181,61 @@ def _check_objective(flat: Mapping[str, Any]) -> None:
     )
     info = flat["alpha"] != 0 or flat["lambda"] != 1
     require(not info or flat["beta"] == 1, "beta", "1 with --alpha and --lambda")
+    require(not flat["capacity"] or not flat["free_bits"], "free_bits", "0 with --capacity")
+    _check_total_correlation(flat, require)
     if samples > 1:
         neutral = {"beta": 1, "free_bits": 0, "alpha": 0, "lambda": 1, "divergence": "none"}
+        neutral |= {"capacity": 0, "tc_weight": 1}
         for name, value in {**neutral, **dict.fromkeys(WARMUPS, 0)}.items():
             require(
                 flat[name] == value,
                 name,
                 f"{value} with --train-samples {samples}, a bound without a KL to weigh",
             )
+
+
+def _check_total_correlation(flat: Mapping[str, Any], require: Callable[..., None]) -> None:
+    """Refuses what a weight of the total correlation has no meaning with."""
+    if flat["tc_weight"] == 1:
+        return
+    because = f"with --tc-weight {flat['tc_weight']:g}"
+    neutral: dict[str, Any] = {"beta": 1, "free_bits": 0, "capacity": 0, "alpha": 0, "lambda": 1}
+    neutral |= {"divergence": "none", "gradient": "total"}
+    for name, value in neutral.items():
+        require(flat[name] == value, name, f"{value} {because}")
+    known = ("normal", "full_normal")
+    require(
+        flat["posterior"] in known,
+        "posterior",
+        f"{' or '.join(known)} {because}, which needs q(z_d given x)",
+    )
+    require(len(flat["levels"]) < 2, "levels", f"none {because}, which needs q(z_d given x)")
+    require(not flat["conditional_prior"], "conditional_prior", f"false {because}: p(z) is one")
+
+
+def _check_levels(flat: Values, explicit: Collection[str]) -> None:
+    """Sets, in place, the size of z to that of its levels; refuses what these cannot be with."""
+    if not flat["levels"]:
+        return
+    total, got = sum(flat["levels"]), text(flat["levels"])
+    if "latent_dim" in explicit and flat["latent_dim"] != total:
+        raise ConfigError(
+            f"Invalid value for '--levels': expected sizes that sum to --latent-dim "
+            f"{flat['latent_dim']}; got {got}."
+        )
+    flat["latent_dim"] = total
+    for name, usual, why in (
+        ("start", "random", "a factor analysis has one level"),
+        ("freeze", "none", "prior and posterior share the links between levels"),
+    ):
+        if len(flat["levels"]) == 1 or flat[name] == usual:
+            continue
+        if name in explicit:
+            raise ConfigError(
+                f"Invalid value for '{OPTIONS[name].flag}': expected {usual} with --levels {got}, "
+                f"since {why}; got {flat[name]}."
+            )
+        flat[name] = usual
 
 
 def differences(config: RunConfig, earlier: RunConfig) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ import yaml
 
 from pyro_vaes.core.choices import (
     ACTIVATIONS,
+    FREEZABLE,
     GRADIENTS,
     KERNELS,
     MODES,
@@ -32,7 +32,7 @@ from pyro_vaes.runs.options import (
     shown,
 )
 from pyro_vaes.runs.registry import REGISTRY, values_with
-from pyro_vaes.storage.files import CONFIG, MAY_DIFFER, RunFolderError, unreadable
+from pyro_vaes.storage.files import CONFIG, MAY_DIFFER, config_text
 
 __all__ = [
     "CONFIG",
@@ -60,9 +60,8 @@ def _only(flag: str, option: str) -> tuple[str, tuple[str, ...]]:
     return flag, values_with(flag, option)
 
 
-# What --freeze may hold: no part, or one or two of the three.
-_PARTS = ("prior", "posterior", "likelihood")
-_FREEZABLE = ("none", *_PARTS, *(",".join(pair) for pair in itertools.combinations(_PARTS, 2)))
+# How the KL weight rises: the options for it, with the value for none.
+WARMUPS: Mapping[str, float] = {"warmup_epochs": 0.0, "warmup_steps": 0, "cycle_epochs": 0.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,15 +70,15 @@ class DataConfig(Section):
 
     source: str = option(
         "digits",
-        "digits, mnist, fashion_mnist; or own data: .csv, .tsv, .parquet, .npy, .npz, .h5ad, or a "
-        "folder of pictures.",
+        "digits, mnist, fashion_mnist, cifar10; or own data: .csv, .tsv, .parquet, .npy, .npz, "
+        ".h5ad, or a folder of pictures.",
         name="data",
     )
     root: str = option("data", "Folder for downloaded data.", name="data_root")
     binarization: str = option(
         "auto",
         "Of MNIST and its kin; auto: dynamic for these, none for others.",
-        choices=("auto", "dynamic", "threshold", "grey"),
+        choices=("auto", "dynamic", "static", "threshold", "grey"),
         only_with=("data", GREY_IMAGES),
     )
     data_kind: str = option(
@@ -170,6 +169,11 @@ class PartsConfig(Section):
     prior_flows: int = option(
         4, "Layers of a flow prior.", least=1, only_with=_only("prior", "prior_flows")
     )
+    prior_normalise: bool = option(
+        False,
+        "Follow each layer of a flow prior by an activation normalisation, for deep ones.",
+        only_with=_only("prior", "prior_normalise"),
+    )
     pseudo_inputs: str = option(
         "data",
         "Where pseudo-inputs start: training data, their mean plus noise, or at random; or gtm, a "
@@ -192,7 +196,12 @@ class PartsConfig(Section):
 class NetworkConfig(Section):
     """The networks of posterior and likelihood, and the code between them."""
 
-    latent_dim: int = option(16, "Size of z.", least=1)
+    latent_dim: int = option(16, "Size of z, of all its levels together.", least=1)
+    levels: tuple[int, ...] = option(
+        (),
+        "Sizes of the levels of z, top first; --prior is that of the top, and each other level has "
+        "p(z_l given z_>l), normal. none: one level.",
+    )
     kind: str = option(
         "mlp", "Kind of network.", name="network", choices=tuple(REGISTRY["network"])
     )
@@ -231,6 +240,16 @@ class ObjectiveConfig(Section):
     free_bits: float = option(0.0, "Nats of KL per datum that cost nothing.", least=0)
     warmup_epochs: float = option(100.0, "Epochs over which the KL weight rises from 0.", least=0)
     warmup_steps: int = option(0, "The same in steps; give one of the two.", least=0)
+    cycle_epochs: float = option(
+        0.0, "The KL weight rises anew every so many epochs, in half of them; 0: never.", least=0
+    )
+    capacity: float = option(
+        0.0, "Nats of KL per datum to aim at, by --beta |KL - capacity|; 0: none.", least=0
+    )
+    capacity_epochs: float = option(0.0, "Epochs in which the capacity rises from 0.", least=0)
+    tc_weight: float = option(
+        1.0, "Weight of the total correlation of z within the KL; 1: the ELBO.", least=0
+    )
     alpha: float = option(0.0, "InfoVAE: weight of the information of z on x, at most 1.")
     lambda_: float = option(
         1.0, "InfoVAE: weight of the divergence of q(z) from p(z).", name="lambda", least=0
@@ -256,11 +275,13 @@ class ObjectiveConfig(Section):
     )
 
     def check(self) -> None:
-        """Refuses a warm-up in both units."""
-        if self.warmup_epochs and self.warmup_steps:
+        """Refuses more than one way in which the KL weight rises."""
+        given = [(f"--{n.replace('_', '-')}", getattr(self, n)) for n in WARMUPS]
+        rising = [(flag, length) for flag, length in given if length]
+        if len(rising) > 1:
+            (first, usual), (flag, length) = rising[:2]
             raise ConfigError(
-                "Invalid value for '--warmup-steps': expected 0 with --warmup-epochs "
-                f"{self.warmup_epochs:g}; got {self.warmup_steps}."
+                f"Invalid value for '{flag}': expected 0 with {first} {usual:g}; got {length:g}."
             )
 
 
@@ -292,7 +313,7 @@ class TrainingConfig(Section):
         "none",
         "Parts that keep the weights of --init while the others are trained anew: "
         "posterior,likelihood to refit a prior.",
-        choices=_FREEZABLE,
+        choices=FREEZABLE,
     )
     seed: int = option(0, "Of weights, data order and noise.", least=0)
     device: str = option("auto", "Where to compute; auto: CUDA if there is one.", choices=DEVICES)
@@ -327,10 +348,6 @@ OPTIONS: dict[str, Option] = {
     for section, kind in _SECTIONS.items()
     for option in options_of(kind)
 }
-
-
-# The KL warm-up in either unit, with the value for no warm-up.
-WARMUPS: Mapping[str, float] = {"warmup_epochs": 0.0, "warmup_steps": 0}
 
 
 # --- the tree and its flat form -------------------------------------------------------------------
@@ -408,24 +425,14 @@ def read_config(folder: Path) -> RunConfig:
         RunFolderError: if the file is missing or cannot be read.
         ConfigError: if it holds anything but options.
     """
-    path = folder / CONFIG
-    try:
-        source = path.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise RunFolderError(
-            f"Expected a run folder with {CONFIG}; found none in {folder}."
-        ) from error
-    except OSError as error:
-        raise unreadable(path, error) from error
-    except UnicodeDecodeError as error:
-        raise RunFolderError(f"Expected a text file {path}; got something else.") from error
-    values = validated(load_yaml(source, str(path)), str(path))
+    where = str(folder / CONFIG)
+    values = validated(load_yaml(config_text(folder), where), where)
     if "data" in values:
         values = Values({**flatten(RunConfig()), **values})
-    return unflatten(values, str(path))
+    return unflatten(values, where)
 
 
 def merged(values: Values, others: Values) -> Values:
-    """The others over the values; a warm-up in one unit replaces one in the other."""
+    """The others over the values; one way in which the KL weight rises replaces another."""
     none = WARMUPS if others.keys() & WARMUPS.keys() else {}
     return Values({**values, **none, **others})

@@ -21,7 +21,7 @@ from pyro_vaes.data.rows import taken
 from pyro_vaes.data.splits import Split
 from pyro_vaes.evaluation.evaluator import evaluate
 from pyro_vaes.evaluation.reliability import is_trusted
-from pyro_vaes.evaluation.results import bound_lines
+from pyro_vaes.evaluation.results import bound_lines, level_lines
 from pyro_vaes.parts.priors import VampPrior
 from pyro_vaes.runs.schema import RunConfig
 from pyro_vaes.storage.files import read_json, write_text
@@ -222,6 +222,7 @@ def report_text(summary: Mapping[str, Any], out: Path) -> str:
     )
     lines.append(f"\nTest figures, nats per datum ({summary['num_samples']} samples each{part})")
     lines += [f"  {line}" for line in bound_lines(summary, lambda name: _reason(summary, name))]
+    lines += [f"  {line}" for line in level_lines(summary)]
     lines += [f"  {line}" for line in comparison_lines(summary)]
     # A run from before k-hat was recorded stays as it is.
     if "share_unreliable" in summary and is_trusted(summary) is False:

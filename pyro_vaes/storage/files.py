@@ -187,6 +187,25 @@ def unreadable(path: Path, error: OSError) -> RunFolderError:
     return RunFolderError(f"Could not read {path}: {error.strerror or error}.")
 
 
+def config_text(folder: Path) -> str:
+    """The text of the options of a run folder.
+
+    Raises:
+        RunFolderError: if the file is missing or cannot be read.
+    """
+    path = folder / CONFIG
+    try:
+        return path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise RunFolderError(
+            f"Expected a run folder with {CONFIG}; found none in {folder}."
+        ) from error
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except UnicodeDecodeError as error:
+        raise RunFolderError(f"Expected a text file {path}; got something else.") from error
+
+
 class BackgroundWriter:
     """Runs one write at a time in a thread; leaving the context waits for the last.
 

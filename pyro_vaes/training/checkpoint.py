@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +22,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from pyro_vaes.core.described import SpecError, describe
 from pyro_vaes.data.splits import Split, batches
+from pyro_vaes.inference.info import BetaTCELBO
 from pyro_vaes.storage.files import RunFolderError
 from pyro_vaes.storage.older import writer
 from pyro_vaes.storage.tensors import (
@@ -257,8 +259,14 @@ def identity_of(
     given: dict[str, Any] = {
         n: float(getattr(objective, n)) for n in weights if hasattr(objective, n)
     }
-    if getattr(objective, "gradient", "total") != "total":  # Unsaid in checkpoints of old.
+    # What checkpoints of old leave unsaid is left out where it is as then.
+    if getattr(objective, "gradient", "total") != "total":
         given["gradient"] = objective.gradient
+    for name in ("kl_schedule", "kl_capacity"):
+        if getattr(objective, name, None) is not None:
+            given[name] = _known_by(getattr(objective, name))
+    if isinstance(objective, BetaTCELBO):
+        given["weights"] = objective.weights.tolist()
     divergence = type(getattr(objective, "divergence", None)).__name__
     return {
         "data": digest.hexdigest(),
@@ -266,6 +274,12 @@ def identity_of(
         "architecture": architecture,
         "objective": {"name": type(objective).__name__, "divergence": divergence, **given},
     }
+
+
+def _known_by(schedule: Callable[[float], float]) -> str:
+    """The digest of a schedule's values in the first thousand epochs: a function has no name."""
+    values = [float(schedule(quarter / 4)) for quarter in range(4001)]
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 def check_same(

@@ -165,6 +165,7 @@ class Trainer:
         self.state.order.manual_seed(options.seed)
         if isinstance(self.objective, ELBO):
             self.objective.to(self.device)
+            self.objective.begin(len(self.train))
         with self.processes.together():
             saved = self.folder.saved(resume)
         self._check_processes(saved)
@@ -365,6 +366,8 @@ class Trainer:
             self._fail(epoch, good, culprit)
         if isinstance(self.objective, ELBO):
             record["kl_weight"] = float(self.objective.kl_weight * self.objective.warmup)
+            if self.objective.kl_capacity is not None:
+                record["capacity"] = float(self.objective.kl_goal)
         return record | {"learning_rate": rate, "seconds": round(time.perf_counter() - started, 4)}
 
     def _show_step(self, epoch: int, steps: int, loss: Any, rate: float) -> None:
@@ -410,6 +413,7 @@ class Trainer:
             self.objective.warmup.fill_(
                 min(1.0, step / self.warmup_steps) if self.warmup_steps else 1.0
             )
+            self.objective.set_epoch(step / self.steps_per_epoch)
         return rate
 
     def _out_of_time(self) -> bool:

@@ -23,6 +23,7 @@ from pyro_vaes.core.choices import OPTIMIZERS, SCHEDULES
 from pyro_vaes.core.described import plain
 from pyro_vaes.data.splits import Split, as_split
 from pyro_vaes.inference.elbo import ELBO
+from pyro_vaes.inference.info import BetaTCELBO
 from pyro_vaes.inference.joint_optimizer import fused_options
 from pyro_vaes.inference.noise import normals_drawn_by
 from pyro_vaes.inference.optimizers import lay_out, without_compiler
@@ -175,6 +176,11 @@ class _Sweep:
         diverging = any(getattr(o, "divergence", None) is not None for o in objectives)
         if diverging or len(free_bits) > 1:
             raise ValueError("Expected objectives without divergences and with equal free_bits.")
+        if any(isinstance(o, BetaTCELBO) or o.kl_schedule or o.kl_capacity for o in objectives):
+            raise ValueError(
+                "Expected objectives without schedule, capacity or weights of parts of the KL for "
+                "a sweep; got one with. Use fit()."
+            )
         if any(objective.gradient != "total" for objective in objectives):
             raise ValueError('Expected objectives with gradient="total"; got "path". Use fit().')
         self.vaes, self.options, self.seeds = vaes, options, seeds

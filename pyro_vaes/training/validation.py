@@ -16,6 +16,7 @@ from pyro_vaes.data.splits import Split, batches
 from pyro_vaes.data.tables import filled
 from pyro_vaes.data.units import units_of
 from pyro_vaes.inference.elbo import ELBO, bound_terms
+from pyro_vaes.inference.info import BetaTCELBO
 from pyro_vaes.training.distributed import ALONE, Processes
 from pyro_vaes.training.options import OptionError
 from pyro_vaes.vae import VAE, evaluating
@@ -110,16 +111,22 @@ def check_batches(objective: Any, split: Split, batch_size: int | None = None) -
     least = getattr(objective, "min_data", 1)
     last = len(split) if batch_size is None else len(split) % batch_size or batch_size
     if last < least:
+        divergence = getattr(objective, "divergence", None)
         of = "of validation data" if batch_size is None else f"at batch_size={batch_size}"
         raise OptionError(
-            "divergence",
-            f"Expected at least {least} data in a batch for {type(objective.divergence).__name__}; "
-            f"got {last} in the last one of {len(split)} {of}.",
+            "batch_size" if divergence is None else "divergence",
+            f"Expected at least {least} data in a batch for "
+            f"{type(divergence or objective).__name__}; got {last} in the last one of "
+            f"{len(split)} {of}.",
         )
 
 
 def check_warmup(objective: Any, steps: int) -> None:
-    """Refuses a KL warm-up with an objective without a KL weight."""
+    """Refuses a KL warm-up with an objective without a KL weight, or with one of its own."""
+    if steps and getattr(objective, "kl_schedule", None) is not None:
+        raise ValueError(
+            "Expected a KL warm-up or an objective with a schedule of its KL weight; got both."
+        )
     if steps and not isinstance(objective, ELBO):
         raise ValueError(
             "Expected an objective of pyro_vaes for a KL warm-up, for a many-sample bound has "
@@ -128,7 +135,9 @@ def check_warmup(objective: Any, steps: int) -> None:
 
 
 def divergence_of(objective: Any) -> str:
-    """The class name of an objective's divergence, ``none`` without one."""
+    """The class name of what takes a whole batch in an objective, ``none`` without any."""
+    if isinstance(objective, BetaTCELBO):
+        return type(objective).__name__
     divergence = getattr(objective, "divergence", None)
     return "none" if divergence is None else type(divergence).__name__
 

@@ -119,6 +119,14 @@ def without_tex(monkeypatch):
     monkeypatch.setattr(typesetting.shutil, "which", lambda name: None)
 
 
+def test_studies_beyond_the_assignment_are_left_out(results, tmp_path, monkeypatch):
+    without_tex(monkeypatch)
+    first = write_report(results, tmp_path / "a").html.read_bytes()
+    for path in list(results.glob("beta*")):
+        (results / path.name.replace("beta", "depth")).write_bytes(path.read_bytes())
+    assert write_report(results, tmp_path / "b").html.read_bytes() == first
+
+
 def test_the_order_and_the_words(results, notebooks, tmp_path, monkeypatch):
     without_tex(monkeypatch)
     made = write_report(results, tmp_path / "out", notebooks)

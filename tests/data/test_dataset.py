@@ -134,6 +134,56 @@ def test_torchvision_sets(torchvision_root):
     assert set(first.unique().tolist()) == {0.0, 1.0} and not torch.equal(first, second)
 
 
+def test_static_images_are_drawn_once_from_one_seed(torchvision_root):
+    name, root, _ = torchvision_root
+    static, dynamic = (load_data(name, root=root, binarization=m) for m in ("static", "dynamic"))
+    assert static.kind == "binary" and "drawn anew" not in static.describe()
+    assert static.train.transform is None
+    assert set(static.train.x.unique().tolist()) == {0.0, 1.0}
+    assert torch.equal(static.train.x, dynamic.train.frozen(0).x)
+    for split in ("val", "test"):
+        assert torch.equal(getattr(static, split).x, getattr(dynamic, split).x)
+    assert load_data(name, root=root, binarization="static").digest == static.digest
+
+
+class FakeCIFAR10:
+    """Torchvision's class, as far as it is used: images with channels last, labels in a list."""
+
+    def __init__(self, root, train, download):
+        assert download
+        count = 30 if train else 8
+        self.data = np.random.default_rng(train).integers(0, 256, (count, 32, 32, 3), np.uint8)
+        self.targets = [i % 10 for i in range(count)]
+
+
+def test_cifar_has_channels_first(tmp_path, monkeypatch):
+    from torchvision import datasets
+
+    monkeypatch.setattr(pyro_vaes.data.dataset, "_TORCHVISION_VALIDATION_ROWS", 10)
+    monkeypatch.setattr(datasets, "CIFAR10", FakeCIFAR10)
+    data = load_data("cifar10", root=tmp_path)
+    assert [len(s) for s in (data.train, data.val, data.test)] == [20, 10, 8]
+    assert (data.kind, data.num_levels, data.num_labels) == ("levels", 256, 10)
+    assert data.image_shape == (3, 32, 32) and data.event_shape == (3072,)
+    original = FakeCIFAR10(tmp_path, True, True).data[25]
+    assert torch.equal(data.val.x[5].reshape(3, 32, 32), torch.tensor(original).permute(2, 0, 1))
+    assert data.val.y[5] == 5
+    with refused("binarization= only with mnist and fashion_mnist"):
+        load_data("cifar10", root=tmp_path, binarization="static")
+
+
+def test_cifar_without_network_is_one_line_and_nothing_left_behind(tmp_path, monkeypatch):
+    from torchvision.datasets import cifar
+
+    def unreachable(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr(cifar, "download_and_extract_archive", unreachable)
+    with refused("cifar-10-batches-py, or a network to fetch them from; got neither .no network"):
+        load_data("cifar10", root=tmp_path / "new")
+    assert not list(tmp_path.iterdir())
+
+
 def test_damaged_torchvision_files_are_named(torchvision_root):
     name, root, folder = torchvision_root
     path = folder / "train-images-idx3-ubyte"
@@ -419,7 +469,7 @@ BAD = {
     "data set of dicts": (Items([{"x": 1.0}] * 3), "items x"),
     "data set of triples": (Items([(1.0, 2.0, 3.0)] * 3), "got 3"),
     "loader without batches": (DataLoader(TensorDataset(GOOD), batch_size=None), "batch_size=None"),
-    "unknown name": ("digit", "digits, fashion_mnist, mnist, .*got 'digit'"),
+    "unknown name": ("digit", "cifar10, digits, fashion_mnist, mnist, .*got 'digit'"),
     "other file": ("x.pt", r"\.npy, \.npz, .*got 'x.pt'"),
 }
 
@@ -500,7 +550,7 @@ def test_options_that_do_not_belong_are_refused():
 
 
 def test_unknown_binarization(tmp_path):
-    with refused("dynamic, threshold, grey"):
+    with refused("dynamic, static, threshold, grey"):
         load_data("mnist", root=tmp_path, binarization="half")
     assert not list(tmp_path.iterdir())
 

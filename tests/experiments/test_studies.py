@@ -13,14 +13,15 @@ import pandas as pd
 import pytest
 import torch
 from filelock import FileLock
+from registry import make_vae
 from scipy import stats
 
 import pyro_vaes as pv
 from pyro_vaes.cli.app import main
-from pyro_vaes.course.studies import conditional
+from pyro_vaes.course.studies import conditional, depth
 from pyro_vaes.course.studies.base import course_study
 from pyro_vaes.course.studies.posteriors import families, fitted_banana
-from pyro_vaes.course.studies.table import STUDIES
+from pyro_vaes.course.studies.table import BEYOND, STUDIES
 from pyro_vaes.experiments import measures, pages, schedule
 from pyro_vaes.experiments import runs as study_runs
 from pyro_vaes.experiments.claims import Comparison, claims, holm
@@ -35,6 +36,8 @@ from pyro_vaes.runs.schema import digest, flatten
 from pyro_vaes.storage.files import FolderInUseError, RunFolderError
 from pyro_vaes.training.history import NonFiniteError
 
+ALL = {**STUDIES, **BEYOND}
+
 
 def configured(cell: Cell, seed: int = 0, **options: Any) -> Any:
     cell = dataclasses.replace(cell, options={**cell.options, **options})
@@ -44,16 +47,16 @@ def configured(cell: Cell, seed: int = 0, **options: Any) -> Any:
 # --- the grids ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("quick", [True, False])
 def test_every_cell_of_a_grid_is_a_model_of_its_own(name, quick):
     data = pv.load_data("digits")
-    cells = STUDIES[name].grid(data, quick)
+    cells = ALL[name].grid(data, quick)
     configs = [configured(cell) for cell in cells]
     assert len({digest(config) for config in configs}) == len(configs)
     assert len({cell.label for cell in cells}) == len(cells)
-    assert STUDIES[name].reference in ("", *(cell.label for cell in cells))
-    assert set(STUDIES[name].measures) <= measures.MEASURES.keys()
+    assert ALL[name].reference in ("", *(cell.label for cell in cells))
+    assert set(ALL[name].measures) <= measures.MEASURES.keys()
     for config in configs[:: len(configs) if quick else 4]:
         build(config, data)
 
@@ -166,19 +169,42 @@ def test_holms_correction():
 
 
 def test_a_study_names_three_comparisons_at_most():
-    for study in STUDIES.values():
+    for study in ALL.values():
         assert len(study.comparisons) <= 3
     four = (Comparison("a", "b"),) * 4
     with pytest.raises(ValueError, match="at most 3 comparisons in a study; got 4"):
         dataclasses.replace(STUDIES["vae"], comparisons=four)
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", ALL)
 def test_the_cells_that_comparisons_name_are_there(name):
-    labels = {cell.label for cell in STUDIES[name].grid(pv.load_data("digits"), False)}
-    for comparison in STUDIES[name].comparisons:
+    labels = {cell.label for cell in ALL[name].grid(pv.load_data("digits"), False)}
+    for comparison in ALL[name].comparisons:
         for side in (comparison.a, comparison.b):
             assert {side} <= labels if isinstance(side, str) else set(side) <= labels
+
+
+def test_levels_are_compared_at_equal_numbers_of_parameters():
+    data, study = pv.load_data("digits"), ALL["depth"]
+    counts = []
+    for cell in study.grid(data, False):
+        config = configuration(study, cell, "digits", "data", "levels", 0, False)
+        assert config.network.latent_dim == 16
+        counts.append(sum(p.numel() for p in build(config, data)[0].parameters()))
+    assert max(counts) < 1.01 * min(counts)
+
+
+def test_draws_given_the_top_level_share_it(monkeypatch):
+    link = pv.NormalPosterior(pv.MLP(2, [8]), 3)
+    prior = pv.ChainPrior(pv.MixturePrior(2, 3), link)
+    vae = make_vae(latent_dim=5)
+    vae.prior, seen = prior, []
+    monkeypatch.setattr(type(vae), "decode", lambda self, z: seen.append(z) or z)
+    depth._given_top(vae)
+    (z,) = seen
+    assert z.shape == (10, 5)
+    assert torch.allclose(z[:, :2], z[:1, :2].expand(10, 2))
+    assert (z[:, 2:].std(0) > 0.1).all()
 
 
 # --- measures -----------------------------------------------------------------------------------
@@ -209,6 +235,23 @@ def test_the_calibration_of_every_likelihood_with_levels_is_known(likelihood):
         draws = vae.p_x(vae.q_z(data.test.x).sample()).sample()
     said = np.average(found["expected"], weights=found["counts"])
     assert said == pytest.approx((draws >= 9).double().mean().item(), abs=0.02)
+
+
+def test_the_kl_of_levels_adds_up_and_one_level_has_it_all():
+    data = pv.load_data("digits")
+    options = {"levels": (2, 2, 3), "latent_dim": 7, "hidden_dims": (8,), "input_scaling": "auto"}
+    vae, _ = build(configured(Cell("", options)), data)
+    with torch.no_grad():  # Away from the start, where each level is at its prior.
+        for parameter in vae.posterior.links.parameters():
+            parameter.add_(0.1)
+    found = measures.level_kls(vae, data, 100)
+    assert list(found) == ["kl_level_1", "kl_level_2", "kl_level_3"]
+    seen = pv.evaluate(vae, data.test, num_samples=50, proposal="encoder")
+    assert sum(found.values()) == pytest.approx(seen.kl, rel=0.05)
+    assert list(found.values()) == pytest.approx(seen.level_kls[::-1], rel=0.15, abs=0.02)
+    single, _ = build(configured(Cell("", {"latent_dim": 2, "hidden_dims": (8,)})), data)
+    (kl,) = measures.level_kls(single, data, 100).values()
+    assert kl == pytest.approx(pv.evaluate(single, data.test, num_samples=50).kl, rel=0.05)
 
 
 def test_components_that_are_used_are_counted():
@@ -244,11 +287,11 @@ def test_the_banana_has_the_gap_of_its_family():
 # --- findings -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [k for k in STUDIES if k not in ("vae", "posteriors")])
+@pytest.mark.parametrize("name", [k for k in ALL if k not in ("vae", "posteriors")])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_findings_say_only_numbers_of_their_table(name, seed, monkeypatch):
     """Whatever the figures are: for runs that nobody made, and for others with the signs turned."""
-    study, data = STUDIES[name], pv.load_data("digits")
+    study, data = ALL[name], pv.load_data("digits")
     draw = np.random.default_rng(seed)
     keys = [
         "nll",

@@ -336,6 +336,7 @@ def test_published_rows_are_the_models_of_the_literature(published: Any) -> None
         network, training = config.network, config.training
         residual = "residual" in row.title
         expected = ("residual_conv", (256,), 40) if residual else ("gated", (300, 300), 40)
+        expected = (*expected[:2], 80) if "two levels" in row.title else expected
         assert (network.kind, network.hidden_dims, network.latent_dim) == expected
         falling = "step size falling" in row.title or row.start is not None
         assert (training.schedule == "cosine") == falling

@@ -39,13 +39,15 @@ def other(option: Option) -> Any:
 
 
 def follow(option: Option) -> set[str]:
-    """The options that change with one: a warm-up is given in one unit."""
-    return {option.name, "warmup_epochs"} if option.name == "warmup_steps" else {option.name}
+    """The options that change with one: the KL weight rises in one way."""
+    rises = option.name in ("warmup_steps", "cycle_epochs")
+    return {option.name, "warmup_epochs"} if rises else {option.name}
 
 
 def wrong(option: Option) -> list[Any]:
     """Plain values that the option refuses, as a YAML file could hold them."""
-    values: list[Any] = [None, [], [[1]], {"a": 1}, ""]
+    values: list[Any] = [None, [[1]], {"a": 1}, ""]
+    values += [[]] if option.default != () else []  # No levels.
     if option.kind is str:
         values += [3, True, "a\nb", *(["nosuch"] if option.choices else [])]
     elif option.kind is bool:
@@ -94,7 +96,7 @@ every_option = pytest.mark.parametrize("option", OPTIONS.values(), ids=list(OPTI
 def text(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return (",".join(map(str, value)) or "none") if isinstance(value, tuple) else str(value)
 
 
 # --- laws of every option -----------------------------------------------------------------------

@@ -30,7 +30,7 @@ from pyro_vaes.course.report.documents import (
 from pyro_vaes.course.report.notebooks import from_notebook, study_of
 from pyro_vaes.course.report.numbering import Numbers, question_headings
 from pyro_vaes.course.report.typesetting import Title, to_html, to_pdf
-from pyro_vaes.course.studies.table import QUESTIONS, STUDIES
+from pyro_vaes.course.studies.table import BEYOND, QUESTIONS, STUDIES
 from pyro_vaes.experiments.outcomes import joined
 from pyro_vaes.experiments.page import Page, markdown_table
 from pyro_vaes.plotting import save_figure
@@ -175,6 +175,7 @@ def _studies(results: Path) -> list[_Study]:
             f"Expected a folder of results at {results}; found none. pyro-vaes study writes one."
         )
     found = {path.stem for path in results.glob("*.csv") if path.with_suffix(".json").is_file()}
+    found -= {*BEYOND}
     if not found:
         raise ReportError(
             f"Expected NAME.csv and NAME.json of a study in {results}; found none. "

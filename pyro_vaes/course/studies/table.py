@@ -8,6 +8,7 @@ from pyro_vaes.course.studies import (
     beta,
     components,
     conditional,
+    depth,
     flow_priors,
     info,
     likelihoods,
@@ -17,7 +18,7 @@ from pyro_vaes.course.studies import (
 )
 from pyro_vaes.experiments.study import Study
 
-__all__ = ["QUESTIONS", "STUDIES"]
+__all__ = ["BEYOND", "QUESTIONS", "STUDIES"]
 
 STUDIES: Mapping[str, Study] = {
     "vae": vae.STUDY,
@@ -30,6 +31,9 @@ STUDIES: Mapping[str, Study] = {
     "posteriors": posteriors.STUDY,
     "info": info.STUDY,
 }
+
+BEYOND: Mapping[str, Study] = {"depth": depth.STUDY}
+"""Studies beyond the assignment, which neither ``reproduce`` nor the report has."""
 
 QUESTIONS: Mapping[str, tuple[str, ...]] = {
     "5.1": ("vae",),

@@ -20,7 +20,8 @@ from pyro_vaes.runs.registry import REGISTRY
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 # What Sphinx has built may lie among them.
-PAGES = sorted(p for p in DOCS.glob("**/*.md") if "_build" not in p.parts)
+BUILT = {"_build", "figures", "notebooks"}
+PAGES = sorted(p for p in DOCS.glob("**/*.md") if not BUILT & {*p.relative_to(DOCS).parts})
 LINKED = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md", *PAGES]
 
 # A section of a page, without its heading.
@@ -272,6 +273,9 @@ def test_every_page_is_in_the_index() -> None:
     texts = [(DOCS / f"{name}.md").read_text("utf-8") for name in ("index", "gallery")]
     listed = set(re.findall(r"^[\w/-]+$", "\n".join(texts), re.M))
     pages = {str(p.relative_to(DOCS).with_suffix("")) for p in PAGES}
+    # Studies and notebooks are copied when the pages are built.
+    copied = [*ROOT.glob("figures/*.md"), *ROOT.glob("notebooks/*.ipynb")]
+    pages |= {str(p.relative_to(ROOT).with_suffix("")) for p in copied}
     assert pages - {"index"} <= listed
 
 

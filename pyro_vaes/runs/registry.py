@@ -188,9 +188,11 @@ REGISTRY: dict[str, dict[str, Row]] = {
             "inference.divergences.Adversarial", "Makhzani et al. 2016", "adversarial"
         ),
     },
-    # Made by several flags together, not by a value of one.
+    # Made by a flag's number or by several flags together, not by a value of one.
     "objective": {
+        "--free-bits": Row("inference.elbo.ELBO", "Kingma et al. 2016"),
         "--beta": Row("inference.elbo.BetaELBO", "Higgins et al. 2017"),
+        "--train-samples": Row("inference.many_samples.ManySamples", "Burda et al. 2016"),
         "--alpha, --lambda": Row("inference.info.InfoELBO", "Zhao et al. 2019"),
         "--tc-weight": Row("inference.info.BetaTCELBO", "Chen et al. 2018"),
         "--capacity": Row("inference.elbo.CapacityRamp", "Burgess et al. 2018"),

@@ -2,9 +2,11 @@
 
 import base64
 import dataclasses
+import io
 import json
 import re
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -152,6 +154,21 @@ def test_the_order_and_the_words(results, notebooks, tmp_path, monkeypatch):
     assert re.search(r"<td[^>]*>1000</td>\s*<td[^>]*>3.0</td>", reproduce)
     assert any("No PDF" in line and "TeX" in line for line in made.remarks)
     assert any("03_learned_priors.ipynb" in line for line in made.remarks)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_terminal_shows_the_time_left(terminal, results, notebooks, tmp_path, monkeypatch):
+    class Screen(io.StringIO):
+        def isatty(self):
+            return terminal
+
+    screen = Screen()
+    without_tex(monkeypatch)
+    monkeypatch.setattr(report, "_DELAY", 0.0)
+    monkeypatch.setattr(sys, "stderr", screen)
+    write_report(results, tmp_path / "out", notebooks)
+    assert ("Writing:" in screen.getvalue()) == terminal
+    assert bool(re.search("[1-5]/5", screen.getvalue())) == terminal
 
 
 def test_the_page_needs_nothing_else(results, notebooks, tmp_path, monkeypatch):

@@ -15,15 +15,24 @@ from sybil.document import Document
 from sybil.parsers.markdown import PythonCodeBlockParser
 
 import pyro_vaes as pv
+from pyro_vaes.runs.registry import REGISTRY
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 # What Sphinx has built may lie among them.
-PAGES = sorted(p for p in DOCS.glob("**/*.md") if "_build" not in p.parts)
+BUILT = {"_build", "figures", "notebooks"}
+PAGES = sorted(p for p in DOCS.glob("**/*.md") if not BUILT & {*p.relative_to(DOCS).parts})
 LINKED = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md", *PAGES]
+
+# A section of a page, without its heading.
+SECTION = r"^## [^\n]+\n(.*?)(?=^## |\Z)"
 
 # Its blocks need libraries of which a machine may have some.
 WATCHING = DOCS / "watching.md"
+
+# Parts whose steps take long to record, or cannot be recorded.
+SLOW = {f"docs/parts/{name}.md" for name in ("network_residual_conv", "divergence_adversarial")}
+SLOW |= {f"docs/parts/{name}.md" for name in ("posterior_iaf", "posterior_spline", "prior_spline")}
 
 # What a page's code may cost in a test; the page itself shows what a user would write.
 LIMITS = {
@@ -66,7 +75,8 @@ def with_code() -> list[Any]:
     names = [str(p.relative_to(ROOT)) for p in [ROOT / "README.md", *pages]]
     # pythae's own code warns, and that of what it needs.
     ignored = pytest.mark.filterwarnings("ignore")
-    return [pytest.param(n, marks=ignored) if "pythae" in n else n for n in names]
+    marks = {n: ignored for n in names if "pythae" in n} | dict.fromkeys(SLOW, pytest.mark.slow)
+    return [pytest.param(n, marks=marks.get(n, ())) for n in names]
 
 
 @pytest.mark.usefixtures("hurried")
@@ -87,9 +97,13 @@ def run(page: str) -> dict[str, Any]:
     return document.namespace
 
 
-def watching_blocks() -> list[str]:
-    text = WATCHING.read_text("utf-8")
+def blocks_of(text: str) -> list[str]:
+    """The blocks of Python of a page."""
     return re.findall(r"```python\n(.*?)```", text, re.S)
+
+
+def watching_blocks() -> list[str]:
+    return blocks_of(WATCHING.read_text("utf-8"))
 
 
 @pytest.mark.usefixtures("hurried")
@@ -169,20 +183,73 @@ def gallery(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_the_gallery_is_that_of_the_registry_and_the_docstrings(gallery: Any) -> None:
     hint = "run python benchmarks/gallery.py --text, and FLAG/VALUE for a new picture"
     assert (DOCS / "gallery.md").read_text("utf-8") == gallery.page(), hint
-    pictures = {f"{f}_{v}.png" for f, v, row in gallery.shown() if gallery.has_picture(f, row)}
+    shown = [(gallery.stem(f, v), gallery.has_picture(f, row)) for f, v, row in gallery.shown()]
+    pictures = {f"{stem}.png" for stem, drawn in shown if drawn}
     files = list((DOCS / "gallery").iterdir())
     assert {path.name for path in files} == pictures, hint
     assert all(1000 < path.stat().st_size < 60_000 for path in files)
 
 
-@pytest.mark.parametrize("part", [("posterior", "normal"), ("likelihood", "ordinal")])
+@pytest.mark.parametrize(
+    ("part", "found"),
+    [
+        # Eight posteriors, one sheet of draws, and a bar for each unit.
+        (("posterior", "normal"), (8, 0, 0)),
+        (("likelihood", "ordinal"), (0, 1, 0)),
+        (("objective", "--beta"), (0, 0, 16)),
+    ],
+)
 def test_a_picture_of_the_gallery_is_drawn(
-    part: tuple[str, str], gallery: Any, monkeypatch: pytest.MonkeyPatch
+    part: tuple[str, str], found: tuple[int, ...], gallery: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gallery, "EPOCHS", 2)
     axes = gallery.picture(*part).axes[0]
-    # Eight posteriors, or one sheet of draws.
-    assert (len(axes.collections), len(axes.images)) == {"posterior": (8, 0)}.get(part[0], (0, 1))
+    assert (len(axes.collections), len(axes.images), len(axes.patches)) == found
+
+
+FIRST = dict.fromkeys(("prior", "likelihood"), "Generative story") | {
+    "posterior": "How z is drawn",
+    "network": "What it computes",
+    "objective": "What is minimised",
+    "divergence": "What it measures",
+}
+
+
+def test_every_part_has_a_page_with_its_story_uses_limits_lines_and_paper(gallery: Any) -> None:
+    assert {flag for flag, *_ in gallery.shown()} == set(REGISTRY)
+    pages = {gallery.stem(flag, value): (flag, value) for flag, value, _ in gallery.shown()}
+    assert {path.stem for path in (DOCS / "parts").iterdir()} == set(pages)
+    for stem, (flag, value) in pages.items():
+        row, text = REGISTRY[flag][value], (DOCS / "parts" / f"{stem}.md").read_text("utf-8")
+        titles, bodies = (re.findall(p, text, re.M | re.S) for p in (r"^## ([^\n]+)", SECTION))
+        assert titles == [FIRST[flag], "When to use it", "Limits", "Ten lines", "Paper"], stem
+        assert all(len(body.split()) > 5 for body in bodies), stem
+        assert (f"](../gallery/{stem}.png)" in text) == gallery.has_picture(flag, row), stem
+        (code,) = blocks_of(text)
+        lines = [line for line in code.splitlines() if line]
+        assert 8 <= len(lines) <= 13, (stem, len(lines))
+        # The first author and the year of the paper that `pyro-vaes parts` names.
+        author, year = row.source.split()[-4 if "et al." in row.source else 0], row.source[-4:]
+        assert author in bodies[-1] and year in bodies[-1], stem
+
+
+@pytest.mark.parametrize("kind", sorted(FIRST))
+def test_the_command_of_a_part_is_one(
+    kind: str, gallery: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pyro_vaes.cli import main
+
+    for flag, value, row in gallery.shown():
+        if flag != kind:
+            continue
+        text = (DOCS / "parts" / f"{gallery.stem(flag, value)}.md").read_text("utf-8")
+        (command,) = re.findall(r"^`pyro-vaes (train .*)`$", text, re.M)
+        named = re.findall(r"--[\w-]+", command)
+        wanted = re.findall(r"--[\w-]+", value) or [f"--{flag}"]
+        wanted += [f"--{option.replace('_', '-')}" for option in row.options]
+        assert set(wanted) <= set(named), value
+        main([*shlex.split(command), "--print-config"])
+        assert value.startswith("--") or f"{flag}: {value}" in capsys.readouterr().out
 
 
 def test_readme_shows_what_its_example_prints(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,8 +270,12 @@ def test_readme_is_short() -> None:
 
 
 def test_every_page_is_in_the_index() -> None:
-    listed = set(re.findall(r"^[\w/-]+$", (DOCS / "index.md").read_text("utf-8"), re.M))
+    texts = [(DOCS / f"{name}.md").read_text("utf-8") for name in ("index", "gallery")]
+    listed = set(re.findall(r"^[\w/-]+$", "\n".join(texts), re.M))
     pages = {str(p.relative_to(DOCS).with_suffix("")) for p in PAGES}
+    # Studies and notebooks are copied when the pages are built.
+    copied = [*ROOT.glob("figures/*.md"), *ROOT.glob("notebooks/*.ipynb")]
+    pages |= {str(p.relative_to(ROOT).with_suffix("")) for p in copied}
     assert pages - {"index"} <= listed
 
 

@@ -28,7 +28,7 @@ PAGES = [
     *(
         p
         for p in sorted((ROOT / "docs").glob("**/*.*"))
-        if p.suffix in (".md", ".rst") and "_build" not in p.parts
+        if p.suffix in (".md", ".rst") and p.relative_to(ROOT).parts[1] not in ("_build", "figures")
     ),
     ROOT / "benchmarks" / "README.md",
 ]

@@ -13,7 +13,9 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from tqdm import tqdm
 
 from pyro_vaes.core.errors import InputError
 from pyro_vaes.course.report.defects import defects_page
@@ -51,6 +53,10 @@ NOTEBOOKS = (
 
 EXPERIMENTS = "05_experiments"
 """The notebook of part 5: ideas, code and the places of the studies' pages."""
+
+T = TypeVar("T")
+
+_DELAY = 2.0  # seconds of work before a bar shows
 
 # Columns of a study's CSV with the versions of its runs.
 _VERSIONS = ("version", "pyro_vaes", "python", "torch", "pyro")
@@ -118,7 +124,8 @@ def write_report(
 ) -> Report:
     """Writes ``report.html``, and ``report.pdf`` where a TeX engine is installed.
 
-    The same sources give the same bytes of HTML.
+    The same sources give the same bytes of HTML. On a terminal, work that takes over two seconds
+    has a bar with the time left.
 
     Args:
         results: the folder of the studies' results.
@@ -132,13 +139,18 @@ def write_report(
     """
     if out.exists() and not out.is_dir():
         raise ReportError(f"Expected a folder to write to; got the file {out}.")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _bar() as bar:
         media = Path(folder)
+
+        def done(part: T) -> T:
+            bar.update()
+            return part
+
         try:
             studies, numbers = _studies(results), Numbers()
             if not title.date:
                 title = dataclasses.replace(title, date=max(s.page.date for s in studies))
-            parts, remarks = _parts(notebooks, media, numbers)
+            parts, remarks = done(_parts(notebooks, media, numbers))
             missing = [name for name in STUDIES if name not in {s.name for s in studies}]
             if missing:
                 remarks.append(f"Not run: {', '.join(missing)}.")
@@ -147,14 +159,14 @@ def write_report(
             blocks = [
                 *_summary(studies),
                 *(block for part in parts for block in part),
-                *_experiments(notebooks, media, studies, missing, numbers),
-                *_defects(media, numbers),
+                *done(_experiments(notebooks, media, studies, missing, numbers)),
+                *done(_defects(media, numbers)),
                 *_reproduction(studies, numbers),
                 *_references(),
             ]
             remarks += remarks_on(blocks)
-            page, faults = to_html(blocks, title)
-            pdf, more = to_pdf(blocks, title)
+            page, faults = done(to_html(blocks, title))
+            pdf, more = done(to_pdf(blocks, title))
         except DocumentError as error:
             raise ReportError(str(error)) from error
     html, typeset = out / "report.html", out / "report.pdf"
@@ -164,6 +176,11 @@ def write_report(
     elif typeset.exists():
         more.append(f"{typeset} is that of an earlier run.")
     return Report(html, None if pdf is None else typeset, [*remarks, *faults, *more])
+
+
+def _bar() -> Any:
+    """A bar over the derivations, the experiments, the errors, the page and the PDF."""
+    return tqdm(total=5, desc="Writing", unit="part", delay=_DELAY, disable=None, leave=False)
 
 
 # --- reading --------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -108,7 +109,11 @@ def evaluate_command(
     else:
         what = {"split": split or "test"}
         own, notes = own_data(config, run, record), ()
-        rows, train = getattr(own, what["split"]), own.train
+        # Figures are means over rows, whatever these counted in training.
+        rows, train = (
+            dataclasses.replace(rows, weights=None)
+            for rows in (getattr(own, what["split"]), own.train)
+        )
     with threads(config, record["data"]["event_shape"]):
         result = evaluate(
             vae.to(place),

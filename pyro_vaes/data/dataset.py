@@ -35,7 +35,7 @@ from pyro_vaes.data.mixed.dependences import look_at_dependent
 from pyro_vaes.data.mixed.groups import shares
 from pyro_vaes.data.named import read_digits, read_torchvision
 from pyro_vaes.data.rows import ROWS, by_parts, in_single, taken
-from pyro_vaes.data.splits import Split
+from pyro_vaes.data.splits import Split, weighted
 from pyro_vaes.data.spreadsheets import Columns, TableOptions
 from pyro_vaes.data.tables import Pair, num_gaps, suffix_of
 
@@ -201,6 +201,7 @@ def load_data(
     dependent: Literal["keep", "drop", "refuse"] = "keep",
     types: Mapping[str, Any] | None = None,
     group: Any = None,
+    weights: Any = None,
     split: Literal["random", "time"] = "random",
 ) -> DataSet:
     """Loads a data set by name, from a file, or from memory.
@@ -253,6 +254,8 @@ def load_data(
             ``date``, ``drop``, or the values of an ordinal in order); others are guessed, and said.
         group: rows with the same value stay in one split: a column of a table, left out of the
             data, or one value for each row.
+        weights: how much each row counts in training and validation, see :class:`Split`: a column
+            of a table, left out of the data, or one value for each row. Test rows count alike.
         split: ``random``, or ``time``: the first rows train, the last ones test.
 
     Returns:
@@ -270,6 +273,8 @@ def load_data(
     name = source if isinstance(source, str) and source in NAMES else None
     if name is not None and labels is not None:
         raise DataError(f"Expected no labels= with {name}, which has its own.")
+    if weights is not None and name is not None:
+        raise DataError(f"Expected no weights= with {name}; those are for your own data.")
     if binarization is not None and name not in ("mnist", "fashion_mnist"):
         raise DataError("Expected binarization= only with mnist and fashion_mnist.")
     if name == "digits":
@@ -279,8 +284,8 @@ def load_data(
         image_shape = image_shape or (1, 28, 28)
     else:
         table = None if kind is None else kind == "table"
-        column = group if isinstance(group, str) else None
-        options = TableOptions(header, label_column, tuple(drop), types or {}, table, column)
+        by, counted = (value if isinstance(value, str) else None for value in (group, weights))
+        options = TableOptions(header, label_column, tuple(drop), types or {}, table, by, counted)
         pairs, label_names = _read(source, labels, options, notes)
         first = pairs.get("train", pairs.get("all"))
         shape = tuple(first[0].shape[1:]) if first else ()
@@ -290,6 +295,7 @@ def load_data(
             pairs = {key: (by_parts(_channels_first, x), y) for key, (x, y) in pairs.items()}
         codec, group = options.extras.get("codec"), options.extras.get("group", group)
         splits, places = _own(pairs, val_fraction, test_fraction, int(plain(seed)), group, split)
+        splits = weighted(splits, places, options.extras.get("weights", weights), notes)
         if kind != "real" and codec is None:
             splits = whole_again(splits, notes)
         name = Path(source).name if isinstance(source, (str, Path)) else "data"

@@ -122,6 +122,8 @@ class DataSet:
     def describe(self) -> str:
         """A summary: sizes, the kind of the values and why, and all guesses."""
         labels = f" with labels 0..{self.num_labels - 1}" if self.num_labels else ""
+        if self.train.y is not None and self.train.y.dim() > 1:
+            labels = f" with {self.train.y.shape[1]} conditions each"
         kind = {
             "binary": "binary",
             "levels": f"{self.num_levels} levels",
@@ -151,7 +153,7 @@ class DataSet:
     def labels(self) -> tuple[int, ...]:
         """The labels that training rows have; empty without labels."""
         y = self.train.y
-        return () if y is None else tuple(y.unique().tolist())
+        return () if y is None or y.dim() > 1 else tuple(y.unique().tolist())
 
     def augmented(self, **strengths: float) -> DataSet:
         """This data set with training images moved a little, anew at each batch.
@@ -324,7 +326,7 @@ def load_data(
         test=test,
         kind=found,
         num_levels=num_levels,
-        num_labels=max((int(s.y.max()) + 1 for s in splits if s.y is not None), default=None),
+        num_labels=_count([s.y for s in splits if s.y is not None and s.y.dim() == 1]),
         image_shape=tuple(image_shape) if image_shape else None,  # type: ignore[arg-type]
         reason=reason,
         label_names=label_names,
@@ -404,6 +406,10 @@ def _own(
     index = shares(n, num_test, num_val, seed, group, split)
     splits = [Split(taken(whole.x, i), None if whole.y is None else whole.y[i]) for i in index]
     return splits, dict(zip(("train", "val", "test"), index, strict=True))
+
+
+def _count(labels: Sequence[Tensor]) -> int | None:
+    return max((int(y.max()) + 1 for y in labels), default=None)
 
 
 def _channels_first(x: Tensor) -> Tensor:

@@ -44,7 +44,8 @@ class Split:
         x: ``(n, *event_shape)``, float32 (or float64, if given so); levels are whole numbers in it,
             or bytes, which are converted batch by batch; memory-mapped files stay mapped. NaN is a
             value that was not seen.
-        y: labels ``(n,)``, int64, or None.
+        y: labels ``(n,)``, int64, or conditions ``(n, columns)``, floating, see
+            :class:`~pyro_vaes.core.labels.Conditions`; or None.
         transform: applied to each training batch with fresh randomness (dynamic binarisation,
             augmentation), or None.
         dtype: the number format of batches of bytes.
@@ -331,8 +332,9 @@ def labelled_pseudo_inputs(
     Raises:
         ValueError: without labels, or for fewer pseudo-inputs than labels.
     """
-    if split.y is None:
-        raise DataError("Expected a split with labels; got one without.")
+    if split.y is None or split.y.dim() > 1:
+        got = "one without" if split.y is None else "a matrix of conditions"
+        raise DataError(f"Expected a split with labels; got {got}.")
     num_labels = int(split.y.max()) + 1
     if num < num_labels:
         raise ValueError(f"Expected a pseudo-input for each of {num_labels} labels; got num={num}.")

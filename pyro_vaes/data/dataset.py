@@ -256,7 +256,7 @@ def load_data(
             ``date``, ``drop``, or the values of an ordinal in order); others are guessed, and said.
         group: rows with the same value stay in one split: a column of a table, left out of the
             data, or one value for each row.
-        weights: how much each row counts in training and validation, see :class:`Split`: a column
+        weights: how much each row counts in training and validation, see :class:`.Split`: a column
             of a table, left out of the data, or one value for each row. Test rows count alike.
         split: ``random``, or ``time``: the first rows train, the last ones test.
 

@@ -168,7 +168,7 @@ class VampPrior(InUnits):
             lies outside the bounds, or a label is missing.
     """
 
-    #: Each pseudo-input has one label: there are no rows of inputs instead.
+    # Each pseudo-input has one label; rows of inputs cannot stand in its place.
     labels_alone: ClassVar[bool] = True
 
     inputs: Any

@@ -277,7 +277,9 @@ def latent_space(vae: VAE, split: Split, *, num: int = 1000) -> Figure:
     >>> figure = plotting.latent_space(vae, pv.Split(torch.randn(200, 4), torch.arange(200) % 3))
     """
     points, ground, latent_dim = plane_of(vae, split, num=num)
-    classes = None if split.y is None else split.y[:num].cpu().numpy()
+    # Conditions that are a matrix are no classes.
+    labels = None if split.y is None or split.y.dim() > 1 else split.y[:num]
+    classes = None if labels is None else labels.cpu().numpy()
     with style():
         figure = Figure(figsize=(_WIDTH, 0.85 * _WIDTH))
         axes = figure.add_subplot()

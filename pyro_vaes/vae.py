@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vaes.core.described import Described
-from pyro_vaes.core.labels import as_labels, takes_labels, with_labels
+from pyro_vaes.core.labels import Conditions, labels_in_range, takes_labels, with_labels
 from pyro_vaes.core.looking import in_evaluation_mode, in_pieces, mean_of
 from pyro_vaes.core.paths import bulk_of, line, walks
 from pyro_vaes.core.support import check_support
@@ -53,12 +53,22 @@ class VAE(Described):
         posterior: ``posterior(x)`` or ``posterior(x, y)`` returns one with the batch shape of x.
         likelihood: ``likelihood(z)`` or ``likelihood(z, y)`` returns one with the batch shape of z
             and the event shape of a datum.
+        conditions: what y is, if it is a matrix ``(n, columns)`` of several conditions, instead of
+            one label for each datum.
 
     Raises:
         ValueError: if the parts' sizes do not fit each other.
     """
 
-    def __init__(self, prior: nn.Module, posterior: nn.Module, likelihood: nn.Module) -> None:
+    conditions: Conditions | None
+
+    def __init__(
+        self,
+        prior: nn.Module,
+        posterior: nn.Module,
+        likelihood: nn.Module,
+        conditions: Conditions | None = None,
+    ) -> None:
         super().__init__()
         for size in ("latent_dim", "event_shape"):
             sizes = {
@@ -79,6 +89,9 @@ class VAE(Described):
         self.prior = prior
         self.posterior = posterior
         self.likelihood = likelihood
+        self.conditions = conditions
+        if conditions is not None:
+            conditions.fit((prior, posterior, likelihood))
         # The likelihood knows the range of the data; the posterior's network needs scaled inputs.
         x_range = getattr(likelihood, "x_range", None)
         if x_range is not None and getattr(posterior, "x_range", x_range) is None:
@@ -129,15 +142,19 @@ class VAE(Described):
 
     def p_z(self, y: Tensor | None = None) -> Any:
         """The prior's distribution, with the labels if it takes them."""
-        return with_labels(self.prior, y)
+        return with_labels(self.prior, self._inputs(y))
 
     def q_z(self, x: Tensor, y: Tensor | None = None) -> Any:
         """The posterior's distribution, with the labels if it takes them."""
-        return with_labels(self.posterior, y, x)
+        return with_labels(self.posterior, self._inputs(y), x)
 
     def p_x(self, z: Tensor, y: Tensor | None = None) -> Any:
         """The likelihood's distribution, with the labels if it takes them."""
-        return with_labels(self.likelihood, y, z)
+        return with_labels(self.likelihood, self._inputs(y), z)
+
+    def _inputs(self, y: Tensor | None) -> Tensor | None:
+        """What the parts are given for labels, or for conditions of each datum."""
+        return y if y is None or self.conditions is None else self.conditions(y)
 
     def model(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """The generative model p(x, z), observed at ``x`` of shape ``(n, *event_shape)``."""
@@ -168,7 +185,8 @@ class VAE(Described):
 
         Args:
             n: number of draws.
-            y: labels ``(n,)``, or one label for all; needed by a conditional VAE.
+            y: labels ``(n,)``, or one label for all (with ``conditions`` rows of them, or one row
+                for all); needed by a conditional VAE.
             mean: return the likelihood's mean instead of a draw from it.
 
         Returns:
@@ -233,7 +251,7 @@ class VAE(Described):
             labels = None if y is None else self._check_labels(y, len(z))
             return in_pieces(self.decode, z, labels, _PIECE)
         if y is not None:
-            lone = z.dim() > 1 and not as_labels(y).dim()
+            lone = z.dim() > 1 and np.ndim(y) == (self.conditions is not None)
             y = self._check_labels(y, z.shape[-2] if lone else None)
         with in_evaluation_mode(self):
             return mean_of(self.p_x(z, y))
@@ -287,7 +305,7 @@ class VAE(Described):
     def _decode_stack(self, z: Tensor, y: Any) -> Tensor:
         """Means at z ``(k, n, latent_dim)`` of n rows: ``(k, n, *event_shape)``."""
         labels = None if y is None else self._check_labels(y, z.shape[1])
-        labels = None if labels is None else labels.repeat(len(z))
+        labels = None if labels is None else labels.repeat(len(z), *[1] * (labels.dim() - 1))
         return self.decode(z.flatten(0, 1), labels).unflatten(0, z.shape[:2])
 
     def _data(self, x: Any) -> Tensor:
@@ -315,23 +333,12 @@ class VAE(Described):
 
     def _check_labels(self, y: Any, n: int | None = None) -> Tensor | None:
         """Labels in range, one for each of n data if n is given; None if no part takes labels."""
+        if self.conditions is not None:
+            return self.conditions.checked(y, n)
+        if not self.conditional and np.ndim(y) > 1:
+            return None  # Conditions that no part takes.
         num_labels = max(getattr(part, "num_labels", 0) or 0 for part in self.children())
-        if y is None:
-            if num_labels:
-                raise ValueError(
-                    f"Expected labels y in 0..{num_labels - 1} for a conditional VAE; got none."
-                )
-            return None
-        labels = as_labels(y).to(self.device)
-        if n is not None and tuple(labels.shape) not in ((), (1,), (n,)):
-            raise ValueError(
-                f"Expected labels y of shape ({n},), one for each datum, or one for all; got shape "
-                f"{tuple(labels.shape)}. (Labels are numbers of classes, not one-hot rows.)"
-            )
-        if num_labels and not bool(((labels >= 0) & (labels < num_labels)).all()):
-            wrong = labels[(labels < 0) | (labels >= num_labels)][0].item()
-            raise ValueError(f"Expected labels y in 0..{num_labels - 1}; got {wrong}.")
-        return labels if n is None else labels.expand(n)
+        return labels_in_range(y, num_labels, n, self.device)
 
 
 def _announce(name: str, parameter: Tensor) -> None:

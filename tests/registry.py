@@ -61,6 +61,7 @@ class Case:
         codes: for likelihoods: whether elements are numbers of categories, which have no mean.
         rows: for likelihoods: whether a datum is a row ``(D,)`` and nothing else.
         takes_gaps: for likelihoods: whether NaN is left out of its log-probability.
+        independent: for likelihoods: whether elements are independent given z.
         support: for likelihoods: "binary", "levels" (0..NUM_LEVELS - 1), "counts", "mixed" (columns
             of several kinds) or "real".
     """
@@ -73,6 +74,7 @@ class Case:
     mixes: bool = False
     tells_mean: bool = True
     takes_gaps: bool = True
+    independent: bool = True
     rows: bool = False
     codes: bool = False
     support: str = "real"
@@ -278,7 +280,7 @@ def _levels(
 def _correlated(likelihood: type, **options: Any) -> Case:
     return Case(
         lambda d, shape, labels: likelihood(_decoder(d, labels), shape, labels, **options),
-        takes_gaps=False,
+        independent=False,
     )
 
 
@@ -401,7 +403,7 @@ LIKELIHOODS: dict[str, Case] = {
     ),
     "power_normal": Case(_on_powers(NormalLikelihood), tells_mean=False),
     "power_low_rank_normal": Case(
-        _on_powers(LowRankNormalLikelihood), tells_mean=False, takes_gaps=False
+        _on_powers(LowRankNormalLikelihood), tells_mean=False, independent=False
     ),
     "poisson": _counts(PoissonLikelihood),
     "poisson_inflated": _counts(PoissonLikelihood, zero_inflated=True),

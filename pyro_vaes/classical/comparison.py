@@ -90,6 +90,8 @@ def why_not(data: DataSet) -> str | None:
         return "the data are no rows of real numbers"
     if any(num_gaps(split.x) for split in (data.train, data.val, data.test)):
         return "some values were not seen"
+    if data.train.weights is not None:
+        return "rows carry weights"
     if data.event_shape[0] > _MOST_COLUMNS:
         return f"there are more than {_MOST_COLUMNS} columns"
     return None

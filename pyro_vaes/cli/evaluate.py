@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -115,7 +116,11 @@ def evaluate_command(
     else:
         what = {"split": split or "test"}
         own, notes = own_data(config, run, record), ()
-        rows, train = getattr(own, what["split"]), own.train
+        # Figures are means over rows, whatever these counted in training.
+        rows, train = (
+            dataclasses.replace(rows, weights=None)
+            for rows in (getattr(own, what["split"]), own.train)
+        )
     options: dict[str, Any] = {
         "num_samples": samples,
         "proposal": proposal,

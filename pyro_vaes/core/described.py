@@ -33,6 +33,7 @@ __all__ = [
 # The classes that a file may name, by module: these and no others are imported on demand. Files
 # hold bare names, so a class may move to another module; no two may share a name.
 _MODULES: Mapping[str, tuple[str, ...]] = {
+    "core.labels": ("Conditions",),
     "exact.discrete": ("_Table",),
     "exact.linear_gaussian": ("Identity", "LinearPosterior"),
     "flows.recipes": ("FlowRecipe",),

@@ -35,7 +35,7 @@ from pyro_vaes.data.mixed.dependences import look_at_dependent
 from pyro_vaes.data.mixed.groups import shares
 from pyro_vaes.data.named import read_digits, read_torchvision
 from pyro_vaes.data.rows import ROWS, by_parts, in_single, taken
-from pyro_vaes.data.splits import Split
+from pyro_vaes.data.splits import Split, weighted
 from pyro_vaes.data.spreadsheets import Columns, TableOptions
 from pyro_vaes.data.tables import Pair, num_gaps, suffix_of
 
@@ -122,6 +122,8 @@ class DataSet:
     def describe(self) -> str:
         """A summary: sizes, the kind of the values and why, and all guesses."""
         labels = f" with labels 0..{self.num_labels - 1}" if self.num_labels else ""
+        if self.train.y is not None and self.train.y.dim() > 1:
+            labels = f" with {self.train.y.shape[1]} conditions each"
         kind = {
             "binary": "binary",
             "levels": f"{self.num_levels} levels",
@@ -151,7 +153,7 @@ class DataSet:
     def labels(self) -> tuple[int, ...]:
         """The labels that training rows have; empty without labels."""
         y = self.train.y
-        return () if y is None else tuple(y.unique().tolist())
+        return () if y is None or y.dim() > 1 else tuple(y.unique().tolist())
 
     def augmented(self, **strengths: float) -> DataSet:
         """This data set with training images moved a little, anew at each batch.
@@ -201,6 +203,7 @@ def load_data(
     dependent: Literal["keep", "drop", "refuse"] = "keep",
     types: Mapping[str, Any] | None = None,
     group: Any = None,
+    weights: Any = None,
     split: Literal["random", "time"] = "random",
 ) -> DataSet:
     """Loads a data set by name, from a file, or from memory.
@@ -255,6 +258,8 @@ def load_data(
             ``date``, ``drop``, or the values of an ordinal in order); others are guessed, and said.
         group: rows with the same value stay in one split: a column of a table, left out of the
             data, or one value for each row.
+        weights: how much each row counts in training and validation, see :class:`.Split`: a column
+            of a table, left out of the data, or one value for each row. Test rows count alike.
         split: ``random``, or ``time``: the first rows train, the last ones test.
 
     Returns:
@@ -272,6 +277,8 @@ def load_data(
     name = source if isinstance(source, str) and source in NAMES else None
     if name is not None and labels is not None:
         raise DataError(f"Expected no labels= with {name}, which has its own.")
+    if weights is not None and name is not None:
+        raise DataError(f"Expected no weights= with {name}; those are for your own data.")
     if binarization is not None and name not in ("mnist", "fashion_mnist"):
         raise DataError("Expected binarization= only with mnist and fashion_mnist.")
     if name == "digits":
@@ -282,8 +289,8 @@ def load_data(
         image_shape = image_shape or ((3, 32, 32) if colour else (1, 28, 28))
     else:
         table = None if kind is None else kind == "table"
-        column = group if isinstance(group, str) else None
-        options = TableOptions(header, label_column, tuple(drop), types or {}, table, column)
+        by, counted = (value if isinstance(value, str) else None for value in (group, weights))
+        options = TableOptions(header, label_column, tuple(drop), types or {}, table, by, counted)
         pairs, label_names = _read(source, labels, options, notes)
         first = pairs.get("train", pairs.get("all"))
         shape = tuple(first[0].shape[1:]) if first else ()
@@ -293,6 +300,7 @@ def load_data(
             pairs = {key: (by_parts(_channels_first, x), y) for key, (x, y) in pairs.items()}
         codec, group = options.extras.get("codec"), options.extras.get("group", group)
         splits, places = _own(pairs, val_fraction, test_fraction, int(plain(seed)), group, split)
+        splits = weighted(splits, places, options.extras.get("weights", weights), notes)
         if kind != "real" and codec is None:
             splits = whole_again(splits, notes)
         name = Path(source).name if isinstance(source, (str, Path)) else "data"
@@ -321,7 +329,7 @@ def load_data(
         test=test,
         kind=found,
         num_levels=num_levels,
-        num_labels=max((int(s.y.max()) + 1 for s in splits if s.y is not None), default=None),
+        num_labels=_count([s.y for s in splits if s.y is not None and s.y.dim() == 1]),
         image_shape=tuple(image_shape) if image_shape else None,  # type: ignore[arg-type]
         reason=reason,
         label_names=label_names,
@@ -402,6 +410,10 @@ def _own(
     index = shares(n, num_test, num_val, seed, group, split)
     splits = [Split(taken(whole.x, i), None if whole.y is None else whole.y[i]) for i in index]
     return splits, dict(zip(("train", "val", "test"), index, strict=True))
+
+
+def _count(labels: Sequence[Tensor]) -> int | None:
+    return max((int(y.max()) + 1 for y in labels), default=None)
 
 
 def _channels_first(x: Tensor) -> Tensor:

@@ -80,6 +80,8 @@ def oddities(
             f"A value of {found[0]:.4g} in element {found[1]} lies more than {_FAR_OUT:.0e} times "
             "farther out than the others do: is it right?"
         )
+    if train.y is not None and train.y.dim() > 1:
+        return notes
     seen = set() if train.y is None else set(train.y.unique().tolist())
     given = {int(label) for s in splits if s.y is not None for label in s.y.unique()}
     unseen = sorted(given - seen)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +18,15 @@ from pyro_vaes.data.augmentation import Transform
 from pyro_vaes.data.rows import ROWS, by_parts, taken
 from pyro_vaes.data.tables import check_rows, filled, read_labels, read_pair
 
-__all__ = ["Init", "Split", "as_split", "batches", "labelled_pseudo_inputs", "pseudo_inputs"]
+__all__ = [
+    "Init",
+    "Split",
+    "as_split",
+    "batches",
+    "labelled_pseudo_inputs",
+    "pseudo_inputs",
+    "weighted",
+]
 
 
 Init = Literal["data", "mean", "random"]
@@ -35,7 +44,8 @@ class Split:
         x: ``(n, *event_shape)``, float32 (or float64, if given so); levels are whole numbers in it,
             or bytes, which are converted batch by batch; memory-mapped files stay mapped. NaN is a
             value that was not seen.
-        y: labels ``(n,)``, int64, or None.
+        y: labels ``(n,)``, int64, or conditions ``(n, columns)``, floating, see
+            :class:`~pyro_vaes.core.labels.Conditions`; or None.
         transform: applied to each training batch with fresh randomness (dynamic binarisation,
             augmentation), or None.
         dtype: the number format of batches of bytes.
@@ -89,6 +99,8 @@ class Split:
 def _read_weights(value: Any, n: int) -> Tensor:
     """Weights as float64 on the CPU, refused if they are not one number of at least 0 a row."""
     try:
+        # Pandas' arrays may be read-only.
+        value = value if isinstance(value, Tensor) else np.array(value)
         weights = torch.as_tensor(value).detach().to("cpu", torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"Expected weights that are numbers; got {value!r:.60}.") from error
@@ -99,6 +111,34 @@ def _read_weights(value: Any, n: int) -> Tensor:
     if not bool(((weights >= 0) & weights.isfinite()).all() and weights.any()):
         raise DataError("Expected finite weights of 0 or more, one of them above 0; got others.")
     return weights.contiguous()
+
+
+def weighted(
+    splits: list[Split], places: Mapping[str, Tensor] | None, weights: Any, notes: list[str]
+) -> list[Split]:
+    """Splits whose training and validation rows count by their weights, which is noted.
+
+    Test rows count alike, since figures of them are means over rows.
+
+    Args:
+        splits: training, validation and test rows.
+        places: by split, the numbers of its rows in the source; None if that brought its splits.
+        weights: of each row of the source, or None.
+        notes: collects a sentence.
+
+    Raises:
+        DataError: for weights of data that brought their splits, or that are none.
+    """
+    if weights is None:
+        return splits
+    if places is None:
+        raise DataError("Expected no weights of data that bring their splits.")
+    if isinstance(weights, str):
+        raise DataError(f"Expected a table with a column of weights called {weights!r}; got none.")
+    each = _read_weights(weights, sum(map(len, splits)))
+    notes.append("Rows count by their weights in training and validation, and alike in testing.")
+    pairs = zip(splits[:2], (places["train"], places["val"]), strict=True)
+    return [*(dataclasses.replace(s, weights=each[index]) for s, index in pairs), splits[2]]
 
 
 def as_split(data: Any, labels: Any = None) -> Split:
@@ -292,8 +332,9 @@ def labelled_pseudo_inputs(
     Raises:
         ValueError: without labels, or for fewer pseudo-inputs than labels.
     """
-    if split.y is None:
-        raise DataError("Expected a split with labels; got one without.")
+    if split.y is None or split.y.dim() > 1:
+        got = "one without" if split.y is None else "a matrix of conditions"
+        raise DataError(f"Expected a split with labels; got {got}.")
     num_labels = int(split.y.max()) + 1
     if num < num_labels:
         raise ValueError(f"Expected a pseudo-input for each of {num_labels} labels; got num={num}.")

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from pyro_vaes.core.errors import DataError
-from pyro_vaes.data.mixed.cells import SPACES, cells_of, check_thousands, separator_of
+from pyro_vaes.data.mixed.cells import SPACES, cells_of, check_thousands, separator_of, weights_of
 from pyro_vaes.data.mixed.codec import Codec, codec_of
 
 __all__ = ["SUFFIXES", "Columns", "TableOptions", "pick_columns", "read_frame", "read_table"]
@@ -57,8 +57,10 @@ class TableOptions:
         types: kinds of columns by name; any makes it a table of columns of several kinds.
         table: whether it is one; None to detect it: a column of words makes it one.
         group: the name of a column whose values say which rows stay together.
+        weights: the name of a column by which rows count in training.
         found: takes the columns of what was read, where they have names.
-        extras: takes the ``codec`` of a table of several kinds, and the ``group`` of each row.
+        extras: takes the ``codec`` of a table of several kinds, and the ``group`` and
+            ``weights`` of rows.
     """
 
     header: bool | None = None
@@ -67,6 +69,7 @@ class TableOptions:
     types: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     table: bool | None = None
     group: str | None = None
+    weights: str | None = None
     found: list[Columns] = dataclasses.field(default_factory=list, compare=False)
     extras: dict[str, Any] = dataclasses.field(default_factory=dict, compare=False)
 
@@ -154,7 +157,8 @@ def read_frame(
     names = [str(name) for name in frame.columns]
     letters = dict(zip(range(len(names)), map(_letter, range(len(names))), strict=True))
     _check_named(options, names)
-    dropped = {i for i, name in enumerate(names) if name in (*options.drop, options.group)}
+    left_out = (*options.drop, options.group, options.weights)
+    dropped = {i for i, name in enumerate(names) if name in left_out}
     if named:
         dropped |= _indices(frame, names, dropped, options, notes)
     label = _label(frame, names, dropped, options, notes) if named else None
@@ -163,6 +167,9 @@ def read_frame(
         raise DataError(f"Expected rows with numbers in them; got {len(frame)} of {len(kept)}.")
     if options.group is not None:
         options.extras["group"] = frame.iloc[:, names.index(options.group)].to_numpy()
+    if options.weights is not None:
+        column = frame.iloc[:, names.index(options.weights)]
+        options.extras["weights"] = weights_of(column, options.weights)
     places = [f"column {names[i]!r} ({letters[i]})" if named else letters[i] for i in kept]
     places = [place if named else f"column {place}" for place in places]
     for i, place in zip(kept, places, strict=True):
@@ -304,7 +311,7 @@ def _check_whole(path: Path, frame: Any, separator: str) -> None:
 
 
 def _check_named(options: TableOptions, names: Sequence[str]) -> None:
-    named = filter(None, (options.label_column, options.group))
+    named = filter(None, (options.label_column, options.group, options.weights))
     for name in (*options.drop, *named):
         if name not in names:
             known = ", ".join(filter(None, names))

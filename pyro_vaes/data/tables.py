@@ -333,8 +333,16 @@ def suffix_of(path: Path) -> str:
 
 
 def read_labels(value: Any, n: int) -> Tensor:
-    """Labels as int64, refused if they are not one whole number from 0 for each of n rows."""
+    """Labels as int64, refused if they are not one whole number from 0 for each of n rows.
+
+    A matrix holds conditions, a row for each row: floating numbers, all of them there.
+    """
     y = _as_tensor(value, "labels")
+    if y.dim() == 2 and len(y) == n and y.shape[1]:
+        y = y if y.is_floating_point() else y.float()
+        if not bool(y.isfinite().all()):
+            raise DataError("Expected conditions that are all there; got NaN or infinity.")
+        return y
     if y.shape != (n,):
         raise DataError(
             f"Expected a label for each of {n} rows, shape ({n},); got {tuple(y.shape)}."

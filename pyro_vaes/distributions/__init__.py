@@ -2,7 +2,13 @@
 
 from pyro_vaes.distributions.autoregressive import AutoregressiveLevels
 from pyro_vaes.distributions.chains import Chain
-from pyro_vaes.distributions.correlated import Shaped, SharedStudentT
+from pyro_vaes.distributions.correlated import (
+    Given,
+    Shaped,
+    SharedLowRankNormal,
+    SharedNormal,
+    SharedStudentT,
+)
 from pyro_vaes.distributions.counts import Exposed, ZeroInflated
 from pyro_vaes.distributions.elements import Elements
 from pyro_vaes.distributions.levels import (
@@ -22,10 +28,13 @@ __all__ = [
     "Elements",
     "Exposed",
     "FlowDistribution",
+    "Given",
     "Mixture",
     "OrdinalLevels",
     "Powered",
     "Shaped",
+    "SharedLowRankNormal",
+    "SharedNormal",
     "SharedStudentT",
     "VampDistribution",
     "ZeroInflated",

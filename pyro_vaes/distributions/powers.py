@@ -107,6 +107,13 @@ class Powered(dist.TorchDistribution):
         gained = torch.where(value.isnan(), 0.0, each).sum(dims)
         return self.base_dist.log_prob(power(u, self.exponent)) + gained  # type: ignore[no-any-return]
 
+    def given(self, value: Tensor) -> Any:
+        """The distribution of the data, given what was seen; itself of independent elements."""
+        if not hasattr(self.base_dist, "given"):
+            return self
+        base = self.base_dist.given(power((value - self.center) / self.spread, self.exponent))
+        return Powered(base, self.exponent, self.center, self.spread)
+
     def rsample(self, sample_shape: Any = Size()) -> Tensor:
         return self._data(self.base_dist.rsample(sample_shape))
 

@@ -18,7 +18,7 @@ from pyro_vaes.distributions.normals import (
     normal_marginals,
 )
 from pyro_vaes.evaluation.draws import BLOCK_SAMPLES, seed_of
-from pyro_vaes.evaluation.results import Unavailable
+from pyro_vaes.evaluation.results import Unavailable, shared
 from pyro_vaes.vae import VAE
 
 __all__ = [
@@ -76,7 +76,7 @@ class AggregatedPosterior:
 
     def __init__(self, posteriors: Sequence[Any], labels: Tensor | None, chunk_size: int) -> None:
         self._posteriors = posteriors
-        self._labels = labels
+        self._labels = shared(labels)
         self._chunk_size = chunk_size
         self._normal = _joined(map(diagonal_normal, posteriors))
         self._marginals = _joined(map(normal_marginals, posteriors))

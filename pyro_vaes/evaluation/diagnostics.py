@@ -24,7 +24,7 @@ from torch import Tensor
 
 from pyro_vaes.data.tables import filled
 from pyro_vaes.evaluation.draws import BLOCK_SAMPLES, seed_of
-from pyro_vaes.evaluation.results import Unavailable
+from pyro_vaes.evaluation.results import Unavailable, shared
 from pyro_vaes.inference.divergences import mmd2
 from pyro_vaes.vae import VAE
 
@@ -100,7 +100,7 @@ def unit_variances(mean: Tensor, noise: Tensor | None, labels: Tensor | None) ->
     Raises:
         Unavailable: for too few data or draws.
     """
-    groups = torch.zeros(len(mean), device=mean.device).long() if labels is None else labels
+    groups = torch.zeros(len(mean), device=mean.device).long() if labels is None else shared(labels)
     _, groups = groups.unique(return_inverse=True)
     counts = groups.bincount()
     freedom = len(mean) - len(counts)
@@ -134,6 +134,7 @@ def latent_mmd2(vae: VAE, z: Tensor, y: Tensor | None, seed: int) -> tuple[float
     Raises:
         Unavailable: without two data (with the same label).
     """
+    y = shared(y)
     generator = torch.Generator().manual_seed(seed_of(int(seed), "mmd"))
     some = torch.randperm(len(z), generator=generator)[:_MMD_DATA].sort().values.to(z.device)
     z, y = z[some], None if y is None else y[some]
@@ -162,6 +163,7 @@ def classifier(x: Tensor, y: Tensor) -> Any:
     """A support vector classifier of the flattened data, from at most ten thousand rows."""
     from sklearn.svm import SVC
 
+    y = shared(y)
     generator = torch.Generator().manual_seed(0)
     rows = torch.randperm(len(x), generator=generator)[:_CLASSIFIER_ROWS].sort().values
     if len(y[rows].unique()) < 2:

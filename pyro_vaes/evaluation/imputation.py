@@ -1,10 +1,11 @@
 """Values that were not seen, from those that were: averages and draws under p(x_unseen | x_seen).
 
-Given z the elements are independent, so that p(x_unseen | x_seen) is the average of p(x_unseen | z)
-over p(z | x_seen), by self-normalised importance weights: Mattei and Frellsen, "MIWAE: deep
-generative modelling and imputation of incomplete data sets" (2019), equations 11 to 13. Here z is
-drawn from the proposals of :func:`~pyro_vaes.evaluation.evaluator.evaluate`, which are fitted to
-each datum: the encoder need not know what to make of gaps.
+p(x_unseen | x_seen) is the average of p(x_unseen | z, x_seen) over p(z | x_seen), by
+self-normalised importance weights: Mattei and Frellsen, "MIWAE: deep generative modelling and
+imputation of incomplete data sets" (2019), equations 11 to 13, where elements are independent given
+z; correlated noise has its conditional distribution. Here z is drawn from the proposals of
+:func:`~pyro_vaes.evaluation.evaluator.evaluate`, which are fitted to each datum: the encoder need
+not know what to make of gaps.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def impute(
     (torch.Size([2, 4]), False, True)
 
     Args:
-        vae: the model; its likelihood has elements that are independent given z.
+        vae: the model; its likelihood takes gaps.
         x: data, as for :func:`~pyro_vaes.evaluation.evaluator.evaluate`.
         num_samples: draws of z for each datum with gaps.
         num_draws: how many draws of the data to make as well.
@@ -121,7 +122,7 @@ def _fill(vae: VAE, found: Weighted, index: Tensor, out: Imputation, chunk: int,
     mean: Any = 0.0
     step = max(1, chunk // len(block.x))
     for some, part in zip(share.split(step), z.split(step), strict=True):
-        likelihood = vae.p_x(part, block.y)
+        likelihood = _given(vae.p_x(part, block.y), block.x)
         # A mean of categories' numbers says nothing: one of their probabilities does.
         each = likelihood.averages if hasattr(likelihood, "averages") else mean_of(likelihood)
         mean = mean + torch.einsum("sn,sn...->n...", some.to(each), each)
@@ -134,7 +135,7 @@ def _fill(vae: VAE, found: Weighted, index: Tensor, out: Imputation, chunk: int,
         chosen = torch.multinomial(share.mT, len(out.draws), True, generator=generator).mT
         torch.manual_seed(seed_of(seed, "imputed", block.first))
         latent = z.gather(0, chosen.unsqueeze(-1).expand(-1, -1, z.shape[-1]))
-        draws = vae.p_x(latent, block.y).sample().to(block.x)
+        draws = _given(vae.p_x(latent, block.y), block.x).sample().to(block.x)
         out.draws[:, place] = torch.where(gaps, draws, block.x)
     if len(z) >= MIN_SAMPLES:
         k = pareto_k(weight.topk(tail_size(len(z)) + 1, dim=0).values.mT)
@@ -142,3 +143,8 @@ def _fill(vae: VAE, found: Weighted, index: Tensor, out: Imputation, chunk: int,
         out.unreliable[place] = k > reliable_k(len(z))
     if found.fitted is not None:
         out.unreliable[place] |= found.fitted.unexplored
+
+
+def _given(likelihood: Any, x: Tensor) -> Any:
+    """p(x | z) given what was seen of x as well, where elements are not independent given z."""
+    return likelihood.given(x) if hasattr(likelihood, "given") else likelihood

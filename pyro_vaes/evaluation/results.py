@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_vaes.evaluation.reliability import is_trusted, k_hat_lines
 
-__all__ = ["Evaluation", "Unavailable", "bound_lines", "level_lines"]
+__all__ = ["Evaluation", "Unavailable", "bound_lines", "level_lines", "shared"]
 
 
 _NO_ERROR = "one datum has no standard error"
@@ -348,3 +348,14 @@ def _finite(value: Any) -> bool:
 
 class Unavailable(Exception):
     """A quantity that is not available, with the reason."""
+
+
+def shared(labels: Any) -> Any:
+    """Labels, which many data share.
+
+    Raises:
+        Unavailable: for a matrix of conditions, which may differ in each datum.
+    """
+    if labels is not None and labels.dim() > 1:
+        raise Unavailable("y is a matrix of conditions, which data need not share")
+    return labels

@@ -1,7 +1,7 @@
 """Likelihoods of real elements whose noise is correlated, or has heavy tails in common.
 
-Their elements are not independent given z, so that none can be left out: data with gaps are
-refused. What is learned of the noise is shared by all data; only its centre depends on z.
+What is learned of the noise is shared by all data; only its centre depends on z. Elements that were
+not seen (NaN) are integrated out. Rows with gaps take longer: each has a covariance of its own.
 """
 
 from __future__ import annotations
@@ -10,13 +10,19 @@ import math
 from collections.abc import Sequence
 from typing import Any, cast
 
-import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
 from pyro_vaes.core.checks import positive
 from pyro_vaes.core.labels import append_labels
-from pyro_vaes.distributions.correlated import Shaped, SharedStudentT
+from pyro_vaes.data.splits import as_split
+from pyro_vaes.data.tables import num_gaps
+from pyro_vaes.distributions.correlated import (
+    Shaped,
+    SharedLowRankNormal,
+    SharedNormal,
+    SharedStudentT,
+)
 from pyro_vaes.networks.mlp import Network
 from pyro_vaes.parts.likelihoods import Likelihood
 from pyro_vaes.parts.units import ElementUnits
@@ -37,9 +43,15 @@ class CorrelatedLikelihood(ElementUnits, Likelihood):
             as long as ``initialize_from`` has not been called.
         min_scale: a floor under the scale of each element given those before it, in the same units.
 
+    Attributes:
+        gaps: whether data in training have gaps, which a recorded step has to know; None where it
+            is not known. ``initialize_from`` sets it.
+
     Raises:
         ValueError: for sizes that do not fit each other, or scales that are none.
     """
+
+    gaps: bool | None
 
     # As in NormalLikelihood: a log of a scale moves ten times as fast as a weight.
     PACE = 10.0
@@ -60,7 +72,12 @@ class CorrelatedLikelihood(ElementUnits, Likelihood):
         self.min_scale, self.size = min_scale, math.prod(self.event_shape)
         start = math.log(initial_scale - min_scale) / self.PACE
         self.log_scale = nn.Parameter(torch.full((self.size,), start))
+        self.gaps = None
         self._start_units()
+
+    def initialize_from(self, x: Any, shared: bool = False) -> None:
+        super().initialize_from(x, shared)
+        self.gaps = num_gaps(as_split(x).x) > 0
 
     @property
     def scale(self) -> Tensor:
@@ -131,7 +148,7 @@ class StudentTLikelihood(CorrelatedLikelihood):
 
     def around(self, loc: Tensor) -> Any:
         shrink = ((self.df - 2) / self.df).sqrt()
-        return SharedStudentT(self.df, loc, shrink * self.factor(self.below))
+        return SharedStudentT(self.df, loc, shrink * self.factor(self.below), self.gaps)
 
 
 class LowRankNormalLikelihood(CorrelatedLikelihood):
@@ -171,6 +188,6 @@ class LowRankNormalLikelihood(CorrelatedLikelihood):
 
     def around(self, loc: Tensor) -> Any:
         if self.rank is None:
-            return dist.MultivariateNormal(loc, scale_tril=self.factor(cast(Tensor, self.below)))
+            return SharedNormal(loc, self.factor(cast(Tensor, self.below)), self.gaps)
         wide = self.spreads.unsqueeze(-1) * self.below
-        return dist.LowRankMultivariateNormal(loc, wide, (self.spreads * self.scale).square())
+        return SharedLowRankNormal(loc, wide, (self.spreads * self.scale).square(), self.gaps)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pyro_vaes.core.bounds import held_bounds, hold_bounds
 from pyro_vaes.core.checks import positive
 from pyro_vaes.core.described import Described
-from pyro_vaes.core.labels import append_labels, flat
+from pyro_vaes.core.labels import append_labels, by_label, flat
 from pyro_vaes.data.rows import thinned
 from pyro_vaes.data.tables import filled
 from pyro_vaes.distributions.mixtures import Mixture
@@ -257,7 +257,7 @@ class GTMPrior(Grid):
         log_scale = head(features) if isinstance(head, nn.Module) else head.expand(loc.shape)
         if self.num_labels:
             y = _labels(y, self.num_labels)
-            loc, log_scale, logits = loc[y], log_scale[y], logits[y]
+            loc, log_scale, logits = (by_label(table, y) for table in (loc, log_scale, logits))
         return Mixture(
             dist.Categorical(logits=logits), dist.Normal(loc, log_scale.exp()).to_event(1)
         )

@@ -7,7 +7,7 @@ y. The event shape is ``(latent_dim,)``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import pyro.distributions as dist
 import torch
@@ -16,7 +16,15 @@ from torch import Tensor, nn
 from pyro_vaes.core.bounds import held_bounds, hold_bounds
 from pyro_vaes.core.checks import positive
 from pyro_vaes.core.described import Described
-from pyro_vaes.core.labels import append_labels, as_labels, takes_labels, with_labels
+from pyro_vaes.core.labels import (
+    append_labels,
+    are_inputs,
+    as_labels,
+    batch_of,
+    by_label,
+    takes_labels,
+    with_labels,
+)
 from pyro_vaes.data.rows import thinned
 from pyro_vaes.data.tables import filled
 from pyro_vaes.distributions.mixtures import Mixture, VampDistribution
@@ -32,7 +40,7 @@ def _labels(y: Tensor | None, num_labels: int) -> Tensor:
         raise ValueError(
             f"Expected labels y in 0..{num_labels - 1} for a conditional prior; got none."
         )
-    return as_labels(y)
+    return y if are_inputs(y, num_labels) else as_labels(y)
 
 
 class NormalPrior(Described):
@@ -66,7 +74,8 @@ class NormalPrior(Described):
         if not self.num_labels:
             return dist.Normal(self.zero, self.one).to_event(1)
         y = _labels(y, self.num_labels)
-        return dist.Normal(self.loc[y], self.log_scale[y].exp()).to_event(1)
+        loc, log_scale = (by_label(table, y) for table in (self.loc, self.log_scale))
+        return dist.Normal(loc, log_scale.exp()).to_event(1)
 
 
 class MixturePrior(Described):
@@ -115,7 +124,7 @@ class MixturePrior(Described):
         logits = self.logits
         if self.num_labels:
             y = _labels(y, self.num_labels)
-            loc, log_scale, logits = loc[y], log_scale[y], logits[y]
+            loc, log_scale, logits = (by_label(table, y) for table in (loc, log_scale, logits))
         return Mixture(
             dist.Categorical(logits=logits), dist.Normal(loc, log_scale.exp()).to_event(1)
         )
@@ -158,6 +167,9 @@ class VampPrior(InUnits):
         ValueError: if the posterior scores only its own draws, shapes do not fit, a pseudo-input
             lies outside the bounds, or a label is missing.
     """
+
+    # Each pseudo-input has one label; rows of inputs cannot stand in its place.
+    labels_alone: ClassVar[bool] = True
 
     inputs: Any
     logits: Tensor
@@ -380,7 +392,8 @@ class FlowPrior(Described):
         if not self.num_labels:
             return None, ()
         y = _labels(y, self.num_labels)
-        return append_labels(self.zero.new_empty(*y.shape, 0), y, self.num_labels), y.shape
+        batch = batch_of(y, self.num_labels)
+        return append_labels(self.zero.new_empty(*batch, 0), y, self.num_labels), batch
 
     def forward(self, y: Tensor | None = None) -> Any:
         context, batch = self._context(y)

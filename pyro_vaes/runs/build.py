@@ -14,7 +14,6 @@ from pyro_vaes.classical.comparison import on_scale
 from pyro_vaes.classical.start import start_at_factors
 from pyro_vaes.core.errors import DataError
 from pyro_vaes.data.dataset import NAMES, DataSet
-from pyro_vaes.data.tables import num_gaps
 from pyro_vaes.inference.elbo import BetaELBO, CapacityRamp, CyclicalWeight
 from pyro_vaes.inference.info import BetaTCELBO, InfoELBO
 from pyro_vaes.inference.many_samples import ManySamples
@@ -169,9 +168,7 @@ def _likelihood(config: RunConfig, data: DataSet, remarks: list[str]) -> str:
         name = data.default_likelihood
         values = _values(data)
         if config.training.start == "factors" and name == "normal":
-            gaps = any(num_gaps(split.x) for split in (data.train, data.val, data.test))
-            # A few rows far out decide a normal's. A t cannot leave elements out.
-            name, values = ("normal", f"{values} with gaps") if gaps else ("student_t", values)
+            name = "student_t"  # A few rows far out decide a normal's.
         remarks.append(f"Likelihood: {name}, since the data hold {values}.")
         return name
     if data.kind not in REGISTRY["likelihood"][name].kinds:

@@ -47,6 +47,7 @@ def _own_options(config: RunConfig) -> dict[str, Any]:
         "missing": options.missing,
         "dependent": options.dependent,
         "group": None if options.group == "none" else options.group,
+        "weights": None if options.weights == "none" else options.weights,
         "split": options.split_by,
         "val_fraction": options.val_fraction,
         "test_fraction": options.test_fraction,

@@ -114,6 +114,9 @@ class DataConfig(Section):
         choices=("keep", "drop", "refuse"),
     )
     group: str = option("none", "Name of a column whose rows of equal value share one split.")
+    weights: str = option(
+        "none", "Name of a column by which rows count in training and validation."
+    )
     split_by: str = option(
         "random",
         "How own rows are split; time: in their order.",

@@ -382,7 +382,7 @@ class _Sweep:
             self.kl_weights,
         ]
         if val.y is not None:
-            inputs.insert(1, val.y.expand(count, n))
+            inputs.insert(1, val.y.expand(count, *val.y.shape))
         loss, log_likelihood, kl = (t / n for t in self._program("terms", *inputs))
         names = ("val_loss", "val_elbo", "val_reconstruction", "val_kl")
         columns = (loss, log_likelihood - kl, log_likelihood, kl)

@@ -119,6 +119,28 @@ def test_commands_on_small_data_compute_on_one_thread(first, monkeypatch, tmp_pa
         torch.set_num_threads(before)
 
 
+def test_rows_carry_weights_which_new_rows_need_not(capsys, tmp_path):
+    table().assign(w=np.arange(80) % 3).to_csv(tmp_path / "all.csv", index=False)
+    out, few = tmp_path / "run", tmp_path / "new.csv"
+    flags = ["--data", tmp_path / "all.csv", "--weights", "w", "--start", "random"]
+    assert run("train", *SMALL, *flags, "--out", out) == 0
+    assert "count by their weights in training" in capsys.readouterr().out
+    assert "weights: w" in (out / "config.yaml").read_text()
+    for split in ("train", "val", "test"):
+        assert run("evaluate", out, "--split", split, *FAST) == 0
+    plain = table()[["height", "mass"]].head(4)
+    found = []
+    for frame in (plain, plain.assign(w=9.0)):
+        frame.to_csv(few, index=False)
+        assert run("score", out, "--data", few, "--out", tmp_path / "s.csv", *FAST) == 0
+        assert run("evaluate", out, "--data", few, *FAST) == 0
+        found.append(pd.read_csv(tmp_path / "s.csv"))
+    assert found[1]["w"].tolist() == [9.0] * 4 and "w" not in found[0]
+    assert found[0]["log_p"].equals(found[1]["log_p"])
+    table().to_csv(tmp_path / "all.csv", index=False)
+    assert "column called 'w'" in refused(capsys, "train", *SMALL, *flags, "--out", tmp_path / "x")
+
+
 # --- new rows -------------------------------------------------------------------------------------
 
 

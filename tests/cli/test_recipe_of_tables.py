@@ -112,14 +112,14 @@ def test_few_rows_of_many_columns_have_noise_without_correlations(tmp_path, caps
     assert pv.load(tmp_path / "run").likelihood.below is None
 
 
-def test_a_table_with_gaps_has_normal_noise_which_can_leave_them_out(tmp_path, capsys) -> None:
+def test_a_table_with_gaps_has_the_same_noise_and_no_classical_density(tmp_path, capsys) -> None:
     frame = table(80)
     frame.loc[::9, "b"] = np.nan
     frame.to_csv(tmp_path / "t.csv", index=False)
     options = ["--data", tmp_path / "t.csv", "--epochs", 2, "--out", tmp_path / "run"]
     assert run("train", *QUICK, *options) == 0
     said = capsys.readouterr().out
-    assert "Likelihood: normal, since the data hold real values with gaps." in said
+    assert "Likelihood: student_t, since the data hold real values." in said
     assert "no classical density to compare with: some values were not seen" in said
 
 

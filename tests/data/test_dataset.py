@@ -5,6 +5,7 @@ import hashlib
 import itertools
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch.utils.data import (
@@ -453,7 +454,8 @@ BAD = {
     "mapping": ({"a": GOOD, "b": GOOD}, "called x .*got a, b"),
     "empty mapping": ({}, "called x"),
     "too few labels": ((GOOD, torch.zeros(N - 1)), "label for each of 20 rows"),
-    "one-hot labels": ((GOOD, torch.zeros(N, 3)), "label for each of 20 rows"),
+    "labels in blocks": ((GOOD, torch.zeros(N, 3, 1)), "label for each of 20 rows"),
+    "conditions with gaps": ((GOOD, torch.zeros(N, 3) + torch.nan), "conditions that are all"),
     "real labels": ((GOOD, torch.full((N,), 0.5)), "whole numbers of at least 0; got 0.5"),
     "NaN labels": ((GOOD, torch.full((N,), float("nan"))), "whole numbers of at least 0; got nan"),
     "labels of objects": ((GOOD, [object()] * N), "labels that are real numbers; got dtype obj"),
@@ -784,6 +786,55 @@ def test_rows_in_order_come_as_often_as_their_weights_say():
 def test_wrong_weights_are_refused(weights):
     with pytest.raises(DataError, match="weight"):
         Split(torch.zeros(2, 1), weights=weights)
+
+
+def frame_of_weights(**columns):
+    random = np.random.default_rng(0)
+    numbers = {"a": random.normal(size=40), "b": random.normal(size=40)}
+    return pd.DataFrame({**numbers, "w": np.arange(40.0), **columns})
+
+
+@pytest.mark.parametrize("columns", [{}, {"town": ["x", "y"] * 20}])
+@pytest.mark.parametrize("by_name", [True, False])
+def test_weights_of_a_table_stay_with_their_rows_and_are_no_data(columns, by_name):
+    frame = frame_of_weights(**columns)
+    rows = frame if by_name else frame.drop(columns="w")
+    data = load_data(rows, weights="w" if by_name else frame["w"], label_column="")
+    assert data.columns.names == ("a", "b", *columns)
+    for name in ("train", "val"):
+        split = getattr(data, name)
+        assert torch.equal(split.weights, data.places[name].double())
+        assert torch.equal(
+            split.x[:, 0], torch.tensor(frame["a"].to_numpy()[data.places[name]]).float()
+        )
+    assert data.test.weights is None and "alike in testing" in data.describe()
+    assert data.digest != load_data(rows, weights=np.ones(40), label_column="").digest
+
+
+@pytest.mark.parametrize(
+    ("cell", "said"),
+    [(-1.0, "got -1.0"), (np.nan, "got none"), (np.inf, "got inf"), ("much", "much")],
+)
+def test_a_weight_that_is_none_is_refused_with_its_line(cell, said, tmp_path):
+    frame = frame_of_weights().astype({"w": object})
+    frame.loc[7, "w"] = cell
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    with pytest.raises(DataError, match=rf"weight of 0 or more.*{said}.* in line 9, column 'w'"):
+        load_data(tmp_path / "t.csv", weights="w")
+
+
+def test_weights_that_cannot_be_had_are_refused():
+    with pytest.raises(DataError, match="column called 'v'; got a, b, w"):
+        load_data(frame_of_weights(), weights="v")
+    with pytest.raises(DataError, match="a table with a column of weights called 'w'"):
+        load_data(torch.zeros(30, 2), weights="w")
+    with pytest.raises(DataError, match="weight for each of 30 rows"):
+        load_data(torch.rand(30, 2), weights=[1.0])
+    with pytest.raises(DataError, match="no weights= with digits"):
+        load_data("digits", weights="w")
+    parts = {f"{s}_x": torch.rand(5, 2) for s in ("train", "val", "test")}
+    with pytest.raises(DataError, match="no weights of data that bring their splits"):
+        load_data(parts, weights=[1.0] * 15)
 
 
 def test_weights_are_part_of_what_a_run_was_started_with():

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pyro.distributions as dist
 import pytest
 import torch
 from registry import LIKELIHOODS, cases, data, make_vae, scramble
+from scipy import stats
 from torch import nn
 
 import pyro_vaes as pv
+from pyro_vaes.distributions import SharedStudentT
 from pyro_vaes.exact.linear_gaussian import LinearGaussian
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -77,7 +81,7 @@ def test_a_poor_encoder_alone_is_marked():
 
 
 @pytest.mark.parametrize(("name", "num_labels"), cases(LIKELIHOODS, takes_gaps=True))
-def test_every_likelihood_of_independent_elements(name, num_labels):
+def test_every_likelihood_that_takes_gaps(name, num_labels):
     vae = make_vae(likelihood=name, num_labels=num_labels)
     x = data(name, 6, 4).masked_fill(torch.rand(6, 4) < 0.4, torch.nan)
     y = torch.arange(6) % num_labels if num_labels else None
@@ -97,6 +101,57 @@ def test_the_same_at_any_chunk_size_and_leaves_all_as_it_was():
     torch.testing.assert_close(found[0].draws, found[1].draws, rtol=0, atol=1e-10)
     other = pv.impute(vae, x, 200, seed=1)
     assert not torch.equal(other.x, found[0].x)
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+def test_correlated_noise_has_its_conditional_distribution(rank):
+    """A linear decoder under correlated normal noise: all is one normal."""
+    torch.manual_seed(4)
+    likelihood = scramble(pv.LowRankNormalLikelihood(pv.SkipMLP(2, [4]), (4,), rank=rank))
+    with torch.no_grad():
+        likelihood.head.weight[:, 2:] = 0  # Those of the hidden layer.
+        likelihood.head.weight[:, :2] = torch.randn(4, 2)
+        noise = likelihood(torch.zeros(1, 2))
+        to = torch.stack([likelihood(e[None]).mean[0] - noise.mean[0] for e in torch.eye(2)], 1)
+        covariance = to @ to.mT + noise.covariance_matrix[0]
+        exact = dist.MultivariateNormal(noise.mean[0], covariance)
+    torch.testing.assert_close(likelihood(-torch.ones(1, 2)).mean[0], noise.mean[0] - to.sum(1))
+    vae = pv.VAE(pv.NormalPrior(2), scramble(pv.NormalPosterior(pv.MLP(4, [8]), 2)), likelihood)
+    x = exact.sample((12,)).masked_fill(torch.rand(12, 4) < 0.4, torch.nan)
+    found = pv.impute(vae, x, 6000, num_draws=6000)
+    assert not found.unreliable.any()
+    model = SimpleNamespace(marginal=exact)
+    for row, mean, draws in zip(x, found.x, found.draws.unbind(1), strict=True):
+        gap = row.isnan()
+        if not gap.any():
+            continue
+        given, covariance = conditional(model, row)
+        spread = covariance.diagonal().sqrt()
+        assert ((mean[gap] - given) / spread).abs().max() < 0.12
+        made = draws[:, gap].T.cov() / spread / spread.unsqueeze(-1)
+        assert (made - covariance / spread / spread.unsqueeze(-1)).abs().max() < 0.15
+
+
+def test_a_t_that_is_far_out_in_what_was_seen_is_uncertain_in_what_was_not():
+    """The conditional of a multivariate t: its scale grows with the distance of what was seen."""
+    torch.manual_seed(5)
+    df, loc = torch.tensor(6.0), torch.tensor([1.0, -1.0, 2.0])
+    tril = torch.randn(3, 3).tril(-1) + torch.eye(3)
+    x = torch.tensor([[1.0, torch.nan, 2.0], [7.0, torch.nan, -5.0]])
+    given = SharedStudentT(df, loc.expand(2, 3), tril).given(x)
+    draws = given.sample((60_000,))
+    assert torch.equal(draws[:, :, 0], x[:, 0].expand(60_000, 2))
+    scatter, seen = tril @ tril.mT, torch.tensor([0, 2])
+    for i in range(2):
+        away = x[i, seen] - loc[seen]
+        to = torch.linalg.solve(scatter[seen][:, seen], scatter[seen, 1])
+        scale = scatter[1, 1] - to @ scatter[seen, 1]
+        square = away @ torch.linalg.solve(scatter[seen][:, seen], away)
+        expected = stats.t(
+            6 + 2, (loc[1] + to @ away).item(), (scale * (6 + square) / (6 + 2)).sqrt().item()
+        )
+        assert given.mean[i, 1].item() == pytest.approx(expected.mean())
+        assert stats.kstest(draws[:, i, 1].numpy(), expected.cdf).pvalue > 1e-3
 
 
 def test_nothing_to_fill():

@@ -29,7 +29,9 @@ def labels(num_labels, n=5):
     return (torch.arange(n) % num_labels,) if num_labels else ()
 
 
-@taking
+@pytest.mark.parametrize(
+    ("name", "num_labels"), cases(LIKELIHOODS, takes_gaps=True, independent=True)
+)
 def test_what_was_not_seen_is_left_out(name, num_labels):
     """Given z the elements are independent: the seen and the unseen make the whole."""
     likelihood = LIKELIHOODS[name].make(3, (4,), num_labels)
@@ -53,6 +55,30 @@ def test_it_is_summed_out(name, num_labels):
         whole.append(d.log_prob(x))
     x[:, 2] = torch.nan
     torch.testing.assert_close(d.log_prob(x), torch.stack(whole).logsumexp(0))
+
+
+@pytest.mark.parametrize(
+    ("name", "num_labels"), cases(LIKELIHOODS, takes_gaps=True, independent=False)
+)
+def test_what_was_not_seen_of_correlated_elements_is_integrated_out(name, num_labels):
+    """Over a grid of the one element that was not seen of each row."""
+    likelihood = LIKELIHOODS[name].make(3, (4,), num_labels)
+    d, x = likelihood(0.3 * torch.randn(2, 4, 3), *labels(num_labels, 4)), data(name, 4, 4)
+    gaps, half = torch.eye(4).bool(), 400.0
+    u = torch.linspace(-math.asinh(half), math.asinh(half), 4001)
+    grid = u.sinh()[:, None, None]
+    whole = d.expand((4001, 2, 4)).log_prob(torch.where(gaps, grid, x).unsqueeze(1))
+    summed = (whole + u.cosh().log()[:, None, None]).logsumexp(0) + (u[1] - u[0]).log()
+    torch.testing.assert_close(
+        d.log_prob(x.masked_fill(gaps, torch.nan)), summed, atol=1e-3, rtol=0
+    )
+    nothing = d.log_prob(torch.full((4, 4), torch.nan))
+    torch.testing.assert_close(nothing, torch.zeros(2, 4))
+    complete = copy.copy(x)
+    complete[1:, 0] = torch.nan  # A row without gaps among rows with them.
+    torch.testing.assert_close(d.log_prob(complete)[:, 0], d.log_prob(x)[:, 0])
+    wide = d.expand((3, 2, 4)).log_prob(complete)
+    torch.testing.assert_close(wide, d.log_prob(complete).expand(3, 2, 4))
 
 
 @taking

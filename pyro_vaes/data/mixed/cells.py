@@ -6,9 +6,11 @@ import csv
 import re
 from typing import Any
 
+import numpy as np
+
 from pyro_vaes.core.errors import DataError
 
-__all__ = ["SPACES", "cells_of", "check_thousands", "separator_of"]
+__all__ = ["SPACES", "cells_of", "check_thousands", "separator_of", "weights_of"]
 
 
 #: The separator of columns that blanks align.
@@ -46,3 +48,19 @@ def check_thousands(column: Any, place: str) -> None:
             f"Expected numbers without separators of thousands; got {words[found].iloc[0]!r} in "
             f"line {line}, {place}. Leave the commas out, as pandas.read_csv(thousands=',') does."
         )
+
+
+def weights_of(column: Any, name: str) -> Any:
+    """A column as the weights of rows, refused with the line of a cell that is none."""
+    import pandas as pd
+
+    values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    bad = ~(np.isfinite(values) & (values >= 0))
+    if bad.any():
+        got = column[bad].iloc[0]
+        raise DataError(
+            f"Expected a finite weight of 0 or more in each row; got "
+            f"{'none' if pd.isna(got) else got} in line {column.index[bad][0]}, column {name!r} "
+            f"({int(bad.sum())} of {len(bad)} rows are so)."
+        )
+    return values

@@ -135,7 +135,7 @@ def summarise(
 
 
 def rows_within(minutes: float | None, vae: VAE, split: Split, **options: Any) -> Split:
-    """The rows whose evaluation takes about so many minutes: all, or some at random.
+    """The rows whose evaluation takes about the given time: all, or some at random.
 
     First a few are evaluated, whose figures are thrown away, then four times as many, until the
     time for each row is known well enough: together at most a fifth of the limit.

@@ -72,3 +72,19 @@ def in_pieces(
         # Copied, since small results kept among large freed ones fragment the memory.
         result[piece] = part
     return cast(Tensor, result)
+
+
+def diagonal_normal(distribution: Any) -> tuple[Tensor, Tensor] | None:
+    """The ``(loc, scale)`` of a diagonal normal over vectors, None for any other distribution."""
+    if isinstance(distribution, torch.distributions.Independent):
+        base = distribution.base_dist
+        if isinstance(base, torch.distributions.Normal) and len(distribution.event_shape) == 1:
+            return base.loc, base.scale
+    return None
+
+
+def normal_marginals(distribution: Any) -> tuple[Tensor, Tensor] | None:
+    """The ``(loc, scale)`` of each coordinate of a normal over vectors, None for any other."""
+    if isinstance(distribution, torch.distributions.MultivariateNormal):
+        return distribution.loc, distribution.stddev
+    return diagonal_normal(distribution)

@@ -12,7 +12,7 @@ from pyro.distributions.transforms import AffineTransform, ComposeTransform, Low
 from torch import Size, Tensor
 from torch.distributions import constraints
 
-from pyro_vaes.distributions.normals import diagonal_normal
+from pyro_vaes.core.looking import diagonal_normal
 
 __all__ = ["Chain"]
 

@@ -9,9 +9,9 @@ import pyro.distributions as dist
 import torch
 from torch import Size, Tensor
 
+from pyro_vaes.core.looking import diagonal_normal
 from pyro_vaes.distributions.elements import joined_shape
 from pyro_vaes.distributions.normals import (
-    diagonal_normal,
     diagonal_normal_log_prob,
     full_normal_log_prob,
 )

@@ -3,27 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
-
-
-def diagonal_normal(distribution: Any) -> tuple[Tensor, Tensor] | None:
-    """The ``(loc, scale)`` of a diagonal normal over vectors, None for any other distribution."""
-    if isinstance(distribution, torch.distributions.Independent):
-        base = distribution.base_dist
-        if isinstance(base, torch.distributions.Normal) and len(distribution.event_shape) == 1:
-            return base.loc, base.scale
-    return None
-
-
-def normal_marginals(distribution: Any) -> tuple[Tensor, Tensor] | None:
-    """The ``(loc, scale)`` of each coordinate of a normal over vectors, None for any other."""
-    if isinstance(distribution, torch.distributions.MultivariateNormal):
-        return distribution.loc, distribution.stddev
-    return diagonal_normal(distribution)
 
 
 def diagonal_normal_log_prob(value: Tensor, loc: Tensor, scale: Tensor) -> Tensor:

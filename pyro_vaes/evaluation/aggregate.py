@@ -10,12 +10,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from pyro_vaes.core.looking import diagonal_normal, normal_marginals
 from pyro_vaes.distributions.chains import Chain
 from pyro_vaes.distributions.mixtures import Mixture
 from pyro_vaes.distributions.normals import (
-    diagonal_normal,
     diagonal_normal_log_prob,
-    normal_marginals,
 )
 from pyro_vaes.evaluation.draws import BLOCK_SAMPLES, seed_of
 from pyro_vaes.evaluation.results import Unavailable, shared

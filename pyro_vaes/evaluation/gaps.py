@@ -20,7 +20,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_vaes.distributions.normals import diagonal_normal
+from pyro_vaes.core.looking import diagonal_normal
 from pyro_vaes.distributions.transformed import FlowDistribution
 from pyro_vaes.evaluation.proposals.joint import Joint
 from pyro_vaes.evaluation.proposals.refined import Stage, ascent

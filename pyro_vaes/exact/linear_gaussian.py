@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vaes.core.described import Described
+from pyro_vaes.core.looking import diagonal_normal
 from pyro_vaes.distributions.mixtures import VampDistribution
-from pyro_vaes.distributions.normals import diagonal_normal
 from pyro_vaes.parts.likelihoods import NormalLikelihood
 from pyro_vaes.parts.posteriors import NormalPosterior
 from pyro_vaes.parts.priors import NormalPrior

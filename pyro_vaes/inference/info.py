@@ -11,7 +11,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_vaes.core.checks import positive
-from pyro_vaes.distributions.normals import diagonal_normal, normal_marginals
+from pyro_vaes.core.looking import diagonal_normal, normal_marginals
 from pyro_vaes.inference.divergences import Divergence
 from pyro_vaes.inference.elbo import ELBO, bound_terms, check_reparameterized
 

@@ -244,7 +244,7 @@ class ObjectiveConfig(Section):
     warmup_epochs: float = option(100.0, "Epochs over which the KL weight rises from 0.", least=0)
     warmup_steps: int = option(0, "The same in steps; give one of the two.", least=0)
     cycle_epochs: float = option(
-        0.0, "The KL weight rises anew every so many epochs, in half of them; 0: never.", least=0
+        0.0, "Length of a cycle in which the KL weight rises anew, in half of it; 0: none.", least=0
     )
     capacity: float = option(
         0.0, "Nats of KL per datum to aim at, by --beta |KL - capacity|; 0: none.", least=0

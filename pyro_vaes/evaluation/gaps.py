@@ -8,7 +8,7 @@ into the approximation gap of the family and the amortisation gap of the network
 best member of the encoder's own family for this datum. Here q* starts at the encoder's output and
 ascends its ELBO with the model fixed: normals in mean and scale, flows in those of their base and
 in their context, with the flow's weights fixed. An ascent that stops short of q* counts as
-approximation.
+approximation; one that ends below the encoder's own q is given up.
 """
 
 from __future__ import annotations
@@ -114,6 +114,16 @@ def best_elbo(joint: Joint, parameters: list[Tensor], build: Build) -> Tensor:
                 parameter.grad = gradient.nan_to_num(0.0, 0.0, 0.0)
             lay_out(free)
             optimizer.step()
-    q = build([parameter.detach() for parameter in free])
+    ended = [parameter.detach() for parameter in free]
+    better = _elbo(joint, build(ended)) > _elbo(joint, build(parameters))
+    chosen = [
+        torch.where(better.view(-1, *[1] * (end.dim() - 1)), end, start)
+        for end, start in zip(ended, parameters, strict=True)
+    ]
+    return _elbo(joint, build(chosen))
+
+
+def _elbo(joint: Joint, q: Any) -> Tensor:
+    """The ELBO of q for each datum, from fresh draws."""
     z = q.rsample((_DRAWS,))
     return (joint.log_prob(z) - q.log_prob(z).double()).mean(0)

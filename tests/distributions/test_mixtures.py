@@ -11,10 +11,10 @@ import torch
 from helpers import Histogram
 from torch import Tensor, nn
 
+from pyro_vaes.core.looking import diagonal_normal
 from pyro_vaes.distributions.levels import CategoricalLevels
 from pyro_vaes.distributions.mixtures import Mixture, VampDistribution
 from pyro_vaes.distributions.normals import (
-    diagonal_normal,
     diagonal_normal_log_prob,
     full_normal_log_prob,
 )

@@ -79,13 +79,19 @@ def findings(o: Outcome) -> list[str]:
     for (set_up, prior), labels in _sweeps(o).items():
         if set_up == "course" and len(_sweeps(o)) > 2:
             continue
-        last = labels[-1]
+        last, best = labels[-1], o.lowest(labels)
+        more = o.paired(last, best)
         found.append(
             f"Of {prior} with {_count(last)}, {cell(last, 'components used')} components are used "
             f"and distinct; test NLL exceeds training NLL by {_overfit(o, last)} nats, with "
-            f"{_count(labels[0])} by {_overfit(o, labels[0])}. More components than the codes need "
-            "are not a danger but a waste: the mixture leaves them alike or without weight, and "
-            "the cost of a step grows with K."
+            f"{_count(labels[0])} by {_overfit(o, labels[0])}. "
+            + (
+                "More components than the codes need are no gain: with "
+                f"{_count(best)} the NLL is {o.lead(best, last)}."
+                if more.mean > 0 and more.p < 0.05
+                else "More components than the codes need are a waste rather than a danger: the "
+                "mixture leaves them alike or without weight, and the cost of a step grows with K."
+            )
         )
     moved = [k for k in _starts(o).values() if len(o.values(k, "pseudo_inputs_moved"))]
     if moved:

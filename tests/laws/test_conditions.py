@@ -119,6 +119,7 @@ def test_units_of_a_condition_do_not_matter():
     torch.testing.assert_close(*found, atol=1e-8, rtol=0)
 
 
+@pytest.mark.slow
 def test_what_depends_on_conditions_is_learned():
     """A mean that moves with a real value, in opposite ways in two groups: a line in each."""
     torch.manual_seed(0)

@@ -160,10 +160,11 @@ def _nll(o: Outcome, sweeps: Mapping[tuple[str, str], Sequence[str]]) -> Figure:
                 standard = "standard" if set_up == "course" else f"standard, {set_up}"
                 if standard in o.labels:
                     ax.axhline(o.mean(standard, key)[0], color="0.5", lw=0.8, ls=":")
-                ax.set(xscale="log", xlabel="K" if row is panels[-1] else "")
-                if row is panels[0]:
-                    ax.set_title(set_up)
+                ax.set(xscale="log", xlabel="")
             row[0].set_ylabel(f"{name} {NLL}")
+        for above, below, set_up in zip(panels[0], panels[-1], set_ups, strict=True):
+            above.set_title(set_up)
+            below.set_xlabel("K")
         _legend(panels[0][0], [prior for s, prior in sweeps if s == set_ups[0]])
     return figure
 

@@ -130,14 +130,21 @@ def figures(o: Outcome) -> Figures:
                 f"classes) over the prior's density (grey), {set_up}{what}; one scale for all.",
             )
         )
-    figure = dots(o, {"nll": NLL, "marginal_kl": "marginal KL (nats)"})
-    caption = "Test NLL and the distance of the aggregated posterior from each prior; grey: seeds."
+    figures: list[tuple[str, Figure | None, str]] = [
+        (
+            f"nll_{set_up.replace('-', '').lower()}",
+            dots(o, {"nll": NLL, "marginal_kl": "marginal KL (nats)"}, labels),
+            f"Test NLL and the distance of the aggregated posterior from each prior, {set_up}; "
+            "grey: seeds.",
+        )
+        for set_up, labels in _set_ups(o).items()
+    ]
     wide = [k for k in o.labels if not k.endswith(", 2-D")]
     compared = [k for k in ("standard, regularized", "VampPrior, regularized") if k in o.labels]
     flat = next((k for k in o.labels if k.endswith(", 2-D")), None)
     return drawn(
         [
-            ("nll", figure, caption),
+            *figures,
             *planes,
             (
                 "manifold",

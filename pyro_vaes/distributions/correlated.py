@@ -122,13 +122,14 @@ class _Gappy:
     loc: Tensor
     gaps: bool | None
     _validate_args: bool
+    _validate_sample: Callable[[Tensor], None]
     stand_in = 0.0
 
     def log_prob(self, value: Tensor) -> Tensor:
         if not self._some(value):
             return self._whole(value)
         if self._validate_args:
-            self._validate_sample(torch.where(value.isnan(), self.stand_in, value))  # type: ignore[attr-defined]
+            self._validate_sample(torch.where(value.isnan(), self.stand_in, value))
         seen, away = self._away(value)
         square, log_det, _ = self._solved(seen, away)
         return self._scored(square, log_det, seen.sum(-1).to(away))

@@ -155,7 +155,7 @@ def rows_within(minutes: float | None, vae: VAE, split: Split, **options: Any) -
         evaluate(vae, _part(split, order[:size]), **options)
         each = (time.monotonic() - began) / size
         fitting = int((end - time.monotonic()) / each)
-        if fitting < 8 * size:
+        if fitting < 32 * size:  # The next would take more than an eighth of the time.
             fitting = max(fitting, _FIRST)
             return split if fitting >= len(split) else _part(split, order[:fitting])
         size *= 4

@@ -72,8 +72,8 @@ def regularized(data: DataSet) -> Mapping[str, Mapping[str, Any]]:
 def class_in_code(o: Outcome, label: str, drawn: bool = False) -> Difference | None:
     """The percentage of test images whose class a classifier reads from z.
 
-    The classifier is fitted to the training rows' codes, one for each seed's model; None for data
-    without labels, and without models.
+    The classifier is fitted to the training rows' codes, one for each seed's model; None without
+    models, and for data without at least two labels.
 
     Args:
         o: the outcome.
@@ -83,6 +83,8 @@ def class_in_code(o: Outcome, label: str, drawn: bool = False) -> Difference | N
     train, test = o.data.train.frozen(), o.data.test.frozen()
     folders = [path for (name, _), path in o.folders.items() if name == label]
     if train.y is None or test.y is None or not folders:
+        return None
+    if train.y.dim() > 1 or len(train.y.unique()) < 2:
         return None
     shares = []
     for folder in folders:

@@ -299,6 +299,19 @@ def test_a_folder_that_goes_within_fit_is_noticed(tmp_path, monkeypatch):
     assert not out.exists()
 
 
+def test_a_folder_that_goes_while_it_is_written_is_noticed(tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    write = run_folder.write_groups
+
+    def moved(*arguments: Any) -> None:
+        out.rename(tmp_path / "away")
+        write(*arguments)
+
+    monkeypatch.setattr(run_folder, "write_groups", moved)
+    with pytest.raises(RunFolderError, match="moved or deleted"):
+        fit(seeded(), out=out)
+
+
 # --- processes that nobody joins ------------------------------------------------------------------
 
 

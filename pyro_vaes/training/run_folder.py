@@ -154,12 +154,13 @@ class RunFolder:
         path, best, facts = self.path, state.best, self._facts()
 
         def write() -> None:
+            self._check_place(path)
             try:
                 write_groups(path / CHECKPOINT, groups, record)
                 if improved and best is not None:
                     write_tensors(path / WEIGHTS, best, facts)
             except RunFolderError:
-                self._check_place(path)  # The reason, if the folder went during the write.
+                self._check_place(path)  # It may have gone since.
                 raise
 
         self._writer.submit(write)

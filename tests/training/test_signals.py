@@ -299,17 +299,18 @@ def test_a_folder_that_goes_within_fit_is_noticed(tmp_path, monkeypatch):
     assert not out.exists()
 
 
-def test_a_folder_that_goes_while_it_is_written_is_noticed(tmp_path, monkeypatch):
+def test_a_folder_that_goes_before_a_checkpoint_is_written_is_noticed(tmp_path, monkeypatch):
     out = tmp_path / "run"
-    write = run_folder.write_groups
+    submit = run_folder.BackgroundWriter.submit
 
-    def moved(*arguments: Any) -> None:
+    def moved(self: Any, write: Any) -> None:
         out.rename(tmp_path / "away")
-        write(*arguments)
+        submit(self, write)
 
-    monkeypatch.setattr(run_folder, "write_groups", moved)
+    monkeypatch.setattr(run_folder.BackgroundWriter, "submit", moved)
     with pytest.raises(RunFolderError, match="moved or deleted"):
-        fit(seeded(), out=out)
+        fit(seeded(), out=out, epochs=1)
+    assert not out.exists()
 
 
 # --- processes that nobody joins ------------------------------------------------------------------

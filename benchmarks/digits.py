@@ -4,6 +4,7 @@
     python benchmarks/digits.py course        # the course's four priors
     python benchmarks/digits.py ingredients   # what each ingredient of the default is worth
     python benchmarks/digits.py convolutions  # the same for the convolutional recipe
+    python benchmarks/digits.py posteriors    # what closer posteriors and bounds add to it
 
 Choices were made on the validation rows; this script is where the test rows are looked at. Each
 table is a study like those of the course: its runs are known by their contents, so that a second
@@ -64,6 +65,16 @@ _CONVOLUTIONS: Mapping[str, Mapping[str, Any]] = {
     "no augmentation": {"augment": 0.0},
     "no KL warm-up": {"warmup_epochs": 0.0},
 }
+_POSTERIORS: Mapping[str, Mapping[str, Any]] = {
+    "digits-conv": {},
+    "five draws": {"train_samples": 5, "gradient": "path"},
+    "full covariance": {"posterior": "full_normal"},
+    "full covariance, five draws": {
+        "posterior": "full_normal",
+        "train_samples": 5,
+        "gradient": "path",
+    },
+}
 
 
 def table(
@@ -120,6 +131,13 @@ STUDIES = {
         "What is each ingredient worth? Each row takes one away.",
         _CONVOLUTIONS,
         ("no sharpness", "no augmentation", "no KL warm-up"),
+        "digits-conv",
+    ),
+    "posteriors": table(
+        "Posteriors of the convolutional recipe",
+        "What do a closer posterior and a tighter bound add?",
+        _POSTERIORS,
+        ("five draws", "full covariance", "full covariance, five draws"),
         "digits-conv",
     ),
 }

@@ -6,7 +6,9 @@ import functools
 import multiprocessing
 import os
 import platform
+import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -155,12 +157,19 @@ Engine = Callable[[Plan, int], Iterator["list[dict[str, Any]]"]]
 
 
 def _start(threads: int) -> None:
-    """Sets up a worker, which ignores Ctrl-C: the study ends its workers."""
-    import signal
-
+    """Sets up a worker, which ignores Ctrl-C: the study ends its workers, and they end with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_study, daemon=True).start()
     keep_freed_memory()
     torch.set_num_threads(threads)
+
+
+def _end_with_study() -> None:
+    """Ends a worker whose study was killed, as the next call would find its run in use."""
+    study = multiprocessing.parent_process()
+    if study is not None:
+        study.join()
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _local(plan: Plan, workers: int) -> Iterator[list[dict[str, Any]]]:

@@ -32,6 +32,41 @@ from pyro_vaes.runs.options import ConfigError
 from pyro_vaes.storage.files import FolderInUseError, RunFolderError
 
 
+def test_workers_end_with_a_study_that_is_killed():
+    program = """if True:
+        import multiprocessing, os, time
+        from concurrent.futures import ProcessPoolExecutor
+        from pyro_vaes.experiments import engines
+        if __name__ == "__main__":
+            spawn = multiprocessing.get_context("spawn")
+            pool = ProcessPoolExecutor(1, spawn, initializer=engines._start, initargs=(1,))
+            worker = pool.submit(os.getpid).result()
+            pool.submit(time.sleep, 600)
+            print(worker, flush=True)
+            time.sleep(600)
+    """
+    study = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert study.stdout is not None
+    worker = int(study.stdout.readline())
+    study.kill()
+    study.wait()
+    study.stdout.close()
+    until = time.monotonic() + 60
+    while time.monotonic() < until and still_runs(worker):
+        time.sleep(0.05)
+    assert not still_runs(worker)
+
+
+def still_runs(pid: int) -> bool:
+    """Whether a process that is not a child of this one still runs."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    state = Path(f"/proc/{pid}/stat")
+    return not state.exists() or ") Z " not in state.read_text()
+
+
 def test_without_ray_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"'--engine': .* \(pip install 'pyro_vaes\[ray\]'\)"):

@@ -154,6 +154,9 @@ class PartsConfig(Section):
         "Let the network set each element's sharpness.",
         only_with=_only("likelihood", "sharpness"),
     )
+    noise_order: int = option(
+        1, "Lags of noise over time.", least=1, only_with=_only("likelihood", "noise_order")
+    )
     transform: str = option(
         "none",
         "Scale of real elements: yeo_johnson, a power transform of each; auto: where the "

@@ -38,6 +38,7 @@ from .networks.residual import ResMLP as ResMLP
 from .parts.chains import ChainPosterior as ChainPosterior
 from .parts.chains import ChainPrior as ChainPrior
 from .parts.columns import TableLikelihood as TableLikelihood
+from .parts.correlated import AutoregressiveNormalLikelihood as AutoregressiveNormalLikelihood
 from .parts.correlated import LowRankNormalLikelihood as LowRankNormalLikelihood
 from .parts.correlated import StudentTLikelihood as StudentTLikelihood
 from .parts.counts import NegativeBinomialLikelihood as NegativeBinomialLikelihood

@@ -24,7 +24,11 @@ from pyro_vaes.inference.info import InfoELBO
 from pyro_vaes.networks.mlp import MLP, SkipMLP
 from pyro_vaes.parts.chains import ChainPosterior, ChainPrior
 from pyro_vaes.parts.columns import TableLikelihood
-from pyro_vaes.parts.correlated import LowRankNormalLikelihood, StudentTLikelihood
+from pyro_vaes.parts.correlated import (
+    AutoregressiveNormalLikelihood,
+    LowRankNormalLikelihood,
+    StudentTLikelihood,
+)
 from pyro_vaes.parts.counts import NegativeBinomialLikelihood, PoissonLikelihood
 from pyro_vaes.parts.gtm import GTMPrior, GTMPseudoInputs
 from pyro_vaes.parts.likelihoods import (
@@ -413,6 +417,12 @@ LIKELIHOODS: dict[str, Case] = {
     "student_t_diagonal": _correlated(StudentTLikelihood, full=False),
     "low_rank_normal": _correlated(LowRankNormalLikelihood, rank=1),
     "full_normal": _correlated(LowRankNormalLikelihood, rank=None),
+    "autoregressive_normal": Case(
+        lambda d, shape, labels: AutoregressiveNormalLikelihood(
+            _decoder(d, labels), shape, labels, order=min(2, shape[-1] - 1)
+        ),
+        independent=False,
+    ),
     "table_real": _table(("real",)),
     "table_count": _table(("count",), support="counts"),
     "table_binary": _table(("binary",), support="binary"),

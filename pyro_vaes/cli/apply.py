@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyro_vaes.cli.evaluate import label_number, open_run
+from pyro_vaes.cli.evaluate import LABEL_HELP, label_given, open_run
 from pyro_vaes.cli.flags import PLACE, SEED, Whole, with_options
 from pyro_vaes.cli.outputs import PICTURES, TABLES, check_out, write_array, write_table
 from pyro_vaes.core.choices import PROPOSALS
@@ -85,7 +85,7 @@ def rows_options(command: Callable[..., None]) -> Callable[..., None]:
     """The options that say which model, which rows, and where to."""
     for option in (
         click.option("--out", type=PLACE, required=True, help="The file to write."),
-        click.option("--label", help="The label of all rows, for a conditional model."),
+        click.option("--label", help=LABEL_HELP),
         click.option(
             "--split",
             type=click.Choice(_SPLITS),
@@ -137,24 +137,22 @@ def use(
 def _rows(
     run: Path, record: dict[str, Any], data: Path | None, split: str | None, label: str | None
 ) -> NewRows:
-    import torch
-
-    from pyro_vaes.runs.new_data import NewRows, own_data, read_new
+    from pyro_vaes.runs.new_data import NewRows, own_data, read_new, takes_y
 
     config = read_config(run)
-    number = None if label is None else label_number(record["data"], label)
+    given = None if label is None else label_given(record["data"], label)
     if data is not None:
         if split is not None:
             raise ConfigError(
                 f"Invalid value for '--split': expected none with --data; got {split}."
             )
-        return read_new(data, config, run, record, label=number)
+        return read_new(data, config, run, record, label=given)
     split = split or "test"
     found = own_data(config, run, record)
     own = getattr(found, split).frozen()
-    y = own.y if record["data"]["num_labels"] else None
-    if number is not None:
-        y = torch.full((len(own),), number)
+    y = own.y if takes_y(record["data"]) else None
+    if given is not None:
+        y = given.expand(len(own), *given.shape)
     # A row is known by its place in the file, where that is known.
     carried = {} if found.places is None else {"row": found.places[split].tolist()}
     return NewRows(
@@ -261,14 +259,14 @@ def _reference(used: Use, against: str) -> tuple[Any, Any, str]:
     """Rows of the run to compare with, their labels, and what to say of them."""
     import torch
 
-    from pyro_vaes.runs.new_data import own_data
+    from pyro_vaes.runs.new_data import own_data, takes_y
 
     own = getattr(own_data(read_config(used.run), used.run, used.record), against).frozen()
     count = min(len(own), _REFERENCE)
     index = torch.linspace(0, len(own) - 1, count).round().long()
     name = {"train": "training", "val": "validation"}[against]
     some = f"{count} " if count == len(own) else f"{count} of the {len(own)} "
-    y = own.y[index] if own.y is not None and used.facts["num_labels"] else None
+    y = own.y[index] if own.y is not None and takes_y(used.facts) else None
     return own.x[index], y, f"p-values compare with {some}{name} rows of the run."
 
 

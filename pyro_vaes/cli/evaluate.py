@@ -13,22 +13,30 @@ import click
 from pyro_vaes.cli.flags import PLACE, SEED, Real, Whole
 from pyro_vaes.cli.outputs import PICTURES, TABLES, check_out, write_array, write_table
 from pyro_vaes.core.choices import PROPOSALS
-from pyro_vaes.core.errors import RunError
+from pyro_vaes.core.errors import DataError, RunError
 from pyro_vaes.runs.options import ConfigError
 from pyro_vaes.runs.schema import DEVICES, read_config
 from pyro_vaes.storage.files import RunFolderError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from pyro_vaes.data.splits import Split
     from pyro_vaes.vae import VAE
 
 __all__ = [
+    "LABEL_HELP",
     "evaluate_command",
-    "label_number",
+    "label_given",
     "open_run",
     "parts_command",
     "sample_command",
 ]
+
+
+LABEL_HELP = (
+    "The label of all rows, or its name, for a conditional model; of several conditions a=x,b=3."
+)
 
 
 @click.command("evaluate")
@@ -166,7 +174,7 @@ def _new_split(
 @click.command("sample")
 @click.argument("run", type=PLACE)
 @click.option("--num", type=Whole(min=1), default=64, show_default=True, help="How many.")
-@click.option("--label", help="The label of all samples of a conditional model, or its name.")
+@click.option("--label", help=LABEL_HELP)
 @click.option("--mean", is_flag=True, help="Means of p(x given z) instead of draws from it.")
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Seed.")
 @click.option(
@@ -199,7 +207,7 @@ def sample_command(
         raise ConfigError(
             f"Invalid value for '--distances': expected a table with it, .csv or .tsv; got {out}."
         )
-    labels = _labels_to_sample(record["data"], num, label)
+    labels = _labels_to_sample(run, record, num, label, seed)
     near = _distances(run, record) if distances else None
     torch.manual_seed(seed)
     samples = vae.sample(num, labels, mean=mean)
@@ -220,13 +228,15 @@ def _table(facts: dict[str, Any], samples: Any, labels: Any, mean: bool, near: A
     """The columns of samples: whole numbers where the data are, labels by name, distances."""
     import numpy as np
 
-    from pyro_vaes.runs.new_data import element_columns
+    from pyro_vaes.runs.new_data import condition_columns, element_columns
 
     values = samples.numpy()
     if not mean and facts.get("kind", "real") in ("binary", "levels", "counts"):
         values = values.astype(np.int64)
     columns = element_columns(facts, values)
-    if labels is not None:
+    if labels is not None and facts.get("conditions"):
+        columns |= condition_columns(facts, labels.expand(len(values), -1).numpy())
+    elif labels is not None:
         numbers = np.broadcast_to(np.asarray(labels), (len(values),))
         names = facts.get("label_names")
         column = facts.get("label_column") or "label"
@@ -260,26 +270,61 @@ def _distances(run: Path, record: dict[str, Any]) -> Any:
     return near
 
 
-def _labels_to_sample(data: dict[str, Any], num: int, label: str | None) -> Any:
-    """The labels of samples: the given one, or in turn those of the training rows."""
+def _labels_to_sample(
+    run: Path, record: dict[str, Any], num: int, label: str | None, seed: int
+) -> Any:
+    """The labels of samples: the given one, or in turn those of the training rows.
+
+    Conditions are those of training rows drawn at random.
+    """
     import torch
 
+    data = record["data"]
     num_labels = data["num_labels"]
+    if label is None and data.get("conditions"):
+        return _conditions_to_sample(run, record, num, seed)
     if label is None:
         if not num_labels:
             return None
         # A class without training rows was not learned.
         there = torch.tensor(data.get("labels") or range(num_labels))
         return there[torch.arange(num) % len(there)]
-    return label_number(data, label)
+    return label_given(data, label)
 
 
-def label_number(data: dict[str, Any], label: str) -> int:
-    """The number of a label of a conditional model.
+def _conditions_to_sample(run: Path, record: dict[str, Any], num: int, seed: int) -> Tensor:
+    """Conditions of training rows, drawn at random."""
+    import torch
+
+    from pyro_vaes.runs.new_data import own_data
+
+    y = own_data(read_config(run), run, record).train.y
+    assert y is not None
+    click.echo("Conditions: those of training rows drawn at random. (For all the same: --label.)")
+    return y[torch.randint(len(y), (num,), generator=torch.Generator().manual_seed(seed))]
+
+
+def label_given(data: dict[str, Any], label: str) -> Tensor:
+    """The number of a label of a conditional model, or a row of conditions ``(columns,)``.
 
     Raises:
         ConfigError: if it has none of it.
     """
+    import torch
+
+    from pyro_vaes.data.mixed.conditions import condition_row
+    from pyro_vaes.runs.new_data import conditions_in
+
+    conditions = conditions_in(data)
+    if conditions is None:
+        return torch.tensor(_label_number(data, label))
+    try:
+        return condition_row(conditions, label)
+    except DataError as error:
+        raise ConfigError(f"Invalid value for '--label': {error}") from error
+
+
+def _label_number(data: dict[str, Any], label: str) -> int:
     num_labels, names = data["num_labels"], data.get("label_names")
     if not num_labels:
         raise ConfigError(
@@ -334,17 +379,24 @@ def _is_record(record: dict[str, Any], event_shape: tuple[int, ...] | None) -> b
         and (image is None or math.prod(image) == math.prod(data["event_shape"]))
         and (columns is None or (_is_words(columns) and [len(columns)] == data["event_shape"]))
         and isinstance(data.get("label_column"), (str, type(None)))
-        and _is_codec(data.get("codec"), columns)
+        and _is_codec(data.get("codec"), columns or [])
+        and _is_codec(data.get("conditions"))
     )
 
 
-def _is_codec(value: Any, columns: Any) -> bool:
+def _is_codec(value: Any, columns: Any = None) -> bool:
+    """Whether a value describes columns, of some names if these are given."""
     keys = {"column", "values", "decimals", "date"}
     return value is None or (
         isinstance(value, list)
         and all(isinstance(one, dict) and one.keys() == keys for one in value)
-        and [one["column"][:1] for one in value] == [[name] for name in columns or ()]
+        and all(_is_column(one["column"]) for one in value)
+        and columns in (None, [one["column"][0] for one in value])
     )
+
+
+def _is_column(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and _is_words(value[:2])
 
 
 def _is_words(value: Any) -> bool:

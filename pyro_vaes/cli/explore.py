@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyro_vaes.cli.apply import Use, draw_options, use
+from pyro_vaes.cli.evaluate import LABEL_HELP
 from pyro_vaes.cli.flags import PLACE, Whole
 from pyro_vaes.core.choices import PROPOSALS
 from pyro_vaes.runs.schema import read_config
@@ -29,7 +30,7 @@ _PAGE = "explore.html"
     type=click.Choice(["train", "val", "test"]),
     help="Rows of the run's own data instead.  [default: test, without --data]",
 )
-@click.option("--label", help="The label of all rows, for a conditional model.")
+@click.option("--label", help=LABEL_HELP)
 @click.option(
     "--rows",
     "count",
@@ -82,6 +83,8 @@ def _rows(used: Use, split: str | None, own: bool) -> Rows:
     if classes is None and own:
         found = own_data(read_config(used.run), used.run, used.record)
         classes = getattr(found, split or "test").y
+    if classes is not None and classes.dim() > 1:
+        classes = None  # Conditions are no classes.
     names = next(iter(used.known().values()))
     return Rows(
         x=used.rows.x,

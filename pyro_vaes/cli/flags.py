@@ -106,15 +106,23 @@ class Flag(click.Option):
     """The flag of an option, with its default shown in the help."""
 
     def __init__(self, option: Option, default: Any) -> None:
+        several = bool(option.repeat)
         super().__init__(
-            [option.flag, option.name],
+            [option.flag, *filter(None, [option.repeat]), option.name],
             type=_Type(option, default),
-            default=text(default),
+            default=[text(default)] if several else text(default),
+            multiple=several,
             show_default=True,
             metavar=option.metavar,
             help=option.help + (f" {option.bounds.capitalize()}." if option.bounds else ""),
         )
         self.section = option.section
+
+    def process_value(self, ctx: click.Context, value: Any) -> Any:
+        """The value; texts of a flag that was given several times as one, with commas between."""
+        one = self.multiple and isinstance(value, str)  # As a map of defaults may give it.
+        found = super().process_value(ctx, (value,) if one else value)
+        return ",".join(found) if self.multiple else found
 
 
 def given(context: click.Context) -> Values:

@@ -40,7 +40,7 @@ def interpolate_command(
     used = use(run, data, split, label, out, pictures=True)
     chosen = _numbers(rows, "--rows", len(used.rows.x), least=2)
     x, y = used.rows.x[chosen], None if used.rows.y is None else used.rows.y[chosen]
-    if y is not None and y.unique().numel() > 1:
+    if y is not None and len(y.unique(dim=0)) > 1:
         raise ConfigError(
             "Invalid value for '--rows': expected rows of one label; got several. Give one for all "
             "with --label."

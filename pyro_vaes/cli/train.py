@@ -20,6 +20,7 @@ from pyro_vaes.runs.options import ConfigError
 from pyro_vaes.runs.recipes import DEFAULT_RECIPE, RECIPES
 from pyro_vaes.runs.resolve import (
     check_combination,
+    check_conditional,
     check_resume,
     check_warmup_steps,
     from_yaml,
@@ -133,6 +134,8 @@ def _train(
         data = processes.in_turn(lambda: data_of(config, "Invalid value for '--data'"))
         steps = math.ceil(len(data.train) / config.training.batch_size)
         config, more = check_warmup_steps(config, explicit, steps)
+        config, given = check_conditional(config, explicit, data.condition_names)
+        more += given
         torch.manual_seed(config.training.seed)
         vae, choices = build(config, data, out)
         trainer = trainer_of(vae, data, config)

@@ -43,6 +43,7 @@ _MODULES: Mapping[str, tuple[str, ...]] = {
     "networks.residual": ("ResDecoder", "ResEncoder", "ResMLP"),
     "parts.columns": ("TableLikelihood",),
     "parts.correlated": (
+        "AutoregressiveNormalLikelihood",
         "CorrelatedLikelihood",
         "LowRankNormalLikelihood",
         "StudentTLikelihood",

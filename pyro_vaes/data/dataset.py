@@ -75,6 +75,7 @@ class DataSet:
         notes: sentences on guesses about the source and on oddities in the data.
         columns: the names of a table's columns, None where there are none.
         codec: of a table with columns of several kinds: how rows are written as numbers.
+        conditions: of a table whose labels are several conditions: how they are written as numbers.
         places: by split, the numbers that its rows have in the source, from 0; None if the source
             brought its splits.
     """
@@ -92,6 +93,7 @@ class DataSet:
     notes: tuple[str, ...] = ()
     columns: Columns | None = None
     codec: Codec | None = None
+    conditions: Codec | None = None
     places: Mapping[str, Tensor] | None = None
 
     @property
@@ -138,6 +140,11 @@ class DataSet:
             f"the default likelihood is {self.default_likelihood}."
             + "".join(f" {note}" for note in self.notes)
         )
+
+    @property
+    def condition_names(self) -> tuple[str, ...]:
+        """The names of the conditions that y holds; empty if it holds none, or one label."""
+        return tuple(column.name for column in self.conditions.columns) if self.conditions else ()
 
     def rows(self, x: Any) -> Any:
         """Numbers ``(n, D)`` of a table as a data frame with its names, words, dates and rounding.
@@ -197,7 +204,7 @@ def load_data(
     root: str | Path = "data",
     binarization: Binarization | None = None,
     header: bool | None = None,
-    label_column: str | None = None,
+    label_column: str | Sequence[str] | None = None,
     drop: Sequence[str] = (),
     missing: Literal["keep", "refuse"] = "keep",
     dependent: Literal["keep", "drop", "refuse"] = "keep",
@@ -249,6 +256,8 @@ def load_data(
             MNIST), ``threshold`` (one half) or ``grey`` (256 levels).
         header: of a text file: whether the first row holds names; None to detect it.
         label_column: of a table: the name of the label column, ``""`` for none; None to detect it.
+            Several names (also with commas between), a column of fractions or one whose kind
+            ``types`` gives make y a matrix of conditions, see :class:`.Conditions`.
         drop: of a table: names of columns to leave out.
         missing: whether gaps are kept, or refused.
         dependent: whether real columns that never vary, or are linear functions of others in the
@@ -336,6 +345,7 @@ def load_data(
         notes=tuple(notes),
         columns=columns,
         codec=codec,
+        conditions=options.extras.get("conditions"),
         places=places,
     )
 

@@ -115,7 +115,7 @@ def _read_file(path: Path, options: Any = None, notes: list[str] | None = None) 
 
 
 def read_columns(
-    path: Path, columns: Any, labelled: bool, codec: Any = None
+    path: Path, columns: Any, labelled: bool, codec: Any = None, conditions: Any = None
 ) -> tuple[Any, Any, Mapping[str, Any]]:
     """Reads columns of a table that are known by name.
 
@@ -124,6 +124,7 @@ def read_columns(
         columns: :class:`~pyro_vaes.data.spreadsheets.Columns`.
         labelled: whether labels are needed.
         codec: :class:`~pyro_vaes.data.mixed.codec.Codec` of columns of several kinds.
+        conditions: that of the columns of conditions, if labels are such.
 
     Returns:
         See :func:`~pyro_vaes.data.spreadsheets.pick_columns`.
@@ -137,7 +138,7 @@ def read_columns(
     with _readable(path, suffix_of(path)):
         _check_size(path)
         frame, _ = read_table(path, TableOptions(header=True), [])
-        return pick_columns(frame, columns, labelled, codec)
+        return pick_columns(frame, columns, labelled, codec, conditions)
 
 
 def _check_size(path: Path) -> None:

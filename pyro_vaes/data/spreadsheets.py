@@ -18,8 +18,23 @@ from typing import Any
 import numpy as np
 
 from pyro_vaes.core.errors import DataError
-from pyro_vaes.data.mixed.cells import SPACES, cells_of, check_thousands, separator_of, weights_of
+from pyro_vaes.data.mixed.cells import (
+    SPACES,
+    cells_of,
+    check_thousands,
+    gaps_of,
+    letter_of,
+    numbers_of,
+    separator_of,
+    weights_of,
+)
 from pyro_vaes.data.mixed.codec import Codec, codec_of
+from pyro_vaes.data.mixed.conditions import (
+    are_conditions,
+    condition_rows,
+    conditions_of,
+    labels_asked,
+)
 
 __all__ = ["SUFFIXES", "Columns", "TableOptions", "pick_columns", "read_frame", "read_table"]
 
@@ -52,19 +67,20 @@ class TableOptions:
 
     Attributes:
         header: whether the first row holds the names of the columns; None to detect it.
-        label_column: the name of the column of labels; ``""`` for none, None to detect it.
+        label_column: the name of the column of labels; ``""`` for none, None to detect it;
+            several names, also with commas between, for columns of conditions.
         drop: names of columns to leave out.
         types: kinds of columns by name; any makes it a table of columns of several kinds.
         table: whether it is one; None to detect it: a column of words makes it one.
         group: the name of a column whose values say which rows stay together.
         weights: the name of a column by which rows count in training.
         found: takes the columns of what was read, where they have names.
-        extras: takes the ``codec`` of a table of several kinds, and the ``group`` and
-            ``weights`` of rows.
+        extras: takes the ``codec`` of a table of several kinds, that of ``conditions``, and the
+            ``group`` and ``weights`` of rows.
     """
 
     header: bool | None = None
-    label_column: str | None = None
+    label_column: str | Sequence[str] | None = None
     drop: tuple[str, ...] = ()
     types: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     table: bool | None = None
@@ -155,14 +171,17 @@ def read_frame(
         DataError: naming the first cell that is no number.
     """
     names = [str(name) for name in frame.columns]
-    letters = dict(zip(range(len(names)), map(_letter, range(len(names))), strict=True))
+    letters = dict(zip(range(len(names)), map(letter_of, range(len(names))), strict=True))
+    options = dataclasses.replace(options, label_column=labels_asked(options.label_column, names))
     _check_named(options, names)
     left_out = (*options.drop, options.group, options.weights)
     dropped = {i for i, name in enumerate(names) if name in left_out}
     if named:
         dropped |= _indices(frame, names, dropped, options, notes)
-    label = _label(frame, names, dropped, options, notes) if named else None
-    kept = [i for i in range(len(names)) if i not in dropped and i != label]
+    labels = _labels(frame, names, dropped, options, notes) if named else []
+    given = frame.iloc[:, labels].set_axis([names[i] for i in labels], axis=1)
+    conditions = bool(options.label_column) and are_conditions(given, options.types)
+    kept = [i for i in range(len(names)) if i not in dropped and i not in labels]
     if not len(frame) or not kept:
         raise DataError(f"Expected rows with numbers in them; got {len(frame)} of {len(kept)}.")
     if options.group is not None:
@@ -175,33 +194,47 @@ def read_frame(
     for i, place in zip(kept, places, strict=True):
         check_thousands(frame.iloc[:, i], place)
     chosen = frame.iloc[:, kept].set_axis([names[i] if named else letters[i] for i in kept], axis=1)
-    if _is_mixed(chosen, options):
-        codec = options.extras["codec"] = codec_of(chosen, options.types, notes)
+    types = {n: kind for n, kind in options.types.items() if not conditions or n not in given}
+    if _is_mixed(chosen, options.table, types):
+        codec = options.extras["codec"] = codec_of(chosen, types, notes)
         found: dict[str, Any] = {"x": codec.numbers(chosen)}
     else:
         pairs = zip(kept, places, strict=True)
-        found = {"x": np.stack([_numbers(frame.iloc[:, i], p, notes) for i, p in pairs], axis=1)}
+        found = {"x": np.stack([numbers_of(frame.iloc[:, i], p) for i, p in pairs], axis=1)}
     if named:
-        of_labels = None if label is None else names[label]
+        of_labels = names[labels[0]] if labels and not conditions else None
         in_row = [names[i] for i in kept]
         if "codec" in options.extras:
             in_row = [column.name for column in options.extras["codec"].columns]
         options.found.append(Columns(tuple(in_row), of_labels))
-    if label is not None:
-        if frame.iloc[:, label].isna().any():
-            line = frame.index[frame.iloc[:, label].isna()][0]
-            raise DataError(f"Expected a label in each row; got none in line {line}.")
-        found["y"] = labels = frame.iloc[:, label].to_numpy()
-        if labels.dtype.kind == "f" and (wrong := labels[labels != np.floor(labels)]).size:
-            raise DataError(
-                f"Expected labels that are whole numbers or words; got {wrong[0]:g}. (Rename "
-                f"column {names[label]!r} if it is no label.)"
-            )
+    if conditions:
+        codec = options.extras["conditions"] = conditions_of(given, options.types, notes)
+        found["y"] = condition_rows(codec, given)
+    elif labels:
+        found["y"] = _checked_labels(given.iloc[:, 0])
     return found
 
 
+def _checked_labels(column: Any) -> Any:
+    """One label for each row; refused where there is none, or a fraction."""
+    if column.isna().any():
+        line = column.index[column.isna()][0]
+        raise DataError(f"Expected a label in each row; got none in line {line}.")
+    labels = column.to_numpy()
+    if labels.dtype.kind == "f" and (wrong := labels[labels != np.floor(labels)]).size:
+        raise DataError(
+            f"Expected labels that are whole numbers or words; got {wrong[0]:g}. (Rename "
+            f"column {column.name!r} if it is no label.)"
+        )
+    return labels
+
+
 def pick_columns(
-    frame: Any, columns: Columns, labelled: bool, codec: Codec | None = None
+    frame: Any,
+    columns: Columns,
+    labelled: bool,
+    codec: Codec | None = None,
+    conditions: Codec | None = None,
 ) -> tuple[Any, Any, dict[str, Any]]:
     """The columns of a table in an order that is known, whatever order they stand in.
 
@@ -210,9 +243,11 @@ def pick_columns(
         columns: what is wanted, by name.
         labelled: whether labels are needed.
         codec: how columns of several kinds are written as numbers.
+        conditions: how those of conditions are, if labels are such.
 
     Returns:
-        ``x``, an array of numbers; the labels or None; and the columns that are not in x, by name.
+        ``x``, an array of numbers; the labels, conditions or None; and the columns that are not
+        in x, by name.
 
     Raises:
         DataError: for columns that are missing or there twice, and for cells that are no numbers.
@@ -220,7 +255,9 @@ def pick_columns(
     if not len(frame):
         raise DataError("Expected rows with numbers in them; got none.")
     names = [str(name) for name in frame.columns]
-    wanted = [*columns.names, *([columns.label] if labelled and columns.label else [])]
+    of_labels = [c.name for c in conditions.columns] if conditions else [columns.label or ""]
+    of_labels = list(filter(None, of_labels)) if labelled else []
+    wanted = [*columns.names, *of_labels]
     missing = [name for name in wanted if name not in names]
     if missing:
         shown = ", ".join(map(repr, missing[:5])) + ", ..." * (len(missing) > 5)
@@ -236,12 +273,15 @@ def pick_columns(
     if codec is not None:
         x = codec.numbers(chosen)
     else:
-        places = [f"column {name!r} ({_letter(at[name])})" for name in columns.names]
+        places = [f"column {name!r} ({letter_of(at[name])})" for name in columns.names]
         pairs = zip(columns.names, places, strict=True)
-        x = np.stack([_numbers(chosen[name], place, []) for name, place in pairs], axis=1)
-    labels = frame.iloc[:, at[columns.label]].to_numpy() if labelled and columns.label else None
+        x = np.stack([numbers_of(chosen[name], place) for name, place in pairs], axis=1)
+    labels = frame.iloc[:, at[of_labels[0]]].to_numpy() if of_labels else None
+    if of_labels and conditions is not None:
+        given = frame.iloc[:, [at[name] for name in of_labels]].set_axis(of_labels, axis=1)
+        labels = condition_rows(conditions, given)
     rest = {
-        name or f"column {_letter(i)}": frame.iloc[:, i].to_numpy()
+        name or f"column {letter_of(i)}": frame.iloc[:, i].to_numpy()
         for i, name in enumerate(names)
         if name not in columns.names
     }
@@ -311,8 +351,8 @@ def _check_whole(path: Path, frame: Any, separator: str) -> None:
 
 
 def _check_named(options: TableOptions, names: Sequence[str]) -> None:
-    named = filter(None, (options.label_column, options.group, options.weights))
-    for name in (*options.drop, *named):
+    named = filter(None, (options.group, options.weights))
+    for name in (*options.drop, *(options.label_column or ()), *named):
         if name not in names:
             known = ", ".join(filter(None, names))
             raise DataError(f"Expected a column called {name!r}; got {known}.")
@@ -325,7 +365,7 @@ def _indices(
     found = set()
     for i, name in enumerate(names):
         nameless = name == "" or name.startswith("Unnamed: ")
-        if i in dropped or name == options.label_column:
+        if i in dropped or name in (options.label_column or ()):
             continue
         if not nameless and name.lower() not in _INDEX:
             continue
@@ -352,12 +392,12 @@ def _counts(column: Any) -> bool:
     return values[0] in (0, 1) and bool((np.diff(values) == 1).all())
 
 
-def _label(
+def _labels(
     frame: Any, names: Sequence[str], dropped: set[int], options: TableOptions, notes: list[str]
-) -> int | None:
-    """The column of labels, if there is one."""
+) -> list[int]:
+    """The columns of labels: those asked for, or the one that looks like it."""
     if options.label_column is not None:
-        return names.index(options.label_column) if options.label_column else None
+        return [names.index(name) for name in options.label_column]
     wanted = [i for i, n in enumerate(names) if n.lower() in _LABELS and i not in dropped]
     if len(wanted) > 1:
         raise DataError(f"Expected one column called label or y at most; got {len(wanted)}.")
@@ -367,10 +407,9 @@ def _label(
             wanted.append(i)
         else:
             notes.append(f"The column {names[i]!r} was taken for data, not for labels.")
-    if not wanted:
-        return None
-    notes.append(f"The column {names[wanted[0]]!r} was taken for the labels.")
-    return wanted[0]
+    if wanted:
+        notes.append(f"The column {names[wanted[0]]!r} was taken for the labels.")
+    return wanted[:1]
 
 
 def _classes(column: Any) -> bool:
@@ -381,61 +420,20 @@ def _classes(column: Any) -> bool:
     return bool(distinct <= (_MOST_CLASSES if column.dtype.kind in "iu" else len(column) / 2))
 
 
-def _is_mixed(frame: Any, options: TableOptions) -> bool:
+def _is_mixed(frame: Any, table: bool | None, types: Mapping[str, Any]) -> bool:
     """Whether columns are of several kinds: if that was asked for, or most cells of one are words.
 
     A few words among numbers are an error in the file, not a category.
     """
     import pandas as pd
 
-    if options.table is not None or options.types:
-        return bool(options.table or options.types)
+    if table is not None or types:
+        return bool(table or types)
     for _, column in frame.items():
         if pd.api.types.is_numeric_dtype(column.dtype):
             continue
-        there = ~_gaps(column)
+        there = ~gaps_of(column)
         words = pd.to_numeric(column, errors="coerce").isna().to_numpy() & there
         if words.sum() > there.sum() / 2:
             return True
     return False
-
-
-# --- cells --------------------------------------------------------------------------------------
-
-
-def _numbers(column: Any, place: str, notes: list[str]) -> Any:
-    import pandas as pd
-
-    if column.dtype.kind == "b":
-        return column.to_numpy().astype(np.float64)
-    if pd.api.types.is_numeric_dtype(column.dtype):
-        values = column.to_numpy(dtype=np.float64, na_value=np.nan)
-    else:
-        values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64)
-    bad = ~np.isfinite(values) & ~_gaps(column)
-    if not bad.any():
-        return values
-    line, cell = column.index[bad][0], column[bad].iloc[0]
-    got = str(cell) if isinstance(cell, float) else repr(str(cell))
-    raise DataError(
-        f"Expected a number in line {line}, {place}; got {got} ({int(bad.sum())} of {len(bad)} "
-        "rows are so). Leave the column out, or number it."
-    )
-
-
-def _gaps(column: Any) -> Any:
-    """Which cells hold no value: NaN, NA, and blanks, also in quotes."""
-    gaps = column.isna().to_numpy()
-    if column.dtype.kind in "OT" or str(column.dtype).startswith("str"):
-        gaps = gaps | (column.astype(str).str.strip() == "").to_numpy()
-    return gaps
-
-
-def _letter(i: int) -> str:
-    """The name that a spreadsheet gives to column i, counted from 0: A to Z, then AA."""
-    name = ""
-    i += 1
-    while i:
-        i, rest = divmod(i - 1, 26)
-        name = chr(ord("A") + rest) + name
-    return name

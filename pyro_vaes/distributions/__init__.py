@@ -1,6 +1,9 @@
 """Distributions that Pyro lacks or gets wrong."""
 
-from pyro_vaes.distributions.autoregressive import AutoregressiveLevels
+from pyro_vaes.distributions.autoregressive import (
+    AutoregressiveLevels,
+    SharedAutoregressiveNormal,
+)
 from pyro_vaes.distributions.chains import Chain
 from pyro_vaes.distributions.correlated import (
     Given,
@@ -33,6 +36,7 @@ __all__ = [
     "OrdinalLevels",
     "Powered",
     "Shaped",
+    "SharedAutoregressiveNormal",
     "SharedLowRankNormal",
     "SharedNormal",
     "SharedStudentT",

@@ -33,7 +33,7 @@ class Rows:
 
     Attributes:
         x: ``(n, *event_shape)``.
-        y: labels ``(n,)`` for a conditional model, else None.
+        y: labels ``(n,)`` or conditions ``(n, columns)`` for a conditional model, else None.
         classes: labels ``(n,)`` that the rows are coloured by, if there are any.
         names: of the rows.
         image_shape: ``(C, H, W)`` if a datum is an image.
@@ -163,7 +163,7 @@ def _ends(codes: Tensor, classes: Tensor | None, y: Tensor | None) -> list[int]:
     A conditional model follows one label only, so that they are rows of the first.
     """
     if y is not None:
-        inside = (y == y[0]).nonzero().flatten()
+        inside = (y == y[0]).reshape(len(y), -1).all(1).nonzero().flatten()
         return sorted(inside[_far(codes[inside])].tolist())
     if classes is None or len(classes.unique()) < 2:
         return sorted(_far(codes))

@@ -17,6 +17,7 @@ from pyro_vaes.core.checks import positive
 from pyro_vaes.core.labels import append_labels
 from pyro_vaes.data.splits import as_split
 from pyro_vaes.data.tables import num_gaps
+from pyro_vaes.distributions.autoregressive import SharedAutoregressiveNormal
 from pyro_vaes.distributions.correlated import (
     Shaped,
     SharedLowRankNormal,
@@ -27,7 +28,12 @@ from pyro_vaes.networks.mlp import Network
 from pyro_vaes.parts.likelihoods import Likelihood
 from pyro_vaes.parts.units import ElementUnits
 
-__all__ = ["CorrelatedLikelihood", "LowRankNormalLikelihood", "StudentTLikelihood"]
+__all__ = [
+    "AutoregressiveNormalLikelihood",
+    "CorrelatedLikelihood",
+    "LowRankNormalLikelihood",
+    "StudentTLikelihood",
+]
 
 
 class CorrelatedLikelihood(ElementUnits, Likelihood):
@@ -191,3 +197,56 @@ class LowRankNormalLikelihood(CorrelatedLikelihood):
             return SharedNormal(loc, self.factor(cast(Tensor, self.below)), self.gaps)
         wide = self.spreads.unsqueeze(-1) * self.below
         return SharedLowRankNormal(loc, wide, (self.spreads * self.scale).square(), self.gaps)
+
+
+class AutoregressiveNormalLikelihood(CorrelatedLikelihood):
+    """Normal noise of a signal that is correlated over time: autoregressive around the mean.
+
+    Each element's noise is a linear function of the ``order`` before it, plus an innovation:
+    Yule, "On a method of investigating periodicities in disturbed series" (1927). Time is the last
+    dimension of a datum; others, channels for instance, are series of their own with the same
+    coefficients. The noise is stationary but for its scale, which each element has. What is learned
+    are partial autocorrelations in (-1, 1), so that it stays so; at 0, where they start, elements
+    are independent. See :class:`CorrelatedLikelihood` for the other arguments.
+
+    >>> likelihood = pv.AutoregressiveNormalLikelihood(pv.MLP(2, [8]), event_shape=(3, 40), order=2)
+    >>> likelihood(torch.zeros(5, 2)).log_prob(torch.zeros(5, 3, 40)).shape
+    torch.Size([5])
+
+    Args:
+        order: the number of elements before, less than the length of a series; 0 for none.
+        initial_scale: where the scales of innovations start; see :class:`CorrelatedLikelihood`.
+
+    Raises:
+        ValueError: for an order that is no number of elements before one.
+    """
+
+    # Closer to 1 a partial autocorrelation would leave an innovation nothing in single precision.
+    MOST = 0.9999
+
+    def __init__(
+        self,
+        network: Network,
+        event_shape: Sequence[int],
+        num_labels: int = 0,
+        order: int = 1,
+        initial_scale: float = 1.0,
+        min_scale: float = 1e-3,
+    ) -> None:
+        super().__init__(network, event_shape, num_labels, initial_scale, min_scale)
+        if not 0 <= order < self.event_shape[-1]:
+            raise ValueError(
+                f"Expected an order from 0 to below {self.event_shape[-1]}, the length of a series "
+                f"(the last dimension of event_shape); got {order}."
+            )
+        self.order = order
+        self.slant = nn.Parameter(torch.zeros(order))
+
+    @property
+    def partial(self) -> Tensor:
+        """The partial autocorrelations at lags 1 to ``order``, in (-1, 1)."""
+        return self.MOST * (self.PACE * self.slant).tanh()
+
+    def around(self, loc: Tensor) -> Any:
+        scale, length = self.spreads * self.scale, self.event_shape[-1]
+        return SharedAutoregressiveNormal(loc, scale, self.partial, length, self.gaps)

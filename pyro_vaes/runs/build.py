@@ -13,7 +13,9 @@ from pyro.infer import RenyiELBO
 from pyro_vaes.classical.comparison import on_scale
 from pyro_vaes.classical.start import start_at_factors
 from pyro_vaes.core.errors import DataError
+from pyro_vaes.core.labels import Conditions
 from pyro_vaes.data.dataset import NAMES, DataSet
+from pyro_vaes.data.mixed.conditions import sizes
 from pyro_vaes.inference.elbo import BetaELBO, CapacityRamp, CyclicalWeight
 from pyro_vaes.inference.info import BetaTCELBO, InfoELBO
 from pyro_vaes.inference.many_samples import ManySamples
@@ -72,12 +74,14 @@ def build(config: RunConfig, data: DataSet, out: str | Path | None = None) -> tu
         raise ConfigError(
             f"Invalid value for '--mode': expected a CUDA device for cuda_graph; got {device.type}."
         )
-    if config.data.conditional and not data.num_labels:
+    conditions = _conditions(config, data)
+    if config.data.conditional and not data.num_labels and conditions is None:
         raise ConfigError(
             "Invalid value for '--conditional': expected data with labels; "
             f"got {data.name} without any."
         )
     labels = (data.num_labels or 0) if config.data.conditional else 0
+    labels = conditions.width if conditions is not None else labels
     if labels > max(_FEW_LABELS, len(data.train) // 2):
         raise ConfigError(
             f"Invalid value for '--conditional': expected far fewer labels than the "
@@ -99,12 +103,41 @@ def build(config: RunConfig, data: DataSet, out: str | Path | None = None) -> tu
             PowerPosterior(posterior, powers),
             PowerLikelihood(likelihood, powers),
         )
-    vae = VAE(prior, posterior, likelihood)
+    vae = _joined(prior, posterior, likelihood, conditions)
     if config.training.start == "factors":
         _start_at_factors(vae, config, data, remarks)
     if out is None or not (Path(out) / CHECKPOINT).exists():
         _start_from_init(vae, config)
     return vae, remarks
+
+
+def _conditions(config: RunConfig, data: DataSet) -> Conditions | None:
+    """What a matrix y holds, in the units of the training rows; None for labels."""
+    if data.train.y is None or data.train.y.dim() < 2:
+        return None
+    if data.conditions is None:
+        raise ConfigError(
+            "Invalid value for '--data': expected conditions in columns of a table that --label "
+            f"names; got a matrix y of shape {tuple(data.train.y.shape)}."
+        )
+    if not config.data.conditional:
+        raise ConfigError(
+            "Invalid value for '--conditional': expected true with conditions "
+            f"({', '.join(data.condition_names)}), which nothing else would use; got false."
+        )
+    found = Conditions(sizes(data.conditions))
+    found.initialize_from(data.train.y)
+    return found
+
+
+def _joined(prior: Any, posterior: Any, likelihood: Any, conditions: Conditions | None) -> VAE:
+    """The VAE of some parts; refused if one of them takes labels alone."""
+    try:
+        return VAE(prior, posterior, likelihood, conditions)
+    except ValueError as error:
+        if conditions is None:
+            raise
+        raise ConfigError(f"Invalid value for '--label': {error}") from error
 
 
 def _latents(plan: Plan) -> tuple[Any, Any]:

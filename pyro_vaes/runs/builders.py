@@ -7,6 +7,7 @@ posterior, those of networks whether it is the decoder's.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, cast
@@ -324,6 +325,17 @@ def ordinal_likelihood(kind: type[OrdinalLikelihood], plan: Plan) -> nn.Module:
     likelihood = kind(network, plan.event_shape, levels, plan.labels, sharpness)
     likelihood.initialize_from(plan.data.train.x)
     return likelihood
+
+
+def signal_likelihood(kind: Kind, plan: Plan) -> nn.Module:
+    """A likelihood of signals whose noise is autoregressive, in the units of the data."""
+    order = plan.config.parts.noise_order
+    if order >= plan.event_shape[-1]:
+        raise ConfigError(
+            f"Invalid value for '--noise-order': expected less than {plan.event_shape[-1]}, the "
+            f"length of a series; got {order}."
+        )
+    return real_likelihood(cast(Any, functools.partial(kind, order=order)), plan)
 
 
 def real_likelihood(kind: type[NormalLikelihood], plan: Plan) -> nn.Module:

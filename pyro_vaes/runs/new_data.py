@@ -30,7 +30,17 @@ from pyro_vaes.storage.files import RunFolderError
 from pyro_vaes.storage.older import writer
 from pyro_vaes.vae import VAE, check_data
 
-__all__ = ["NewRows", "checked", "element_columns", "element_names", "own_data", "read_new"]
+__all__ = [
+    "NewRows",
+    "checked",
+    "condition_columns",
+    "conditions_in",
+    "element_columns",
+    "element_names",
+    "own_data",
+    "read_new",
+    "takes_y",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +49,7 @@ class NewRows:
 
     Attributes:
         x: ``(n, *event_shape)``.
-        y: labels ``(n,)``, or None for a model without.
+        y: labels ``(n,)``, conditions ``(n, columns)``, or None for a model without.
         carried: further columns of the rows, by name, which are copied to the output.
         notes: what there is to say.
     """
@@ -98,7 +108,7 @@ def read_new(
     config: RunConfig,
     run: Path,
     record: Mapping[str, Any],
-    label: int | None = None,
+    label: Tensor | int | None = None,
 ) -> NewRows:
     """Reads rows that a run has not seen, by what it knows of its data.
 
@@ -107,13 +117,13 @@ def read_new(
         config: the options of the run.
         run: its folder.
         record: what its weights say of its data.
-        label: of all rows, which then need none of their own.
+        label: of all rows, or their conditions ``(columns,)``; they then need none of their own.
 
     Raises:
         DataError: for what cannot be read, or are no rows of this model.
     """
     facts = record["data"]
-    labelled = label is None and bool(facts["num_labels"])
+    labelled = label is None and takes_y(facts)
     carried: Mapping[str, Any] = {}
     notes: list[str] = []
     try:
@@ -129,7 +139,8 @@ def read_new(
         reason = str(error).removeprefix(f"{path.expanduser()}: ")
         raise DataError(f"Invalid value for '--data' ({path}): {reason}") from error
     if label is not None:
-        y = torch.full((len(rows),), label)
+        given = torch.as_tensor(label)
+        y = given.expand(len(rows), *given.shape)
     return NewRows(rows, y, carried, tuple(notes))
 
 
@@ -148,7 +159,8 @@ def _from_table(
         pairs, _ = read(path, None, TableOptions(header, "", drop), notes)
         return pairs["all"][0], None, {}
     codec = _codec(record["data"])
-    x, labels, carried = read_columns(path, columns, labelled, codec)
+    given = conditions_in(record["data"])
+    x, labels, carried = read_columns(path, columns, labelled, codec, given)
     if carried:
         shown = ", ".join(map(repr, list(carried)[:10])) + ", ..." * (len(carried) > 10)
         notes.append(f"Not seen by the model, and copied to the output: {shown}.")
@@ -167,6 +179,27 @@ def _columns(config: RunConfig, run: Path, record: Mapping[str, Any]) -> Columns
 def _codec(facts: Mapping[str, Any]) -> Codec | None:
     """How the run's table is written as numbers, if its columns are of several kinds."""
     return Codec.of(facts["codec"]) if facts.get("codec") else None
+
+
+def conditions_in(facts: Mapping[str, Any]) -> Codec | None:
+    """How a run's conditions are written as numbers; None of a model without, or with one label.
+
+    Args:
+        facts: what the run knows of its data.
+    """
+    return Codec.of(facts["conditions"]) if facts.get("conditions") else None
+
+
+def takes_y(facts: Mapping[str, Any]) -> bool:
+    """Whether a run's model is given labels or conditions."""
+    return bool(facts["num_labels"] or facts.get("conditions"))
+
+
+def condition_columns(facts: Mapping[str, Any], y: Any) -> dict[str, Any]:
+    """Conditions ``(n, columns)`` as columns, with their words and dates."""
+    codec = conditions_in(facts)
+    assert codec is not None
+    return {name: _written(column) for name, column in codec.rows(y).items()}
 
 
 def _from_pictures(folder: Path, notes: list[str]) -> tuple[Any, Any, Mapping[str, Any]]:
@@ -210,6 +243,13 @@ def _shaped(x: Any, facts: Mapping[str, Any], notes: list[str]) -> Tensor:
 
 def _numbered(labels: Any, facts: Mapping[str, Any], count: int) -> Tensor:
     """Labels with the numbers that they have in the run."""
+    if facts.get("conditions"):
+        if labels is None or np.ndim(labels) < 2:
+            raise DataError(
+                "Expected conditions of each row, in columns of a table; got none. (For all rows "
+                "the same ones: --label.)"
+            )
+        return torch.as_tensor(labels)
     if labels is None:
         raise DataError(
             "Expected a label for each row of a conditional model; got none. (For all rows the "

@@ -62,6 +62,7 @@ class Option:
     above: float | None = None
     below: float | None = None
     only_with: tuple[str, Collection[str]] | None = None
+    repeat: str = ""
     field: str = ""
     section: str = ""
     kind: Any = str
@@ -192,6 +193,7 @@ def option(
     above: float | None = None,
     below: float | None = None,
     only_with: tuple[str, Collection[str]] | None = None,
+    repeat: str = "",
 ) -> Any:
     """Declares a field as an option.
 
@@ -204,8 +206,10 @@ def option(
         above: an exclusive lower bound.
         below: an exclusive upper bound.
         only_with: another option's flat name, and the values of it with which this has an effect.
+        repeat: another flag for it; both may be given several times, for texts that are then joined
+            by commas.
     """
-    made = Option(default, help, name, choices, least, above, below, only_with)
+    made = Option(default, help, name, choices, least, above, below, only_with, repeat)
     return dataclasses.field(default=default, metadata={"option": made})
 
 

@@ -136,6 +136,13 @@ REGISTRY: dict[str, dict[str, Row]] = {
             (),
             ("counts", "real"),
         ),
+        "autoregressive_normal": Row(
+            "parts.correlated.AutoregressiveNormalLikelihood",
+            "Barndorff-Nielsen and Schou 1973",
+            "signal_likelihood",
+            ("noise_order",),
+            ("counts", "real"),
+        ),
         "poisson": Row(
             "parts.counts.PoissonLikelihood", "Lambert 1992", "count_likelihood", (), _COUNTS
         ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from pyro_vaes.runs.options import ConfigError, Values, load_yaml, text
@@ -20,6 +20,7 @@ from pyro_vaes.runs.schema import (
 
 __all__ = [
     "check_combination",
+    "check_conditional",
     "check_resume",
     "check_warmup_steps",
     "differences",
@@ -136,6 +137,34 @@ def check_warmup_steps(
     flat = flatten(config)
     remarks = _shorten(flat, "warmup_steps", flat["epochs"] * steps_per_epoch, explicit)
     return unflatten(flat), remarks
+
+
+def check_conditional(
+    config: RunConfig, explicit: Collection[str], conditions: Sequence[str]
+) -> tuple[RunConfig, list[str]]:
+    """Makes a model of data with conditions, which nothing else uses, a conditional one.
+
+    Args:
+        config: the options.
+        explicit: names given by flag or file.
+        conditions: the names of the conditions of the data; none without any.
+
+    Returns:
+        The options, and a remark if they changed.
+
+    Raises:
+        ConfigError: if an explicit option says otherwise.
+    """
+    if not conditions or config.data.conditional:
+        return config, []
+    names = ", ".join(conditions)
+    if "conditional" in explicit:
+        raise ConfigError(
+            f"Invalid value for '--conditional': expected true with conditions ({names}), which "
+            "nothing else would use; got false. Leave them out by --drop."
+        )
+    flat = Values({**flatten(config), "conditional": True})
+    return unflatten(flat), [f"The model is conditional, since the data have conditions: {names}."]
 
 
 def _shorten(flat: Values, name: str, training: int, explicit: Collection[str]) -> list[str]:

@@ -103,6 +103,7 @@ def record_of(config: RunConfig, data: DataSet) -> dict[str, Any]:
             "columns": data.columns and list(data.columns.names),
             "label_column": data.columns and data.columns.label,
             "codec": data.codec and data.codec.plain(),
+            "conditions": data.conditions and data.conditions.plain(),
             "digest": data.digest,
         },
     }

@@ -98,7 +98,11 @@ class DataConfig(Section):
         "Whether the first row of a table names its columns; auto: as it looks.",
         choices=("auto", "first-row", "none"),
     )
-    label_column: str = option("auto", "Name of a table's column of labels, or none.")
+    label_column: str = option(
+        "auto",
+        "Name of a table's column of labels, or none; several are conditions, categories or reals.",
+        repeat="--label",
+    )
     drop: str = option("none", "Names of a table's columns to leave out: id,date.")
     types: str = option(
         "auto", "Kinds of a table's columns: grade=ordinal,visits=count; auto: as they look."
@@ -149,6 +153,9 @@ class PartsConfig(Section):
         False,
         "Let the network set each element's sharpness.",
         only_with=_only("likelihood", "sharpness"),
+    )
+    noise_order: int = option(
+        1, "Lags of noise over time.", least=1, only_with=_only("likelihood", "noise_order")
     )
     transform: str = option(
         "none",

@@ -99,6 +99,8 @@ def summarise(
         labels = None
         if vae.conditional:
             there = torch.tensor(data.labels)
+            if data.train.y is not None and vae.conditions is not None:
+                there = data.train.y[:10]  # Conditions of some rows, ten draws each.
             labels = there[torch.arange(100) // 10 % len(there)]
         figures["samples"] = plotting.image_grid(
             vae.sample(100, labels), data.image_shape, columns=10

@@ -11,9 +11,13 @@ from registry import scramble
 from scipy import stats
 
 import pyro_vaes as pv
-from pyro_vaes.distributions import SharedStudentT
+from pyro_vaes.distributions import SharedAutoregressiveNormal, SharedStudentT
 from pyro_vaes.networks.mlp import MLP
-from pyro_vaes.parts.correlated import LowRankNormalLikelihood, StudentTLikelihood
+from pyro_vaes.parts.correlated import (
+    AutoregressiveNormalLikelihood,
+    LowRankNormalLikelihood,
+    StudentTLikelihood,
+)
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -22,14 +26,37 @@ KINDS = {
     "t_diagonal": lambda **k: StudentTLikelihood(MLP(2, [8]), (3,), full=False, **k),
     "low_rank": lambda **k: LowRankNormalLikelihood(MLP(2, [8]), (3,), rank=1, **k),
     "full": lambda **k: LowRankNormalLikelihood(MLP(2, [8]), (3,), rank=None, **k),
+    "ar1": lambda **k: AutoregressiveNormalLikelihood(MLP(2, [8]), (3,), order=1, **k),
+    "ar2": lambda **k: AutoregressiveNormalLikelihood(MLP(2, [8]), (3,), order=2, **k),
 }
 kinds = pytest.mark.parametrize("kind", KINDS)
+
+
+def stationary(partial, length):
+    """The covariance of an autoregressive process with innovations of variance 1.
+
+    It is summed from the responses to innovations of the far past, which needs no recursion for
+    autocovariances, nor a stationary start.
+    """
+    weights = []
+    for pi in partial.tolist():
+        weights = [a - pi * b for a, b in zip(weights, weights[::-1], strict=True)] + [pi]
+    responses = [1.0]
+    for _ in range(4000):
+        before = responses[: -len(weights) - 1 : -1]
+        responses.append(sum(w * r for w, r in zip(weights, before, strict=False)))
+    r = torch.tensor(responses)
+    lags = [float(r[: len(r) - k] @ r[k:]) for k in range(length)]
+    return torch.tensor([[lags[abs(i - j)] for j in range(length)] for i in range(length)])
 
 
 def covariance(likelihood):
     if isinstance(likelihood, LowRankNormalLikelihood) and likelihood.rank is not None:
         unit = likelihood.below @ likelihood.below.mT + likelihood.scale.square().diag()
         return likelihood.spreads * unit * likelihood.spreads.unsqueeze(-1)
+    if isinstance(likelihood, AutoregressiveNormalLikelihood):
+        scale = likelihood.spreads * likelihood.scale
+        return scale * stationary(likelihood.partial, 3) * scale.unsqueeze(-1)
     factor = likelihood.factor(likelihood.below)
     return factor @ factor.mT
 
@@ -38,6 +65,8 @@ def covariance(likelihood):
 def test_scores_are_those_of_scipy_and_the_covariance_is_that_of_draws(kind):
     likelihood = scramble(KINDS[kind]())
     likelihood.initialize_from(torch.tensor([1.0, 50.0, -3.0]) * torch.randn(40, 3) + 7)
+    if kind.startswith("ar"):  # A memory that is short, for the sum over it.
+        likelihood.slant.data.copy_(torch.tensor([0.08, -0.05])[: likelihood.order])
     x, z = torch.randn(5, 3) * 20, torch.randn(5, 2)
     with torch.no_grad():
         d, c = likelihood(z), covariance(likelihood)
@@ -126,6 +155,11 @@ def test_one_factor_serves_all_rows_as_pyros_does():
         ),
         (lambda: StudentTLikelihood(MLP(2, [8]), (3,), min_scale=0.0), "Expected 0 < min_scale"),
         (lambda: LowRankNormalLikelihood(MLP(2, [8]), (3,), rank=0), "rank .*; got 0"),
+        (lambda: AutoregressiveNormalLikelihood(MLP(2, [8]), (3,), order=-1), "order .*; got -1"),
+        (
+            lambda: AutoregressiveNormalLikelihood(MLP(2, [8]), (9, 3), order=3),
+            "order from 0 to below 3, the length of a series .*; got 3",
+        ),
     ],
 )
 def test_bad_arguments_are_refused(make, message):
@@ -146,3 +180,81 @@ def test_loads_in_a_fresh_process(kind, tmp_path):
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     value = pv.log_marginal(vae, x, 20, proposal="encoder").sum().item()
     assert float(ended.stdout) == pytest.approx(value, rel=1e-12)
+
+
+# --- autoregressive noise -------------------------------------------------------------------------
+
+
+def series(order, channels, length):
+    """Noise of some series, and the dense normal of the same covariance."""
+    partial = torch.tensor([0.8, -0.5, 0.3])[:order]
+    scale, loc = torch.rand(channels * length) + 0.5, torch.randn(4, channels * length)
+    blocks = [stationary(partial, length)] * channels
+    dense = scale * torch.block_diag(*blocks) * scale.unsqueeze(-1)
+    ours = SharedAutoregressiveNormal(loc, scale, partial, length)
+    return ours, torch.distributions.MultivariateNormal(loc, dense)
+
+
+@pytest.mark.parametrize(
+    ("order", "channels", "length"), [(0, 1, 2), (1, 1, 2), (1, 3, 5), (2, 1, 3), (3, 2, 9)]
+)
+def test_autoregressive_noise_is_a_dense_normal(order, channels, length):
+    ours, dense = series(order, channels, length)
+    x = torch.randn(7, 4, channels * length)
+    torch.testing.assert_close(ours.log_prob(x), dense.log_prob(x))
+    torch.testing.assert_close(ours.variance, dense.variance)
+    # Draws, as a linear map of noise, have its covariance exactly.
+    factor = ours._unbroadcasted_scale_tril
+    torch.testing.assert_close(factor @ factor.mT, dense.covariance_matrix[0])
+    draws = ours.rsample((20_000,))
+    assert draws.shape == (20_000, 4, channels * length)
+    torch.testing.assert_close(draws[:, 0].T.cov(), dense.covariance_matrix[0], atol=0.2, rtol=0)
+    torch.testing.assert_close(draws.mean(0), ours.mean, atol=0.1, rtol=0)
+
+
+def test_gaps_of_a_series_are_integrated_out():
+    ours, dense = series(2, 2, 5)
+    x = torch.randn(4, 10)
+    x[0, 3], x[1, :4], x[2] = torch.nan, torch.nan, torch.nan
+    covariance, found = dense.covariance_matrix[0], []
+    for row, loc in zip(x, ours.loc, strict=True):
+        i = (~row.isnan()).nonzero()[:, 0]
+        if len(i) == 0:
+            found.append(0.0)
+            continue
+        part = torch.distributions.MultivariateNormal(loc[i], covariance[i][:, i])
+        found.append(part.log_prob(row[i]).item())
+    torch.testing.assert_close(ours.log_prob(x), torch.tensor(found))
+    i, j = torch.arange(4), torch.arange(4, 10)
+    fill = covariance[i][:, j] @ torch.linalg.solve(covariance[j][:, j], (x - ours.loc)[1, j])
+    torch.testing.assert_close(ours.given(x).mean[1, :4], ours.loc[1, :4] + fill)
+
+
+def test_memory_and_time_are_those_of_the_numbers_alone():
+    """A dense covariance of these would take 80 GB."""
+    loc = torch.zeros(1, 100_000)
+    normal = SharedAutoregressiveNormal(loc, torch.ones(100_000), torch.tensor([0.9, -0.2]))
+    assert normal.log_prob(loc).isfinite().all()
+
+
+def test_autoregressive_noise_is_found():
+    """A process of order 2 around no signal: its coefficients, and its exact density."""
+    torch.manual_seed(0)
+    partial = torch.tensor([0.7, -0.4])
+    truth = SharedAutoregressiveNormal(torch.zeros(1, 30), torch.full((30,), 0.5), partial)
+    x = truth.sample((400,))[:, 0]
+    likelihood = AutoregressiveNormalLikelihood(MLP(1, [4]), (30,), order=2)
+    likelihood.initialize_from(x)
+    vae = pv.VAE(pv.NormalPrior(1), pv.NormalPosterior(MLP(30, [4]), 1), likelihood)
+    pv.fit(vae, x, epochs=60, learning_rate=1e-2, progress=False)
+    torch.testing.assert_close(likelihood.partial.detach(), partial, atol=0.05, rtol=0)
+    missed = truth.log_prob(x).mean() - pv.log_marginal(vae, x, 50, proposal="encoder").mean()
+    assert missed.abs() < 0.3
+
+
+def test_noise_stays_stationary_at_its_bounds():
+    likelihood = AutoregressiveNormalLikelihood(MLP(2, [8]), (3, 12), order=3)
+    with torch.no_grad():
+        likelihood.slant.fill_(1e3)
+        d = likelihood(torch.zeros(2, 2))
+        assert d.log_prob(d.sample()).isfinite().all() and d.variance.isfinite().all()

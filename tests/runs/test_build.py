@@ -8,6 +8,7 @@ import torch
 
 import pyro_vaes as pv
 from pyro_vaes.runs.build import build
+from pyro_vaes.runs.options import ConfigError
 from pyro_vaes.runs.resolve import check_combination, resolve
 
 
@@ -35,3 +36,15 @@ def test_columns_of_counts_have_units_of_their_own():
     vae = built(pv.load_data(rows, kind="counts"), likelihood="poisson")
     assert numbers_of_units(vae) == {2}
     assert torch.isfinite(pv.log_marginal(vae, rows, num_samples=5, proposal="encoder")).all()
+
+
+def test_noise_of_signals_has_the_order_that_is_asked_for():
+    rows = np.random.default_rng(0).normal(size=(60, 3, 8)).astype("float32")
+    data = pv.load_data(rows)
+    options = {"likelihood": "autoregressive_normal", "noise_order": 3}
+    likelihood = built(data, **options).likelihood
+    assert likelihood.order == 3 and likelihood.partial.shape == (3,)
+    with pytest.raises(ConfigError, match=r"'--noise-order': expected less than 8, .*; got 8"):
+        built(data, **{**options, "noise_order": 8})
+    _, remarks = check_combination(*resolve(None, None, {"noise_order": 3}))
+    assert "--noise-order has no effect with --likelihood auto." in remarks

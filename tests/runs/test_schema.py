@@ -487,7 +487,8 @@ def test_help_shows_every_flag_with_its_default_by_section() -> None:
     positions = [result.output.index(f"\n{heading}\n") for heading in headings]
     assert positions == sorted(positions)
     for option in OPTIONS.values():
-        assert f"{option.flag} {option.metavar} {option.help}" in words
+        flag = ", ".join(filter(None, (option.flag, option.repeat)))
+        assert f"{flag} {option.metavar} {option.help}" in words
         assert f"[default: {text(option.default)}]" in words
 
 

@@ -10,7 +10,16 @@ import numpy as np
 
 from pyro_vaes.core.errors import DataError
 
-__all__ = ["SPACES", "cells_of", "check_thousands", "separator_of", "weights_of"]
+__all__ = [
+    "SPACES",
+    "cells_of",
+    "check_thousands",
+    "gaps_of",
+    "letter_of",
+    "numbers_of",
+    "separator_of",
+    "weights_of",
+]
 
 
 #: The separator of columns that blanks align.
@@ -64,3 +73,42 @@ def weights_of(column: Any, name: str) -> Any:
             f"({int(bad.sum())} of {len(bad)} rows are so)."
         )
     return values
+
+
+def numbers_of(column: Any, place: str) -> Any:
+    """A column as numbers, gaps as NaN; refused with the line of a cell that is none."""
+    import pandas as pd
+
+    if column.dtype.kind == "b":
+        return column.to_numpy().astype(np.float64)
+    if pd.api.types.is_numeric_dtype(column.dtype):
+        values = column.to_numpy(dtype=np.float64, na_value=np.nan)
+    else:
+        values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64)
+    bad = ~np.isfinite(values) & ~gaps_of(column)
+    if not bad.any():
+        return values
+    line, cell = column.index[bad][0], column[bad].iloc[0]
+    got = str(cell) if isinstance(cell, float) else repr(str(cell))
+    raise DataError(
+        f"Expected a number in line {line}, {place}; got {got} ({int(bad.sum())} of {len(bad)} "
+        "rows are so). Leave the column out, or number it."
+    )
+
+
+def gaps_of(column: Any) -> Any:
+    """Which cells hold no value: NaN, NA, and blanks, also in quotes."""
+    gaps = column.isna().to_numpy()
+    if column.dtype.kind in "OT" or str(column.dtype).startswith("str"):
+        gaps = gaps | (column.astype(str).str.strip() == "").to_numpy()
+    return gaps
+
+
+def letter_of(i: int) -> str:
+    """The name that a spreadsheet gives to column i, counted from 0: A to Z, then AA."""
+    name = ""
+    i += 1
+    while i:
+        i, rest = divmod(i - 1, 26)
+        name = chr(ord("A") + rest) + name
+    return name

@@ -133,13 +133,16 @@ class Codec:
         )
 
 
-def codec_of(frame: Any, types: Mapping[str, Any], notes: list[str]) -> Codec:
+def codec_of(
+    frame: Any, types: Mapping[str, Any], notes: list[str], what: str = "Columns"
+) -> Codec:
     """Looks at each column of a data frame, and says what it was taken for.
 
     Args:
         frame: the columns to model.
         types: kinds by name, which are not guessed; a list gives the values of an ordinal in order.
         notes: takes the sentences.
+        what: they are called in these.
 
     Raises:
         DataError: for a kind that there is not, a column that is not there, or none left.
@@ -160,7 +163,7 @@ def codec_of(frame: Any, types: Mapping[str, Any], notes: list[str]) -> Codec:
         coded.append(_coded(name, frame[name], guess, types.get(name)))
     if not coded:
         raise DataError("Expected a column to model; got none that is left.")
-    notes.append(f"Columns were taken for: {_listed(coded)}.")
+    notes.append(f"{what} were taken for: {_listed(coded)}.")
     if left:
         notes.append(f"Left out: {', '.join(left)}.")
     if unsure:

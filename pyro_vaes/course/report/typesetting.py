@@ -20,6 +20,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from pyro_vaes.course.report.documents import (
     MARKDOWN,
     DocumentError,
@@ -188,6 +190,8 @@ def _typeset(node: Node) -> list[Node]:
     """Nodes as LaTeX needs them: tables with a size, aligned equations as raw TeX."""
     if node["t"] == "Image" and node["c"][2][0].lower().endswith(".svg"):
         return [left_out(f"the picture {Path(node['c'][2][0]).name} is an SVG: see the page")]
+    if node["t"] == "Image":
+        return [_bounded(node)]
     if node["t"] == "Str":
         return [_curled(node)]
     if node["t"] == "CodeBlock" and not node["c"][0][1]:  # Printed text; code fits.
@@ -200,6 +204,15 @@ def _typeset(node: Node) -> list[Node]:
         if re.match(r"\\begin\{(align|gather|equation|multline)\*?\}", formula):
             return [raw("Inline", formula)]
     return fitted(node) if node["t"] == "Table" else [node]
+
+
+def _bounded(node: Node) -> Node:
+    """A picture; one at least as high as wide may take half of a page."""
+    (name, classes, pairs), *rest = node["c"]
+    with Image.open(rest[1][0]) as picture:
+        tall = picture.height >= picture.width
+    pairs = [*pairs, ["height", "48%"]] if tall else pairs
+    return {"t": "Image", "c": [[name, classes, pairs], *rest]}
 
 
 def _curled(node: Node) -> Node:

@@ -156,7 +156,14 @@ def figures(o: Outcome) -> Figures:
         )
         for set_up, labels in _set_ups(o).items()
     ]
-    wide = [k for k in o.labels if not k.endswith(", 2-D")]
+    drawings: list[tuple[str, Figure | None, str]] = []
+    for set_up, labels in _set_ups(o).items():
+        if set_up == "2-D":
+            continue
+        name, means = set_up.replace("-", "").lower(), drawn_means(o, labels, 10)
+        text = f"Means of p(x|z) at ten draws of z from each prior, {set_up}; own draws for each."
+        _, draws, what = examples(o, labels)
+        drawings += [(f"means_{name}", means, text), (f"samples_{name}", draws, what)]
     compared = [k for k in ("standard, regularized", "VampPrior, regularized") if k in o.labels]
     flat = next((k for k in o.labels if k.endswith(", 2-D")), None)
     return drawn(
@@ -175,12 +182,7 @@ def figures(o: Outcome) -> Figures:
                 "Straight lines between test images (at the ends) in the latent spaces under two "
                 "priors.",
             ),
-            (
-                "means",
-                drawn_means(o, wide, 10),
-                "Means of p(x|z) at ten draws of z from each prior, for each model its own draws.",
-            ),
-            examples(o, wide),
+            *drawings,
         ]
     )
 

@@ -207,11 +207,11 @@ def _typeset(node: Node) -> list[Node]:
 
 
 def _bounded(node: Node) -> Node:
-    """A picture; one at least as high as wide may take half of a page."""
+    """A picture; one at least as high as wide may take more of a page."""
     (name, classes, pairs), *rest = node["c"]
     with Image.open(rest[1][0]) as picture:
         tall = picture.height >= picture.width
-    pairs = [*pairs, ["height", "48%"]] if tall else pairs
+    pairs = [*pairs, ["height", "42%"]] if tall else pairs
     return {"t": "Image", "c": [[name, classes, pairs], *rest]}
 
 

@@ -190,6 +190,8 @@ def _typeset(node: Node) -> list[Node]:
     """Nodes as LaTeX needs them: tables with a size, aligned equations as raw TeX."""
     if node["t"] == "Image" and node["c"][2][0].lower().endswith(".svg"):
         return [left_out(f"the picture {Path(node['c'][2][0]).name} is an SVG: see the page")]
+    if node["t"] == "Header" and node["c"][0] > 3:  # Those run in, and a list may leave them.
+        return [raw("Block", "\\reportneed{6}"), node]
     if node["t"] == "Image":
         return [_bounded(node)]
     if node["t"] == "Str":

@@ -274,7 +274,7 @@ def _against(o: Outcome, gap: Difference, *labels: str) -> str:
 
 def notes_of(o: Outcome) -> list[str]:
     """What stands below the table: what its marks mean, and further figures of the findings."""
-    noted = [f"{meaning} {value}" for meaning, value in o.noted.items()]
+    noted = [f"{meaning}: {value}" for meaning, value in o.noted.items()]
     return [*_marks(o), *([f"Further figures: {'; '.join(noted)}."] if noted else [])]
 
 

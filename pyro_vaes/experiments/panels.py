@@ -28,6 +28,7 @@ __all__ = [
     "drawn",
     "examples",
     "from_prior",
+    "greek",
     "lines",
     "name_ends",
     "sheet",
@@ -62,8 +63,16 @@ def dots(o: Outcome, panels: Mapping[str, str], labels: Sequence[str] | None = N
             ax.set_xlabel(title)
             ax.xaxis.set_major_locator(MaxNLocator(3))
             ax.grid(axis="y", color="0.92")
-        axes[0].set_yticks(places, labels)
+        axes[0].set_yticks(places, [greek(label) for label in labels])
     return figure
+
+
+def greek(label: str) -> str:
+    """A label with the letters that its parameters have in formulas."""
+    letters = {"alpha =": "\N{GREEK SMALL LETTER ALPHA} =", "beta =": "β =", "lambda =": "λ ="}
+    for word, letter in letters.items():
+        label = label.replace(word, letter)
+    return label
 
 
 def bar(error: float) -> float:
@@ -126,10 +135,7 @@ def sheet(
         torch.cat(rows),
         o.data.image_shape,
         columns=per_row,
-        row_labels=[
-            label.replace("alpha", "\N{GREEK SMALL LETTER ALPHA}").replace("lambda", "λ")
-            for label in labels
-        ],
+        row_labels=[greek(label) for label in labels],
         value_range=value_range,
     )
 

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_vaes.experiments.outcomes import Outcome
+from pyro_vaes.experiments.panels import greek
 from pyro_vaes.plotting import image_grid
 from pyro_vaes.vae import VAE, evaluating
 
@@ -41,16 +42,10 @@ def picture(
         torch.cat([row.flatten(1) for row in rows]),
         o.data.image_shape,
         columns=len(rows[0]),
-        row_labels=None if names is None else [_greek(name) for name in names],
+        row_labels=None if names is None else [greek(name) for name in names],
         column_labels=columns,
         value_range=None if o.data.kind == "real" else (0.0, high),
     )
-
-
-def _greek(name: str) -> str:
-    for word, letter in {"alpha": "\N{GREEK SMALL LETTER ALPHA}", "lambda": "λ"}.items():
-        name = name.replace(word, letter)
-    return name
 
 
 def _labels(o: Outcome, vae: VAE, rows: slice) -> Tensor | None:
@@ -91,7 +86,10 @@ def traversed(o: Outcome, label: str, units: Sequence[int], steps: int = 12) -> 
 
 
 def interpolated(o: Outcome, labels: Sequence[str], pairs: int = 2) -> Figure | None:
-    """Means on straight lines in the latent space between test images of different classes."""
+    """Means on straight lines in the latent space between test images of different classes.
+
+    Rows have the names of their models, or of their classes where there is one model.
+    """
     if o.data.image_shape is None:
         return None
     test, rows, names = o.data.test.frozen(), [], []
@@ -102,7 +100,8 @@ def interpolated(o: Outcome, labels: Sequence[str], pairs: int = 2) -> Figure | 
             with evaluating(vae):
                 a, b = x[first : first + 1], x[second : second + 1]
                 rows.append(torch.cat([a, vae.interpolate(a, b, 10)[0], b]))
-                names.append(label)
+                by_class = None if len(labels) > 1 or test.y is None else test.y[[first, second]]
+                names.append(label if by_class is None else "{} to {}".format(*by_class.tolist()))
     return picture(o, rows, names)
 
 

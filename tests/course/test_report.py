@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 
 import nbformat
+import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
@@ -200,6 +202,61 @@ def test_what_is_taken_from_a_notebook(notebooks, tmp_path):
     # A data frame is a table, the name of its index in the corner.
     assert "a frame" not in plain and re.search(r"<th[^>]*>K</th>\s*<th[^>]*>NLL</th>", text)
     assert 'href="#02_flow_posteriors"' in text and "a.py" not in text
+
+
+def put_out(tmp_path, outputs, **metadata):
+    """The blocks of a notebook with one cell that has these outputs."""
+    cell = nbformat.v4.new_code_cell("", outputs=outputs, metadata=metadata)
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "a.ipynb")
+    return from_notebook(tmp_path / "a.ipynb", tmp_path / "media", "p")
+
+
+def frame_of(frame):
+    return nbformat.v4.new_output("display_data", {"text/html": frame._repr_html_()})
+
+
+def test_a_frame_with_several_indexes_is_a_table(tmp_path):
+    columns = pd.MultiIndex.from_product([["NLL", "KL | x"], ["mean", "s.e."]])
+    index = pd.MultiIndex.from_product([[2, 8], ["IAF", "MAF"]], names=["D", "flow"])
+    frame = pd.DataFrame(np.arange(16.0).reshape(4, 4), index, columns)
+    (table,) = put_out(tmp_path, [frame_of(frame)])
+    assert table["t"] == "Table"
+    rows = [[plain_text(cell[4]) for cell in row[1]] for row in tables._rows(table)]
+    assert rows[0] == ["D", "flow", "NLL, mean", "NLL, s.e.", "KL | x, mean", "KL | x, s.e."]
+    assert [row[:3] for row in rows[1:]] == [
+        ["2", "IAF", "0.0"],
+        ["", "MAF", "4.0"],
+        ["8", "IAF", "8.0"],
+        ["", "MAF", "12.0"],
+    ]
+
+
+def test_printed_text_is_joined_and_a_caption_is_that_of_the_picture(tmp_path):
+    parts = [nbformat.v4.new_output("stream", text=f"epoch {i}\n") for i in range(3)]
+    (text,) = put_out(tmp_path, parts)
+    assert text["c"][1][0]["c"][1].split("\n")[:3] == ["epoch 0", "epoch 1", "epoch 2"]
+    picture = {"image/png": base64.b64encode(PNG).decode()}
+    shown = [nbformat.v4.new_output("display_data", picture), frame_of(pd.DataFrame([[1]]))]
+    first, second = put_out(tmp_path, shown, caption="A point.")
+    assert plain_text(first["c"][1][1]) == "A point." and not second["c"][1][1]
+
+
+def test_tables_of_the_notebooks_are_shown_with_captions(tmp_path):
+    for name in (*report.NOTEBOOKS, report.EXPERIMENTS):
+        path = ROOT / "notebooks" / f"{name}.ipynb"
+        cells = nbformat.read(path, as_version=4).cells
+        outputs = [
+            (cell, output.get("data", {}))
+            for cell in cells
+            for output in cell.get("outputs", ())
+            if "remove_output" not in cell.metadata.get("tags", ())
+        ]
+        frames = [cell for cell, data in outputs if "<table" in data.get("text/html", "")]
+        assert all("caption" in cell.metadata for cell in frames), name
+        blocks = from_notebook(path, tmp_path / name, "p")
+        made = [block for block in blocks if block["t"] == "Table" and block["c"][1][1]]
+        pictures = sum("image/png" in data for cell, data in outputs if cell in frames)
+        assert len(made) == len(frames) - pictures, name
 
 
 @pytest.mark.parametrize(
@@ -405,6 +462,7 @@ def test_a_table_of_many_columns_becomes_two_with_the_same_rows():
     assert len(parts) == 2
     first, second = ([plain_text(c[4]) for c in part["c"][3][1][0][1]] for part in parts)
     assert first[0] == second[0] and len(first) + len(second) == 15
+    assert abs(len(first) - len(second)) <= 1  # No lonely column.
     for part in parts:
         rows = part["c"][4][0][3]
         assert [plain_text(row[1][0][4])[:3] for row in rows] == ["row"] * 4
@@ -460,6 +518,22 @@ def test_figures_and_tables_are_numbered_and_referred_to(results, notebooks, tmp
         assert captions == [str(i + 1) for i in range(number)]
     beta = page[page.index('id="study-beta"') : page.index('id="study-priors"')]
     assert re.search(r'href="#table-1"[^>]*>Table 1</a> and <a href="#figure-3"', beta)
+
+
+def test_quotation_marks_and_primed_numbers_are_those_of_print():
+    blocks = from_markdown(
+        'Jensen\'s "bound" ("nll"), `it\'s code`.\n\n$$a = b. \\qquad (6\')$$', report.Path(), "p"
+    )
+    page = to_html(blocks, Title("T"))[0].decode()
+    page = page.replace("&#39;", "'")
+    for text in ("Jensen\u2019s", "\u201cbound\u201d", "(\u201cnll\u201d)", "it's code"):
+        assert text in page
+    assert 'class="number">(6\')</span>' in page
+
+
+def test_the_lines_below_the_title_are_aligned_in_the_pdf():
+    text = json.dumps(Title("T", author="A. Student").aligned())
+    assert text.count('"&"') == 4 and "tabular" in text and "Student" in text
 
 
 def test_the_lines_below_the_title(results, tmp_path, monkeypatch, capsys):

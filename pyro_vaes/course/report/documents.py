@@ -144,6 +144,7 @@ def _set_table(content: list[Any]) -> None:
     _, _, columns, _, bodies, _ = content
     rows = [row[1] for body in bodies for row in body[3]]
     for i, column in enumerate(columns):
+        column[1] = {"t": "ColWidthDefault"}  # Not that of the dashes in the source.
         texts = [plain_text(row[i][4]) for row in rows if i < len(row)]
         numbers = all(re.match(r"[-+\u2212]?\d", text) for text in texts if text)
         if column[0]["t"] == "AlignDefault" and numbers and any(texts):

@@ -7,9 +7,10 @@ instead. The key ``caption`` in the metadata of a cell is the caption of its pic
 
 from __future__ import annotations
 
+import html
 import json
-import re
 from collections.abc import Iterator, Sequence
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,19 @@ def _shown(cell: Any) -> Any:
     lines = [line for line in cell.source.splitlines() if not line.startswith("%")]
     cell.source = "\n".join(lines) if LISTING in _tags(cell) else ""
     outputs = [] if "remove_output" in _tags(cell) else cell.outputs
-    cell.outputs = [output for output in map(_readable, outputs) if output is not None]
+    cell.outputs = _joined([output for output in map(_readable, outputs) if output is not None])
     return cell
+
+
+def _joined(outputs: Sequence[Any]) -> list[Any]:
+    """Outputs with texts that follow each other as one: a kernel breaks a text where it pauses."""
+    found: list[Any] = []
+    for output in outputs:
+        if found and output.output_type == found[-1].output_type == "stream":
+            found[-1].text += output.text
+        else:
+            found.append(output)
+    return found
 
 
 def _readable(output: Any) -> Any:
@@ -103,17 +115,59 @@ def _readable(output: Any) -> Any:
     return None
 
 
-def _table_in(html: str) -> str:
-    """The table of a data frame, the names of its index in the head, not in a row of their own."""
-    table = html[html.index("<table") : html.index("</table>") + len("</table>")]
-    named = re.search(r"<tr[^>]*>\s*((?:<th>[^<]*</th>\s*)+)</tr>\s*</thead>", table)
-    if named and table.count("<tr", 0, named.start()) == 1:
-        names = [name for name in re.findall(r"<th>([^<]*)</th>", named[1]) if name]
-        body = f"{table[: named.start()]}</thead>{table[named.end() :]}"
-        for name in names:
-            body = re.sub(r"<th></th>", f"<th>{name}</th>", body, count=1)
-        return body
-    return table
+class _Cells(HTMLParser):
+    """The cells of an HTML table, one for each row and column.
+
+    A cell over several columns is repeated in each, one over several rows stands in the first.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads: list[list[str]] = []
+        self.rows: list[list[str]] = []
+        self._into, self._text = self.rows, ""
+        self._spans: dict[str, int] = {}
+        self._taken: dict[int, int] = {}  # Rows that a cell above still takes, by column.
+
+    def handle_starttag(self, tag: str, attrs: Sequence[tuple[str, str | None]]) -> None:
+        if tag in ("thead", "tbody"):
+            self._into = self.heads if tag == "thead" else self.rows
+        elif tag == "tr":
+            self._into.append([])
+            self._fill()
+        elif tag in ("th", "td"):
+            self._spans = {name: int(value or 1) for name, value in attrs if name.endswith("span")}
+            self._text = ""
+
+    def handle_data(self, data: str) -> None:
+        self._text += data
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in ("th", "td") or not self._into:
+            return
+        for _ in range(self._spans.get("colspan", 1)):
+            self._taken[len(self._into[-1])] = self._spans.get("rowspan", 1) - 1
+            self._into[-1].append(self._text.strip())
+        self._fill()
+
+    def _fill(self) -> None:
+        while self._taken.get(column := len(self._into[-1]), 0):
+            self._taken[column] -= 1
+            self._into[-1].append("")
+
+
+def _table_in(text: str) -> str:
+    """The table of a data frame with one head and no cell over several: Markdown has no other."""
+    cells = _Cells()
+    cells.feed(text[text.index("<table") : text.index("</table>")])
+    columns = zip(*cells.heads, strict=False)
+    heads = [", ".join(part for part in column if part) for column in columns]
+
+    def row(texts: Sequence[str], tag: str) -> str:
+        return "".join(f"<{tag}>{html.escape(one)}</{tag}>" for one in texts)
+
+    body = "".join(f"<tr>{row(texts, 'td')}</tr>" for texts in cells.rows)
+    return f"<table><thead><tr>{row(heads, 'th')}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _opened(blocks: Sequence[Node]) -> Iterator[Node]:
@@ -129,17 +183,19 @@ def _opened(blocks: Sequence[Node]) -> Iterator[Node]:
 
 
 def _captioned(blocks: list[Node], caption: str | None) -> list[Node]:
-    """Blocks whose last picture or table has the caption."""
+    """Blocks whose last picture, or without one whose last table, has the caption."""
     if not caption:
         return blocks
     words = json.loads(pandoc(caption, "json", MARKDOWN))["blocks"]
-    for i in reversed(range(len(blocks))):
-        block = blocks[i]
-        if block["t"] == "Table":
-            block["c"][1] = [None, words]
-            break
-        if block["t"] == "Para" and [node["t"] for node in block["c"]] == ["Image"]:
-            plain = {"t": "Plain", "c": block["c"]}
-            blocks[i] = {"t": "Figure", "c": [["", [], []], [None, words], [plain]]}
-            break
+    pictures = [i for i, block in enumerate(blocks) if _is_picture(block)]
+    tables = [block for block in blocks if block["t"] == "Table"]
+    if pictures:
+        plain = {"t": "Plain", "c": blocks[pictures[-1]]["c"]}
+        blocks[pictures[-1]] = {"t": "Figure", "c": [["", [], []], [None, words], [plain]]}
+    elif tables:
+        tables[-1]["c"][1] = [None, words]
     return blocks
+
+
+def _is_picture(block: Node) -> bool:
+    return block["t"] == "Para" and [node["t"] for node in block["c"]] == ["Image"]

@@ -76,7 +76,7 @@ def question_headings(blocks: list[Node]) -> list[Node]:
     return blocks
 
 
-_NUMBER = re.compile(r"\\q?quad\s*\((\d+)\)")
+_NUMBER = re.compile(r"\\q?quad\s*\((\d+'?)\)")
 
 
 def equation_numbers(formula: str) -> tuple[str, list[str]]:

@@ -296,7 +296,8 @@ def _summary(studies: Sequence[_Study]) -> list[Node]:
         if there:
             label = [link(words(question), f"study-{there[0].name}"), *words(":")]
             answers.append([{"t": "Strong", "c": label}, *content])
-    runs = sum(len(study.rows) for study in studies)
+    rows = [(study, row) for study in studies for row in study.rows]
+    runs = len({row.get("run") or (study.name, *row.items()) for study, row in rows})
     return [
         heading("Summary", "summary", numbered=False),
         _para(f"What {runs} trained models answer to the questions of part 5:"),

@@ -38,7 +38,7 @@ def fitted(table: Node) -> list[Node]:
     size, command = _SIZES[-1]
     wide = [size / 10 * width + _GAP for width in widths]
     if max(wide) > LINE / 3:
-        return _set(_broken(table, wide), command)
+        return _set(_broken(table, wide), command, short=False)
     parts = _groups(wide)
     return [block for i, part in enumerate(parts) for block in _set(_part(table, part, i), command)]
 
@@ -53,9 +53,10 @@ def _rows(table: Node) -> list[Any]:
     return [*head[1], *(row for body in bodies for part in body[2:] for row in part)]
 
 
-def _set(table: Node, size: str) -> list[Node]:
+def _set(table: Node, size: str, short: bool = True) -> list[Node]:
     heads = [{**table, "c": [*table["c"]]}]
-    heads[0]["c"][3] = _short_heads(table["c"][3])
+    if short:
+        heads[0]["c"][3] = _short_heads(table["c"][3])
     lines = min(len(_rows(table)) + 4, _KEPT)
     start = f"\\reportneed{{{lines}}}\\begingroup\\setlength{{\\tabcolsep}}{{{_GAP / 2}pt}}{size}"
     return [raw("Block", start), *heads, raw("Block", "\\endgroup")]
@@ -112,12 +113,20 @@ def _font() -> ImageFont.FreeTypeFont:
 
 
 def _groups(wide: Sequence[float]) -> list[list[int]]:
+    """Columns in as few groups as fit a line, of about the same width."""
+    line, groups = LINE, _packed(wide, LINE)
+    while line > 0 and len(narrower := _packed(wide, line)) == len(groups):
+        line, groups = line - _GAP, narrower
+    return groups
+
+
+def _packed(wide: Sequence[float], line: float) -> list[list[int]]:
     """Columns in groups that fit a line; each starts with the first column, the names of rows."""
-    groups, left = [[0]], LINE - wide[0]
+    groups, left = [[0]], line - wide[0]
     for i, width in enumerate(wide[1:], start=1):
         if width > left and len(groups[-1]) > 1:
             groups.append([0])
-            left = LINE - wide[0]
+            left = line - wide[0]
         groups[-1].append(i)
         left -= width
     return groups

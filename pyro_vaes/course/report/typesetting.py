@@ -20,6 +20,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from pyro_vaes.course.report.documents import (
     MARKDOWN,
     DocumentError,
@@ -61,10 +63,21 @@ class Title:
     def lines(self) -> list[Node]:
         """The lines below the title."""
         found: list[Node] = []
-        for name in ("author", "course", "date", "collaborators"):
-            line = f"{name.capitalize()}: {getattr(self, name) or _BLANK}"
-            found += [{"t": "LineBreak"}] * bool(found) + words(line)
+        for name, value in self._named():
+            found += [{"t": "LineBreak"}] * bool(found) + words(f"{name}: {value}")
         return found
+
+    def aligned(self) -> list[Node]:
+        """The lines below the title as a table of LaTeX."""
+        found = [raw("Inline", "\\begin{tabular}{@{}r@{ }l@{}}")]
+        for name, value in self._named():
+            found += [*words(f"{name}:"), raw("Inline", "&"), *words(value)]
+            found.append(raw("Inline", "\\\\"))
+        return [*found, raw("Inline", "\\end{tabular}")]
+
+    def _named(self) -> list[tuple[str, str]]:
+        names = ("author", "course", "date", "collaborators")
+        return [(name.capitalize(), getattr(self, name) or _BLANK) for name in names]
 
 
 _BLANK = 24 * "_"
@@ -79,6 +92,8 @@ def to_html(blocks: list[Node], title: Title) -> tuple[bytes, list[str]]:
     """
 
     def mend(node: Node) -> list[Node]:
+        if node["t"] == "Str":
+            return [_curled(node)]
         if node["t"] == "Table":
             return [{"t": "Div", "c": [["", ["table"], [["tabindex", "0"]]], [node]]}]
         if node["t"] != "Math":
@@ -146,7 +161,8 @@ def _written(
     meta = {
         "pdf-trailer-id": {"t": "MetaInlines", "c": [raw("Inline", f"{identity} {identity}")]},
         "title": {"t": "MetaInlines", "c": words(title.text)},
-        "author": {"t": "MetaInlines", "c": title.lines()},
+        "author": {"t": "MetaInlines", "c": title.aligned() if kind == "pdf" else title.lines()},
+        "author-meta": {"t": "MetaString", "c": title.author},
         "lang": {"t": "MetaInlines", "c": words("en")},
     }
     tree = {"pandoc-api-version": _version(), "meta": meta, "blocks": blocks}
@@ -174,6 +190,12 @@ def _typeset(node: Node) -> list[Node]:
     """Nodes as LaTeX needs them: tables with a size, aligned equations as raw TeX."""
     if node["t"] == "Image" and node["c"][2][0].lower().endswith(".svg"):
         return [left_out(f"the picture {Path(node['c'][2][0]).name} is an SVG: see the page")]
+    if node["t"] == "Header" and node["c"][0] > 3:  # Those run in, and a list may leave them.
+        return [raw("Block", "\\reportneed{6}"), node]
+    if node["t"] == "Image":
+        return [_bounded(node)]
+    if node["t"] == "Str":
+        return [_curled(node)]
     if node["t"] == "CodeBlock" and not node["c"][0][1]:  # Printed text; code fits.
         return [{"t": "CodeBlock", "c": [node["c"][0], _wrapped(node["c"][1])]}]
     if node["t"] == "Math":
@@ -184,6 +206,22 @@ def _typeset(node: Node) -> list[Node]:
         if re.match(r"\\begin\{(align|gather|equation|multline)\*?\}", formula):
             return [raw("Inline", formula)]
     return fitted(node) if node["t"] == "Table" else [node]
+
+
+def _bounded(node: Node) -> Node:
+    """A picture; one at least as high as wide may take more of a page."""
+    (name, classes, pairs), *rest = node["c"]
+    with Image.open(rest[1][0]) as picture:
+        tall = picture.height >= picture.width
+    pairs = [*pairs, ["height", "42%"]] if tall else pairs
+    return {"t": "Image", "c": [[name, classes, pairs], *rest]}
+
+
+def _curled(node: Node) -> Node:
+    """A word with the apostrophes and quotation marks of print."""
+    text = re.sub(r"(^|[(\[])\"", "\\1\N{LEFT DOUBLE QUOTATION MARK}", node["c"])
+    text = text.replace('"', "\N{RIGHT DOUBLE QUOTATION MARK}")
+    return {"t": "Str", "c": text.replace("'", "\N{RIGHT SINGLE QUOTATION MARK}")}
 
 
 def _wrapped(text: str) -> str:

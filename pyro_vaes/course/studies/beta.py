@@ -85,9 +85,10 @@ def _rate_distortion(o: Outcome) -> Figure:
             if name == "1":
                 (left, right), total = ax.get_xlim(), rate + cost
                 ax.plot([left, right], [total - left, total - right], color="0.6", lw=0.8, ls="--")
-                at = (right, total - right) if total - right > ax.get_ylim()[0] else None
-                at = at or (total - ax.get_ylim()[0], ax.get_ylim()[0])
-                ax.annotate(f"-ELBO = {total:.1f} ", at, ha="right", va="bottom", color="0.4")
+                low = max(ax.get_ylim()[0], total - right)  # Where the line leaves the panel.
+                side = "left" if total - low < (left + right) / 2 else "right"
+                text = f"  -ELBO = {total:.1f}  "
+                ax.annotate(text, (total - low, low), ha=side, va="bottom", color="0.4")
             if name == "0" and len(points) > 1:
                 text = (
                     f"β = 0 lies outside, at a rate of {rate:.0f}\nand a distortion of {cost:.1f}"
@@ -113,7 +114,7 @@ def _units(o: Outcome) -> Figure:
             means, errors = zip(*figures, strict=True)
             ax.errorbar(at, means, yerr=[bar(e) for e in errors], fmt="o-", ms=4)
             ax.set_xscale("symlog", linthresh=0.1)
-            ax.set_xticks([x for x in at if x != 0.25], [f"{x:g}" for x in at if x != 0.25])
+            ax.set_xticks(at, [f"{x:g}" if x in (0, 0.1, 1, 10) else "" for x in at])
             ax.minorticks_off()
             ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
             ax.set(xlabel="β", ylabel=title, ylim=(0, None))
@@ -131,7 +132,8 @@ def _dying(o: Outcome) -> Figure:
             ends.append((len(variances), variances[-1], f"β = {_beta(label)}", shade))
         name_ends(ax, ends, 8)
         ax.axhline(0.01, color="0.5", lw=0.8, ls=":")
-        ax.text(1, 0.0115, "active above", color="0.4", fontsize=8)
+        last = max(x for x, *_ in ends)
+        ax.text(last, 0.0085, "active above", color="0.4", fontsize=8, ha="right", va="top")
         ax.set_xlabel("latent unit, by rank")
         ax.set_ylabel("variance of its posterior mean")
     return figure
@@ -156,9 +158,14 @@ def findings(o: Outcome) -> list[str]:
         return o.ranked(o.labels[0], o.labels)
     found = []
     if best != one:
+        near = [k for k in o.labels if k not in (one, best) and o.paired(k, best).p > 0.05]
+        alike = f"; {joined(near)} cannot be distinguished from it" if near else ""
         found.append(
-            f"The best likelihood is not that of beta = 1 (NLL {cell(one, 'NLL')}) but that of "
-            f"{best} ({cell(best, 'NLL')}). The bound prefers beta = 1, as it must "
+            f"The larger beta, the less z says: I(x; z) falls from {cell(o.labels[0], 'I(x; z)')} "
+            f"nats with {o.labels[0]} to {cell(one, 'I(x; z)')} with {one} and "
+            f"{cell(o.labels[-1], 'I(x; z)')} with {o.labels[-1]}. The best "
+            f"likelihood is not that of beta = 1 (NLL {cell(one, 'NLL')}) but that of "
+            f"{best} ({cell(best, 'NLL')}{alike}). The bound prefers beta = 1, as it must "
             f"({cell(one, '-ELBO')} against {cell(best, '-ELBO')}): a cheaper KL lets z carry more "
             f"({cell(best, 'I(x; z)')} nats against {cell(one, 'I(x; z)')}), from which "
             "the decoder learns more, and the wider mismatch of q(z) and the prior counts in the "

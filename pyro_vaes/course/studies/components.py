@@ -65,49 +65,69 @@ def _sweeps(o: Outcome) -> dict[tuple[str, str], list[str]]:
 
 def findings(o: Outcome) -> list[str]:
     """What K changes, for the fit and for what is learned."""
-    cell, found = o.cell, []
-    for (set_up, prior), labels in _sweeps(o).items():
-        reference = "standard" if set_up == "course" else f"standard, {set_up}"
-        chosen = o.chosen(labels) or labels[0]
-        spread = [o.lowest(labels), max(labels, key=lambda k: o.mean(k, "nll")[0])]
-        found.append(
-            f"{prior}, {_WHERE.get(set_up, set_up)}: validation chooses {_count(chosen)}, with an "
-            f"NLL of {cell(chosen, 'NLL')}, {o.lead(chosen, reference)} than the standard prior's "
-            f"{cell(reference, 'NLL')}. Over all K the NLL lies between {cell(spread[0], 'NLL')} "
-            f"({_count(spread[0])}) and {cell(spread[1], 'NLL')} ({_count(spread[1])})."
-        )
-    for (set_up, prior), labels in _sweeps(o).items():
-        if set_up == "course" and len(_sweeps(o)) > 2:
+    cell, sweeps = o.cell, _sweeps(o)
+    set_ups = list(dict.fromkeys(set_up for set_up, _ in sweeps))
+    found = [_course_of_k(o, set_up) for set_up in reversed(set_ups)]
+    for (set_up, prior), labels in sweeps.items():
+        if set_up == "course" and len(set_ups) > 1:
             continue
         last, best = labels[-1], o.lowest(labels)
         more = o.paired(last, best)
         found.append(
-            f"Of {prior} with {_count(last)}, {cell(last, 'components used')} components are used "
-            f"and distinct; test NLL exceeds training NLL by {_overfit(o, last)} nats, with "
+            f"With {_count(last)}, {cell(last, 'components used')} components of the {prior} are "
+            f"used and distinct; test NLL exceeds training NLL by {_overfit(o, last)} nats, with "
             f"{_count(labels[0])} by {_overfit(o, labels[0])}. "
             + (
-                "More components than the codes need are no gain: with "
+                "More components than the codes need over-fit: with "
                 f"{_count(best)} the NLL is {o.lead(best, last)}."
                 if more.mean > 0 and more.p < 0.05
                 else "More components than the codes need are a waste rather than a danger: the "
                 "mixture leaves them alike or without weight, and the cost of a step grows with K."
             )
         )
-    moved = [k for k in _starts(o).values() if len(o.values(k, "pseudo_inputs_moved"))]
-    if moved:
-        shown = joined([f"{cell(k, 'pseudo-inputs moved (sd)')} ({k})" for k in moved])
-        used = joined([f"{cell(k, 'components used')}" for k in moved])
-        found.append(
-            f"Pseudo-inputs learn: the median one moved by {shown}, in standard deviations of each "
-            f"pixel, and {used} of them are used and distinct. They need not look like digits, "
-            "since all that counts is where the encoder puts them; what they decode to does."
+    return found + _moved(o)
+
+
+def _course_of_k(o: Outcome, set_up: str) -> str:
+    """The NLL of each prior in a set-up at the ends and its lowest, and the K chosen."""
+    cell, parts = o.cell, []
+    standard = "standard" if set_up == "course" else f"standard, {set_up}"
+    for (where, prior), labels in _sweeps(o).items():
+        if where != set_up:
+            continue
+        chosen, best = o.chosen(labels) or labels[0], o.lowest(labels)
+        ends = dict.fromkeys((labels[0], best, labels[-1]))
+        shown = joined([f"{cell(k, 'NLL')} with {_count(k)}" for k in ends])
+        parts.append(
+            f"That of the {prior} is {shown}; validation chooses {_count(chosen)}, "
+            f"{o.lead(chosen, standard)} than with the standard prior."
         )
-    return found
+    head = f"{_WHERE.get(set_up, set_up)}, the NLL with the standard prior is"
+    return " ".join([f"{head} {cell(standard, 'NLL')}.", *parts])
+
+
+def _moved(o: Outcome) -> list[str]:
+    """How far pseudo-inputs move from their start, and whether the start matters."""
+    cell, head = o.cell, "pseudo-inputs moved (sd)"
+    moved = [k for k in _starts(o).values() if len(o.values(k, "pseudo_inputs_moved"))]
+    if not moved:
+        return []
+    longer = [k for k in (f"{moved[0]}, regularized",) if k in o.labels]
+    shown = joined([f"{cell(k, head)} ({k})" for k in [*moved, *longer]])
+    used = joined([cell(k, "components used") for k in moved])
+    fits = joined([cell(k, "NLL") for k in moved])
+    return [
+        f"Pseudo-inputs learn, but stay near their start: the median one moved by {shown}, in "
+        "standard deviations of each pixel. So the start decides how many are used and distinct: "
+        f"{used} of those that start from data, from their mean and at random (in that order). The "
+        f"NLL shows little of it: {fits}. They need not look like digits, since all that counts is "
+        "where the encoder puts them; what they decode to does."
+    ]
 
 
 _WHERE = {
-    "course": "in the course's set-up",
-    "regularized": "where over-fitting is held down (regularized)",
+    "course": "In the course's set-up",
+    "regularized": "Where over-fitting is held down (regularized)",
 }
 
 
@@ -165,7 +185,7 @@ def _nll(o: Outcome, sweeps: Mapping[tuple[str, str], Sequence[str]]) -> Figure:
         for above, below, set_up in zip(panels[0], panels[-1], set_ups, strict=True):
             above.set_title(set_up)
             below.set_xlabel("K")
-        _legend(panels[0][0], [prior for s, prior in sweeps if s == set_ups[0]])
+        _legend(panels[0][-1], [prior for s, prior in sweeps if s == set_ups[0]], top=0.18)
     return figure
 
 
@@ -182,10 +202,10 @@ def _used(o: Outcome, sweeps: Mapping[tuple[str, str], Sequence[str]]) -> Figure
     return figure
 
 
-def _legend(ax: Any, names: Sequence[str]) -> None:
+def _legend(ax: Any, names: Sequence[str], top: float = 0.92) -> None:
     """Names the lines in a corner: at their ends they lie too close."""
     for line, (color, name) in enumerate(zip(COLORS, names, strict=False)):
-        ax.text(0.05, 0.92 - 0.1 * line, name, color=color, transform=ax.transAxes)
+        ax.text(0.05, top - 0.1 * line, name, color=color, transform=ax.transAxes)
 
 
 _PSEUDO = (

@@ -153,13 +153,13 @@ def findings(o: Outcome) -> list[str]:
         total = gap.mean + math.log(o.data.num_labels or 1)
         text = with_error(abs(total), gap.error)
         way = "worse" if total > 0 else "better"
-        joint.append(f"{o.note(f'{label} p(y) against p(x)', text)} nats {way} with {label}")
+        joint.append(f"{o.note(f'{label} p(y) against p(x)', text)} nats {way} with *{label}*")
     best = o.chosen(o.labels[1:]) or o.labels[-1]
     share = o.note(f"images with the label asked for, {best}", _percent(o, best, "generated"))
     real = o.note("test images with their label", _percent(o, best, "class", "_real"))
     found.append(
         f"The generator follows the label: a classifier of real digits gives {share} of the images "
-        f"of {best} the label they were asked for, and {real} of real test images theirs. The "
+        f"of *{best}* the label they were asked for, and {real} of real test images theirs. The "
         f"label saves likelihood: NLL is {cell(best, 'NLL')} given the label and "
         f"{cell(plain, 'NLL')} without."
     )
@@ -171,14 +171,14 @@ def findings(o: Outcome) -> list[str]:
     pairs = _confused(o, best)
     if pairs:
         found.append(
-            f"Where {best} is not followed, digits are confused that share most of their strokes: "
-            f"{joined(pairs)} (first seed). These classes vary most in how they are written, and a "
-            "draw between two ways of writing one digit may be a way of writing another."
+            f"Where *{best}* misses the label, it draws a digit that shares most of its strokes: "
+            f"{joined(pairs)} (first seed). A draw of z between two ways of writing one digit may "
+            "be a way of writing another."
         )
     found.append(
         "With the label given to encoder and decoder, z is left to carry the style: "
-        f"{cell(best, 'I(x; z)')} nats with {best}, {cell(plain, 'I(x; z)')} without labels. So "
-        "one z makes all digits in one hand."
+        f"{cell(best, 'I(x; z)')} nats with *{best}*, {cell(plain, 'I(x; z)')} without labels. So "
+        "one z makes all digits in one handwriting."
     )
     return found
 

@@ -48,7 +48,11 @@ def figures(o: Outcome) -> Figures:
     }
     return drawn(
         [
-            ("cure", dots(o, panels), "Collapse with a strong decoder, and its cures."),
+            (
+                "cure",
+                dots(o, panels),
+                "Collapse with a strong decoder, and its cures; grey: seeds.",
+            ),
             (
                 "reconstructions",
                 rebuilt(o, o.labels, 10),
@@ -64,9 +68,11 @@ def findings(o: Outcome) -> list[str]:
     elbo, plain, cell = "ELBO", "ELBO, plain decoder", o.cell
     if elbo not in o.labels:
         return o.ranked(o.labels[0], o.labels)
+    active = o.values(elbo, "active_units")
     found = [
         f"With the autoregressive decoder the ELBO leaves {cell(elbo, 'active units')} units "
-        f"active and {cell(elbo, 'I(x; z)')} nats in z: the decoder models the pixels by each "
+        f"active (none in {in_words(int((active < 0.5).sum()))} of {in_words(len(active))} "
+        f"seeds) and {cell(elbo, 'I(x; z)')} nats in z: the decoder models the pixels by each "
         "other, so a code that costs KL has little left to save, and the posterior collapses."
     ]
     cures = [k for k in o.labels if k not in (elbo, plain)]

@@ -89,7 +89,7 @@ def figures(o: Outcome) -> Figures:
                 calibrated,
                 "Calibration of single pixels of test images at a posterior draw of z.",
             ),
-            examples(o, [k for k in o.labels if ", " in k and not k.endswith("VampPrior")]),
+            examples(o, o.labels),
         ]
     )
 

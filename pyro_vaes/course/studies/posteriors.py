@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -181,8 +181,9 @@ def findings(o: Outcome) -> list[str]:
     worse = [k for k in closer if o.paired(k, base).mean > 0]
     if worse:
         shown = joined([f"{k} ({cell(k, 'NLL')})" for k in worse[:4]])
+        count = "all" if worse == closer else in_words(len(worse))
         found.append(
-            f"A smaller gap does not make a better model: {in_words(len(worse))} of these have a "
+            f"A smaller gap does not make a better model: {count} of these have a "
             f"higher NLL than the diagonal normal's {cell(base, 'NLL')}, such as {shown}."
         )
     return found + _split(o)
@@ -209,9 +210,9 @@ def _split(o: Outcome) -> list[str]:
     ]
     trained = _training(o, labels[:2])
     return [
-        f"Where the gap comes from (first seed; {'; '.join(shown)}): the family is what q misses "
-        "at its best for each image, the encoder what it misses by predicting q for an image it "
-        f"has not seen. {_moral(found[0][1:], found[-1][1:])}",
+        f"Where the gap comes from (first seed, {len(x)} test images; {'; '.join(shown)}): the "
+        "family is what q misses at its best for each image, the encoder what it misses by "
+        f"predicting q for an image it has not seen. {_moral(*(parts for _, *parts in found))}",
         *trained,
     ]
 
@@ -242,17 +243,20 @@ def _training(o: Outcome, labels: list[str]) -> list[str]:
     ]
 
 
-def _moral(diagonal: tuple[float, float], richer: tuple[float, float]) -> str:
-    """What the two parts of the gap say about a richer family."""
-    if richer[0] >= diagonal[0]:
-        return "Here the richer family is no nearer even at its best: the models differ too."
-    if richer[1] <= diagonal[1]:
-        return "The richer family lowers both."
-    return (
-        "A richer family lowers the first and raises the second: it has more to predict, and on "
-        "new images it predicts worse. In training the decoder is fitted to a bound that is tight "
-        "on training images only, so model and guide over-fit together; with the decoder fixed, as "
-        "in the second part of the assignment, the richer families win."
+def _moral(diagonal: Sequence[float], *richer: Sequence[float]) -> str:
+    """What the two parts of the gap, of the family and of the encoder, say of richer families."""
+    most = all(encoder > family for family, encoder in (diagonal, *richer))
+    text = "In each, most of it is the encoder's. " if most else ""
+    if all(encoder < diagonal[1] for _, encoder in richer):
+        return text + (
+            "And that part is what the richer families lower: each was trained with a model of its "
+            "own, and one whose z says less leaves less to predict."
+        )
+    return text + (
+        "A richer family has more to predict, and on new images it predicts worse. In training the "
+        "decoder is fitted to a bound that is tight on training images only, so model and guide "
+        "over-fit together; with the decoder fixed, as in the second part of the assignment, the "
+        "richer families win."
     )
 
 

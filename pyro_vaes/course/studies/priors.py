@@ -60,50 +60,67 @@ def _set_ups(o: Outcome) -> dict[str, list[str]]:
 
 def findings(o: Outcome) -> list[str]:
     """Where a learned prior pays, and why."""
-    cell, found = o.cell, []
-    for set_up, labels in _set_ups(o).items():
-        standard, learned = labels[0], labels[1:]
-        best = o.chosen(learned)
-        if best is None:
-            continue
-        found.append(
-            f"{_WHERE.get(set_up, set_up)}, validation chooses {_name(best)} of the learned "
-            f"priors: NLL {cell(best, 'NLL')}, {o.lead(best, standard)} than with the standard "
-            f"prior ({cell(standard, 'NLL')}), and -ELBO {cell(best, '-ELBO')} against "
-            f"{cell(standard, '-ELBO')}."
-        )
-    pair = o.labels[0], "standard, regularized"
-    if pair[1] in o.labels:
-        gaps = [o.differs_within(k, "nll", "nll_train") for k in pair]
-        texts = [
-            o.note(f"test minus training NLL, {k}", with_error(gap.mean, gap.error))
-            for k, gap in zip(pair, gaps, strict=True)
-        ]
-        found.append(
-            f"Why the set-up decides: the course's decoder over-fits by {texts[0]} nats, the "
-            f"regularized one by {texts[1]}. What a prior can win is about its marginal KL, a nat "
-            "or two. Where training stops early because the decoder over-fits, the encoder never "
-            "spends what the prior offers, and the gain drowns."
-        )
-    for set_up, labels in _set_ups(o).items():
-        if set_up == "2-D" or len(labels) < 2:
-            continue
-        standard, learned = labels[0], labels[1:]
-        far = [k for k in learned if o.differs(k, standard, "marginal_kl").mean >= 0]
-        informed = [k for k in learned if o.differs(k, standard, "mutual_information").mean > 0]
-        text = (
-            f"{_WHERE.get(set_up, set_up)}, {in_words(len(learned) - len(far))} of "
-            f"{in_words(len(learned))} learned priors end closer to q(z) than the standard one, "
-            f"and with {in_words(len(informed))} z carries more information"
-        )
-        if far:
-            shown = joined([f"{_name(k)} ({cell(k, 'marginal KL')})" for k in far])
-            text += f"; farther are {shown}, the standard prior {cell(standard, 'marginal KL')}"
-        found.append(
-            f"{text}. A learned prior does not only move to the codes, the codes move too: it "
-            "makes information cheaper, and the encoder buys more."
-        )
-    return found
+    set_ups = {name: labels for name, labels in _set_ups(o).items() if len(labels) > 1}
+    wide = [name for name in set_ups if name != "2-D"]
+    worth = {name: _worth(o, name, labels) for name, labels in set_ups.items()}
+    found = [" ".join(worth[name] for name in wide)] if wide else []
+    found += [text for name, text in worth.items() if name not in wide]
+    if {"16-D", "regularized"} <= set_ups.keys():
+        found.append(_why(o, set_ups["regularized"]))
+    return found + [_closer(o, name, set_ups[name]) for name in wide]
+
+
+def _worth(o: Outcome, set_up: str, labels: Sequence[str]) -> str:
+    """What the learned prior that validation chooses changes in a set-up."""
+    cell, standard, best = o.cell, labels[0], o.chosen(labels[1:]) or labels[1]
+    return (
+        f"{_WHERE.get(set_up, set_up)}, validation chooses *{_name(best)}* among the learned "
+        f"priors: NLL {cell(best, 'NLL')}, {o.lead(best, standard)} than with the standard prior "
+        f"({cell(standard, 'NLL')}), and -ELBO {cell(best, '-ELBO')} against "
+        f"{cell(standard, '-ELBO')}."
+    )
+
+
+def _why(o: Outcome, regularized: Sequence[str]) -> str:
+    """Why the set-up decides."""
+    cell, course, standard = o.cell, o.labels[0], regularized[0]
+    near = o.lowest(regularized[1:], "marginal_kl")
+    gaps = [o.differs_within(label, "nll", "nll_train") for label in (course, standard)]
+    over = [
+        o.note(f"test minus training NLL, {label}", with_error(gap.mean, gap.error))
+        for label, gap in zip((course, standard), gaps, strict=True)
+    ]
+    return (
+        "Why the set-up decides: all that a prior can win is the marginal KL. In the course's "
+        f"set-up that is {cell(course, 'marginal KL')} nats of a KL of {cell(course, 'KL')}: "
+        f"training ends early, as the decoder over-fits (by {over[0]} nats), and the gain drowns. "
+        f"In the regularized one it is {cell(standard, 'marginal KL')} of {cell(standard, 'KL')} "
+        f"(over-fitting: {over[1]}), and *{_name(near)}* lowers it to {cell(near, 'marginal KL')}. "
+        f"There I(x; z) is {cell(standard, 'I(x; z)')} nats, the most that so few images allow: "
+        "each has a code of its own, and a smooth prior cannot follow codes one by one, so most of "
+        "the marginal KL stays."
+    )
+
+
+def _closer(o: Outcome, set_up: str, labels: Sequence[str]) -> str:
+    """Which priors come closer to q(z), and what that does to the information in z."""
+    cell, standard, learned = o.cell, labels[0], labels[1:]
+    far = [k for k in learned if o.differs(k, standard, "marginal_kl").mean >= 0]
+    near, least = o.lowest(learned, "marginal_kl"), o.lowest(learned, "mutual_information")
+    most = max(learned, key=lambda k: o.mean(k, "mutual_information")[0])
+    text = (
+        f"{_WHERE.get(set_up, set_up)}, {in_words(len(learned) - len(far))} of "
+        f"{in_words(len(learned))} learned priors end closer to q(z) than the standard one, the "
+        f"closest is *{_name(near)}* ({cell(near, 'marginal KL')} against "
+        f"{cell(standard, 'marginal KL')})"
+    )
+    if far:
+        text += "; farther: " + joined([f"*{_name(k)}* ({cell(k, 'marginal KL')})" for k in far])
+    return (
+        f"{text}. z carries from {cell(least, 'I(x; z)')} to {cell(most, 'I(x; z)')} nats with "
+        f"them, {cell(standard, 'I(x; z)')} with the standard prior: a prior that fits makes the "
+        "code cheaper; how much the code says, it hardly changes."
+    )
 
 
 _WHERE = {
@@ -139,7 +156,14 @@ def figures(o: Outcome) -> Figures:
         )
         for set_up, labels in _set_ups(o).items()
     ]
-    wide = [k for k in o.labels if not k.endswith(", 2-D")]
+    drawings: list[tuple[str, Figure | None, str]] = []
+    for set_up, labels in _set_ups(o).items():
+        if set_up == "2-D":
+            continue
+        name, means = set_up.replace("-", "").lower(), drawn_means(o, labels, 10)
+        text = f"Means of p(x|z) at ten draws of z from each prior, {set_up}; own draws for each."
+        _, draws, what = examples(o, labels)
+        drawings += [(f"means_{name}", means, text), (f"samples_{name}", draws, what)]
     compared = [k for k in ("standard, regularized", "VampPrior, regularized") if k in o.labels]
     flat = next((k for k in o.labels if k.endswith(", 2-D")), None)
     return drawn(
@@ -158,12 +182,7 @@ def figures(o: Outcome) -> Figures:
                 "Straight lines between test images (at the ends) in the latent spaces under two "
                 "priors.",
             ),
-            (
-                "means",
-                drawn_means(o, wide, 10),
-                "Means of p(x|z) at ten draws of z from each prior, for each model its own draws.",
-            ),
-            examples(o, wide),
+            *drawings,
         ]
     )
 

@@ -127,10 +127,11 @@ def findings(o: Outcome) -> list[str]:
         "while both pay a KL that grows. Training and validation are compared with the same "
         "weights, so the distance of the curves is over-fitting alone, and it lies in the "
         "reconstruction: the KL is almost the same on both.",
-        "Reconstructions keep the digit and lose the hand: a blurred mean is the best guess where "
-        "the code does not say where exactly a stroke ends. Draws look worse than their means, "
-        "since each pixel draws its level by itself, given z; and both look worse than "
-        "reconstructions where the prior puts z in a region that no training image is encoded to.",
+        "Reconstructions keep the digit and lose the handwriting: a blurred mean is the best "
+        "guess where the code does not say where exactly a stroke ends. Draws look worse than "
+        "their means, since each pixel draws its level by itself, given z; and both look worse "
+        "than reconstructions where the prior puts z in a region that no training image is encoded "
+        "to.",
     ]
     return found + _probe(o, label)
 

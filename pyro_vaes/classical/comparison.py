@@ -77,6 +77,8 @@ def compared(data: DataSet, rows: Split, result: Any, likelihood: Any = None) ->
     theirs = best.log_prob(rows if powers is None else powers.split(rows)) + slope
     difference = result.log_marginal.cpu().double() - theirs
     name = best.name if powers is None else f"{best.name}, of transformed columns"
+    if result.given_label:
+        name += " (of the rows alone: the model is given their labels)"
     figures = (
         *(-theirs.mean(), _error(theirs)),
         *(difference.mean(), _error(difference), difference.median()),

@@ -85,6 +85,7 @@ def test_the_comparison_is_paired_and_says_why_there_is_none():
     best = best_density(data.train, data.val)
 
     class Result:
+        given_label = False
         log_marginal = best.log_prob(data.test) + torch.arange(60) / 59 - 0.25
 
     found = compared(data, data.test, Result)
@@ -94,6 +95,8 @@ def test_the_comparison_is_paired_and_says_why_there_is_none():
     assert found["above_classical_se"] == pytest.approx(error)
     lines = "\n".join(comparison_lines(found))
     assert best.name in lines and "+0.25" in lines
+    labelled = type("Labelled", (Result,), {"given_label": True})
+    assert "given their labels" in comparison_lines(compared(data, data.test, labelled))[0]
     x[3, 1] = torch.nan
     other = pv.load_data(x)
     nothing = compared(other, other.test, Result)

@@ -67,7 +67,6 @@ _CONVOLUTIONS: Mapping[str, Mapping[str, Any]] = {
 }
 _POSTERIORS: Mapping[str, Mapping[str, Any]] = {
     "digits-conv": {},
-    "five draws": {"train_samples": 5, "gradient": "path"},
     "full covariance": {"posterior": "full_normal"},
     "full covariance, five draws": {
         "posterior": "full_normal",
@@ -137,7 +136,7 @@ STUDIES = {
         "Posteriors of the convolutional recipe",
         "What do a closer posterior and a tighter bound add?",
         _POSTERIORS,
-        ("five draws", "full covariance", "full covariance, five draws"),
+        ("full covariance", "full covariance, five draws"),
         "digits-conv",
     ),
 }

@@ -12,8 +12,6 @@ from torch import nn
 import pyro_vaes as pv
 from pyro_vaes.distributions import Chain
 
-SLOW = pytest.mark.slow
-
 
 class Linear(nn.Module):
     """p(z_1 | z_2) = N(w z_2, s^2), a link with closed forms."""
@@ -135,7 +133,7 @@ def three_levels(labels):
 
 
 @pytest.mark.parametrize("labels", [0, 3])
-@pytest.mark.parametrize("mode", ["eager", "traced", pytest.param("compiled", marks=SLOW)])
+@pytest.mark.parametrize("mode", ["eager", "traced"])
 def test_recorded_steps_of_levels_are_those_of_svi(mode, labels):
     draws = torch.Generator().manual_seed(1)
     batches = [torch.randn(n, 4, generator=draws).double() for n in (8, 5, 8)]

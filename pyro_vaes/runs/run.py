@@ -65,6 +65,11 @@ def trainer_of(vae: VAE, data: DataSet, config: RunConfig) -> Trainer:
     record, strength = record_of(config, data), config.data.augment
     for name in config.training.frozen:
         getattr(vae, name).requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in vae.parameters()):
+        raise ConfigError(
+            "Invalid value for '--freeze': expected a part left that learns; got "
+            f"{config.training.freeze} with --prior {config.parts.prior}, which learns nothing."
+        )
     if strength and data.image_shape is not None:
         data = data.augmented(**{name: strength * move for name, move in _MOVES.items()})
     try:

@@ -51,7 +51,7 @@ __all__ = [
 ]
 
 
-GREY_IMAGES = ("mnist", "fashion_mnist")
+GREY_IMAGES = ("mnist", "fashion_mnist", "omniglot")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -70,8 +70,8 @@ class DataConfig(Section):
 
     source: str = option(
         "digits",
-        "digits, mnist, fashion_mnist, cifar10; or own data: .csv, .tsv, .parquet, .npy, .npz, "
-        ".h5ad, or a folder of pictures.",
+        "digits, mnist, fashion_mnist, omniglot, cifar10; or own data: .csv, .tsv, .parquet, .npy, "
+        ".npz, .h5ad, or a folder of pictures.",
         name="data",
     )
     root: str = option("data", "Folder for downloaded data.", name="data_root")

@@ -21,10 +21,11 @@ from pyro_vaes.data.rows import taken
 from pyro_vaes.data.splits import Split
 from pyro_vaes.evaluation.evaluator import evaluate
 from pyro_vaes.evaluation.reliability import is_trusted
-from pyro_vaes.evaluation.results import bound_lines, level_lines
+from pyro_vaes.evaluation.results import Evaluation, bound_lines, level_lines
 from pyro_vaes.parts.priors import VampPrior
 from pyro_vaes.runs.schema import RunConfig
-from pyro_vaes.storage.files import read_json, write_text
+from pyro_vaes.storage.files import RunFolderError, read_json, write_text
+from pyro_vaes.storage.weights import load
 from pyro_vaes.training.distributed import join_processes
 from pyro_vaes.training.history import History
 from pyro_vaes.vae import VAE
@@ -120,6 +121,7 @@ def summarise(
         "split": "test",
         "num_rows": len(data.test),
         **(compared(data, rows, result, vae.likelihood) if _compares(config) else {}),
+        **_before(config, rows, result, **options),
         "pseudo_inputs_moved": _moved(vae, data),
         "epochs": history.epochs,
         "best_epoch": history.best_epoch,
@@ -182,6 +184,45 @@ def _compares(config: RunConfig) -> bool:
     return config.training.start == "factors"
 
 
+def _before(config: RunConfig, rows: Split, result: Evaluation, **options: Any) -> dict[str, Any]:
+    """Figures of the run whose prior was refitted, on the same rows; none where none was."""
+    if {*config.training.frozen} != {"posterior", "likelihood"}:
+        return {}
+    names = ("before_nll", "before_nll_se", "before_num_unreliable", "gain", "gain_se")
+    try:
+        source = load(Path(config.training.init).expanduser())
+    except RunFolderError as error:
+        return {**dict.fromkeys(names), "before_reason": str(error)}
+    device = None if result.log_marginal is None else result.log_marginal.device
+    before = evaluate(source.to(device), rows, diagnostics=False, **options)
+    if before.log_marginal is None or result.log_marginal is None:
+        return {**dict.fromkeys(names), "before_reason": "log p(x) of the rows is not known"}
+    gain = (result.log_marginal - before.log_marginal).double()
+    spread = (gain.std() / math.sqrt(len(gain))).item() if len(gain) > 1 else None
+    values = (before.nll, before.nll_se, before.num_unreliable, gain.mean().item(), spread)
+    return {**dict(zip(names, values, strict=True)), "before": config.training.init}
+
+
+def _before_lines(summary: Mapping[str, Any]) -> list[str]:
+    """What another prior changed, in words; no lines if it is no refitted one."""
+    if "before_reason" in summary:
+        return [f"before, with the prior of --init: not known: {summary['before_reason']}"]
+    if "before" not in summary:
+        return []
+    share = summary["before_num_unreliable"]
+    known = "unknown" if share is None else f"too high for {share} of {summary['num_data']}"
+    return [
+        f"before, with the prior of {summary['before']}: -log p(x) "
+        f"{_with_error(summary, 'before_nll')} (k-hat {known})",
+        f"  log p(x) is now above that by {_with_error(summary, 'gain', '+')} (paired)",
+    ]
+
+
+def _with_error(summary: Mapping[str, Any], name: str, sign: str = "") -> str:
+    error = summary[f"{name}_se"]
+    return f"{summary[name]:{sign}.2f}" + ("" if error is None else f" +- {error:.2f}")
+
+
 def _moved(vae: VAE, data: DataSet) -> float | None:
     """The median distance that pseudo-inputs moved; None without them or their start."""
     moved = vae.prior.moved(data.train.x) if isinstance(vae.prior, VampPrior) else None
@@ -225,7 +266,7 @@ def report_text(summary: Mapping[str, Any], out: Path) -> str:
     lines.append(f"\nTest figures, nats per datum ({summary['num_samples']} samples each{part})")
     lines += [f"  {line}" for line in bound_lines(summary, lambda name: _reason(summary, name))]
     lines += [f"  {line}" for line in level_lines(summary)]
-    lines += [f"  {line}" for line in comparison_lines(summary)]
+    lines += [f"  {line}" for line in [*_before_lines(summary), *comparison_lines(summary)]]
     # A run from before k-hat was recorded stays as it is.
     if "share_unreliable" in summary and is_trusted(summary) is False:
         remedy = "--samples 5000 or --proposal annealed"

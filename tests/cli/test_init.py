@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ def test_no_run_to_start_from(home, tmp_path, capsys):
     assert "'--init'" in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
-def test_a_prior_is_refitted_with_the_other_parts_frozen(home, tmp_path):
+def test_a_prior_is_refitted_with_the_other_parts_frozen(home, tmp_path, capsys):
     options = [*SMALL, "--data", home / "a.npy", "--init", home / "first", "--epochs", 3]
     options += ["--prior", "mixture", "--freeze", "posterior,likelihood"]
     assert run("train", *options, "--out", tmp_path / "run") == 0
@@ -100,6 +101,15 @@ def test_a_prior_is_refitted_with_the_other_parts_frozen(home, tmp_path):
         old, new = getattr(before, part).state_dict(), getattr(after, part).state_dict()
         assert all(torch.equal(old[name], new[name]) for name in old)
     assert isinstance(after.prior, pv.MixturePrior)
+    # The figures before are those of the other run, on the same rows with the same noise.
+    found = json.loads((tmp_path / "run" / "summary.json").read_text())
+    first = json.loads((home / "first" / "summary.json").read_text())
+    assert found["before_nll"] == pytest.approx(first["nll"], abs=1e-5)
+    assert found["gain"] == pytest.approx(first["nll"] - found["nll"], abs=1e-5)
+    printed = capsys.readouterr().out
+    assert f"before, with the prior of {home / 'first'}: -log p(x) {first['nll']:.2f}" in printed
+    assert f"log p(x) is now above that by {found['gain']:+.2f}" in printed
+    assert "before" not in first
     # A stopped run resumes with the same parts frozen.
     parts = tmp_path / "parts"
     assert run("train", *options, "--minutes", 1e-9, "--out", parts) == 0
@@ -112,6 +122,16 @@ def test_a_prior_is_refitted_with_the_other_parts_frozen(home, tmp_path):
     )
 
 
+def test_a_refitted_prior_whose_first_run_has_gone_says_so(home, tmp_path, capsys):
+    first = shutil.copytree(home / "first", tmp_path / "first")
+    options = [*SMALL, "--data", home / "a.npy", "--init", first, "--epochs", 2]
+    options += ["--prior", "mixture", "--freeze", "posterior,likelihood", "--out", tmp_path / "run"]
+    assert run("train", *options, "--minutes", 1e-9) == 0
+    shutil.rmtree(first)
+    assert run("train", "--resume", "--out", tmp_path / "run", "--samples", 5) == 0
+    assert "before, with the prior of --init: not known: " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -120,6 +140,10 @@ def test_a_prior_is_refitted_with_the_other_parts_frozen(home, tmp_path):
         (
             ["--init", "first", "--freeze", "prior,posterior,likelihood"],
             "expected one of none, prior",
+        ),
+        (
+            ["--init", "first", "--freeze", "posterior,likelihood"],
+            "'--freeze': expected a part left that learns; got posterior,likelihood with --prior",
         ),
         (
             ["--init", "first", "--freeze", "likelihood", "--hidden-dims", "9"],

@@ -169,7 +169,7 @@ def test_cifar_has_channels_first(tmp_path, monkeypatch):
     original = FakeCIFAR10(tmp_path, True, True).data[25]
     assert torch.equal(data.val.x[5].reshape(3, 32, 32), torch.tensor(original).permute(2, 0, 1))
     assert data.val.y[5] == 5
-    with refused("binarization= only with mnist and fashion_mnist"):
+    with refused("binarization= only with fashion_mnist, mnist, omniglot"):
         load_data("cifar10", root=tmp_path, binarization="static")
 
 
@@ -182,6 +182,78 @@ def test_cifar_without_network_is_one_line_and_nothing_left_behind(tmp_path, mon
     monkeypatch.setattr(cifar, "download_and_extract_archive", unreachable)
     with refused("cifar-10-batches-py, or a network to fetch them from; got neither .no network"):
         load_data("cifar10", root=tmp_path / "new")
+    assert not list(tmp_path.iterdir())
+
+
+ALPHABETS = {"background": ("Greek", "Arcadian"), "evaluation": ("Tengwar",)}
+
+
+@pytest.fixture
+def omniglot_root(tmp_path, monkeypatch):
+    """Small archives as torchvision lays them out: 3 alphabets of 4 characters, 5 drawers each."""
+    import io
+    import zipfile
+
+    from PIL import Image
+    from torchvision import datasets
+
+    folder, rng, sums = tmp_path / "omniglot-py", np.random.default_rng(0), {}
+    folder.mkdir()
+    for part, alphabets in ALPHABETS.items():
+        archive = folder / f"images_{part}.zip"
+        with zipfile.ZipFile(archive, "w") as files:
+            for alphabet, character, drawer in itertools.product(alphabets, "1234", "54321"):
+                ink, file = rng.random((105, 105)) < 0.1, io.BytesIO()
+                ink[:15, :15] = [[True] * 8 + [False] * 7] * 15
+                Image.fromarray(~ink).save(file, "png")
+                name = f"images_{part}/{alphabet}/character0{character}/{drawer}.png"
+                files.writestr(name, file.getvalue())
+            files.extractall(folder)
+        sums[archive.stem] = hashlib.md5(archive.read_bytes()).hexdigest()
+    monkeypatch.setattr(datasets.Omniglot, "zips_md5", sums)
+    return tmp_path
+
+
+def test_omniglot_is_made_smaller_by_area_and_split_by_one_seed(omniglot_root):
+    from PIL import Image
+
+    grey = load_data("omniglot", root=omniglot_root, binarization="grey")
+    assert (grey.kind, grey.num_levels, grey.image_shape) == ("levels", 256, (1, 28, 28))
+    assert [len(s) for s in (grey.train, grey.val, grey.test)] == [43, 2, 15]
+    assert grey.label_names == ("Arcadian", "Greek", "Tengwar") and grey.num_labels == 3
+    x, y = (torch.cat([getattr(s, k) for s in (grey.train, grey.val, grey.test)]) for k in "xy")
+    # Eight columns of ink: two small pixels, and half a column of 3.75 in the third.
+    first_row = torch.tensor([255.0, 255.0, 255 * 0.5 / 3.75, 0.0])
+    assert (x.reshape(-1, 28, 28)[:, :4, :4] - first_row).abs().max() <= 1
+    assert y.bincount().tolist() == [20, 20, 20]
+    file = omniglot_root / "omniglot-py/images_evaluation/Tengwar/character02/3.png"
+    ink = 255 * (1 - torch.tensor(np.array(Image.open(file)), dtype=torch.float64))
+    areas = ink.repeat_interleave(4, 0).repeat_interleave(4, 1).reshape(28, 15, 28, 15)
+    apart = (x - areas.mean((1, 3)).reshape(784)).abs().amax(-1)
+    assert (apart <= 0.5).sum() == 1 and y[apart.argmin()] == 2
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(0))
+    assert grey.test.y.tolist() == [[0, 1, 2][i // 20] for i in order[:15].tolist()]
+
+
+def test_omniglot_is_binarised_as_mnist_is(omniglot_root):
+    dynamic = load_data("omniglot", root=omniglot_root)
+    assert dynamic.kind == "binary" and dynamic.train.transform is not None
+    assert set(dynamic.test.x.unique().tolist()) == {0.0, 1.0}
+    assert load_data("omniglot", root=omniglot_root).digest == dynamic.digest
+    static = load_data("omniglot", root=omniglot_root, binarization="static")
+    assert static.train.transform is None and torch.equal(static.val.x, dynamic.val.x)
+
+
+def test_omniglot_without_network_is_one_line_and_nothing_left_behind(tmp_path, monkeypatch):
+    import urllib.error
+    import urllib.request
+
+    def unreachable(*args, **kwargs):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(urllib.request, "urlopen", unreachable)
+    with refused("omniglot-py, or a network to fetch them from; got neither .*no network"):
+        load_data("omniglot", root=tmp_path / "new")
     assert not list(tmp_path.iterdir())
 
 
@@ -471,7 +543,8 @@ BAD = {
     "data set of dicts": (Items([{"x": 1.0}] * 3), "items x"),
     "data set of triples": (Items([(1.0, 2.0, 3.0)] * 3), "got 3"),
     "loader without batches": (DataLoader(TensorDataset(GOOD), batch_size=None), "batch_size=None"),
-    "unknown name": ("digit", "cifar10, digits, fashion_mnist, mnist, .*got 'digit'"),
+    "unknown name": ("digit", "cifar10, digits, fashion_mnist, mnist, omniglot, .*got 'digit'"),
+    "a set without a package": ("caltech101_silhouettes", "mnist, omniglot, .*got 'caltech101"),
     "other file": ("x.pt", r"\.npy, \.npz, .*got 'x.pt'"),
 }
 

@@ -1,8 +1,11 @@
 """Levels of latents as one event."""
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import SVI, Trace_ELBO
+from pyro.optim import Adam
 from registry import POSTERIORS, make_vae, scramble
 from torch import nn
 
@@ -113,6 +116,40 @@ def test_what_the_levels_of_other_models_share_has_a_reason():
         found = pv.evaluate(chain_vae(*names), x, num_samples=20, proposal="encoder").to_dict()
         assert found["level_kls"] is None
         assert "levels" in found["level_kls_reason"]
+
+
+def three_levels(labels):
+    """Shared top to bottom: a VampPrior of the posterior's encoder, links relative to p's."""
+    torch.manual_seed(0)
+    normal = lambda seen, size: pv.NormalPosterior(  # noqa: E731
+        pv.MLP(seen + labels, [8]), size, (seen,), labels
+    )
+    encoder = normal(4, 2)
+    top = pv.NormalPrior(2, labels) if labels else pv.VampPrior(encoder, torch.randn(5, 4))
+    prior = pv.ChainPrior(top, normal(2, 1), normal(3, 3))
+    posterior = pv.ChainPosterior(encoder, normal(10, 1), normal(11, 3), prior=prior)
+    likelihood = pv.NormalLikelihood(pv.MLP(6 + labels, [8]), (4,), num_labels=labels)
+    return pv.VAE(prior, posterior, likelihood).double()
+
+
+@pytest.mark.parametrize("labels", [0, 3])
+@pytest.mark.parametrize("mode", ["eager", "traced"])
+def test_recorded_steps_of_levels_are_those_of_svi(mode, labels):
+    draws = torch.Generator().manual_seed(1)
+    batches = [torch.randn(n, 4, generator=draws).double() for n in (8, 5, 8)]
+
+    def trained(kind, **options):
+        pyro.clear_param_store()
+        vae = three_levels(labels)
+        svi = kind(vae.model, vae.guide, Adam({"lr": 1e-2}), Trace_ELBO(), **options)
+        torch.manual_seed(3)
+        y = [(torch.arange(len(x)) % labels,) if labels else () for x in batches]
+        losses = [svi.step(x, *label) for x, label in zip(batches, y, strict=True)]
+        weights = torch.cat([p.detach().flatten() for p in vae.parameters()])
+        return torch.tensor(losses, dtype=torch.float64), weights
+
+    for ours, theirs in zip(trained(pv.FastSVI, mode=mode), trained(SVI), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
 
 def test_a_prior_of_a_mixture_is_drawn_without_gradients():

@@ -33,7 +33,7 @@ from pyro_vaes.data.guesses import (
 from pyro_vaes.data.mixed.codec import Codec
 from pyro_vaes.data.mixed.dependences import look_at_dependent
 from pyro_vaes.data.mixed.groups import shares
-from pyro_vaes.data.named import read_digits, read_omniglot, read_torchvision
+from pyro_vaes.data.named import read_digits, read_pixels
 from pyro_vaes.data.rows import ROWS, by_parts, in_single, taken
 from pyro_vaes.data.splits import Split, weighted
 from pyro_vaes.data.spreadsheets import Columns, TableOptions
@@ -47,10 +47,6 @@ Binarization = Literal["dynamic", "static", "threshold", "grey"]
 NAMES = ("cifar10", "digits", "fashion_mnist", "mnist", "omniglot")
 _GREY = ("fashion_mnist", "mnist", "omniglot")
 BINARIZATIONS = ("dynamic", "static", "threshold", "grey")
-# The last rows of torchvision's training files are kept for validation.
-_TORCHVISION_VALIDATION_ROWS = 10_000
-# Of 32,460 images, as many for testing and validation as in the literature on VAEs.
-_OMNIGLOT_SHARES = (8_070 / 32_460, 1_345 / 32_460)
 # One fixed draw, whatever the run's seed, so that test figures can be compared.
 _BINARIZATION_SEED = 0
 
@@ -306,7 +302,7 @@ def load_data(
         splits, image_shape = _digits(), image_shape or (1, 8, 8)
     elif name is not None:
         colour = name == "cifar10"
-        pixels, label_names = _pixels(name, root)
+        pixels, label_names = read_pixels(name, root)
         splits = _binarized(pixels, "grey" if colour else binarization or "dynamic")
         image_shape = image_shape or ((3, 32, 32) if colour else (1, 28, 28))
     else:
@@ -370,18 +366,6 @@ def _digits() -> list[Split]:
     x, y = read_digits()
     cuts = (slice(0, 1000), slice(1000, 1350), slice(1350, None))
     return [Split(x[cut].to(torch.float32), y[cut]) for cut in cuts]
-
-
-def _pixels(name: str, root: str | Path) -> tuple[list[Pair], tuple[str, ...] | None]:
-    """The images and labels of three splits, bytes, and the names of the classes."""
-    if name == "omniglot":
-        x, y, names = read_omniglot(root)
-        num_test, num_val = (round(len(x) * share) for share in _OMNIGLOT_SHARES)
-        index = shares(len(x), num_test, num_val, seed=0)
-        return [(x[i], y[i]) for i in index], names
-    (x, y), test = read_torchvision(name, root)
-    cut = len(x) - _TORCHVISION_VALIDATION_ROWS
-    return [(x[:cut], y[:cut]), (x[cut:], y[cut:]), test], None
 
 
 def _binarized(pixels: Sequence[Pair], binarization: str) -> list[Split]:

@@ -15,9 +15,15 @@ import torch
 from torch import Tensor
 
 from pyro_vaes.core.errors import DataError
-from pyro_vaes.data.tables import _reason
+from pyro_vaes.data.mixed.groups import shares
+from pyro_vaes.data.tables import Pair, _reason
 
-__all__ = ["read_digits", "read_omniglot", "read_torchvision"]
+__all__ = ["read_digits", "read_omniglot", "read_pixels", "read_torchvision"]
+
+# The last rows of torchvision's training files are kept for validation.
+_VALIDATION_ROWS = 10_000
+# Of 32,460 images, as many for testing and validation as in the literature on VAEs.
+_OMNIGLOT_SHARES = (8_070 / 32_460, 1_345 / 32_460)
 
 
 def read_digits() -> tuple[Tensor, Tensor]:
@@ -36,6 +42,22 @@ def read_digits() -> tuple[Tensor, Tensor]:
 
     x, y = load_digits(return_X_y=True)
     return torch.from_numpy(x), torch.from_numpy(y)
+
+
+def read_pixels(name: str, root: str | Path) -> tuple[list[Pair], tuple[str, ...] | None]:
+    """The images and labels of three splits, bytes, and the names of the classes, if known.
+
+    Raises:
+        DataError: see :func:`read_torchvision`.
+    """
+    if name == "omniglot":
+        x, y, names = read_omniglot(root)
+        num_test, num_val = (round(len(x) * share) for share in _OMNIGLOT_SHARES)
+        index = shares(len(x), num_test, num_val, seed=0)
+        return [(x[i], y[i]) for i in index], names
+    (x, y), test = read_torchvision(name, root)
+    cut = len(x) - _VALIDATION_ROWS
+    return [(x[:cut], y[:cut]), (x[cut:], y[cut:]), test], None
 
 
 def read_torchvision(name: str, root: str | Path) -> tuple[tuple[Tensor, Tensor], ...]:

@@ -96,7 +96,7 @@ def write_idx(path, array):
 @pytest.fixture(params=["mnist", "fashion_mnist"])
 def torchvision_root(request, tmp_path, monkeypatch):
     """Small files as torchvision lays them out: 30 training and 8 test images."""
-    monkeypatch.setattr(pyro_vaes.data.dataset, "_TORCHVISION_VALIDATION_ROWS", 10)
+    monkeypatch.setattr(pyro_vaes.data.named, "_VALIDATION_ROWS", 10)
     folder = tmp_path / {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}[request.param] / "raw"
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -160,7 +160,7 @@ class FakeCIFAR10:
 def test_cifar_has_channels_first(tmp_path, monkeypatch):
     from torchvision import datasets
 
-    monkeypatch.setattr(pyro_vaes.data.dataset, "_TORCHVISION_VALIDATION_ROWS", 10)
+    monkeypatch.setattr(pyro_vaes.data.named, "_VALIDATION_ROWS", 10)
     monkeypatch.setattr(datasets, "CIFAR10", FakeCIFAR10)
     data = load_data("cifar10", root=tmp_path)
     assert [len(s) for s in (data.train, data.val, data.test)] == [20, 10, 8]

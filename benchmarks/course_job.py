@@ -41,14 +41,14 @@ def _run(command: list[str], threads: int) -> tuple[float, str]:
     return seconds, done.stdout
 
 
-def ours(seed: int, epochs: int, threads: int) -> dict[str, Any]:
+def ours(seed: int, epochs: int, threads: int, *flags: str) -> dict[str, Any]:
     """One run of the command line."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         command = [sys.executable, "-m", "pyro_vaes", "train", "--recipe", "course"]
         # The default may move on to better likelihoods; the job is the course's.
         command += ["--likelihood", "categorical", "--threads", str(threads)]
-        command += ["--seed", str(seed), "--epochs", str(epochs), "--out", str(out)]
+        command += ["--seed", str(seed), "--epochs", str(epochs), "--out", str(out), *flags]
         seconds, _ = _run(command, threads)
         figures = json.loads((out / "summary.json").read_text())
     return {
@@ -84,6 +84,10 @@ def main() -> None:
         "course loop": lambda seed: course(seed, epochs, threads),
         "course loop, pictures": lambda seed: course(seed, epochs, threads, "--pictures"),
         "pyro_vaes train": lambda seed: ours(seed, epochs, threads),
+        # The loops' own evaluation; by default a proposal is fitted to each image.
+        "pyro_vaes train, encoder's draws": lambda seed: ours(
+            seed, epochs, threads, "--proposal", "encoder"
+        ),
     }
     names = [name for name in jobs if given.only is None or given.only in name]
     records, order = [], random.Random(0)

@@ -25,6 +25,8 @@ from harness import cores, header, options, write
 SETTINGS: dict[str, dict[str, str]] = {
     "torch's default": {},
     "spins 1,000 times": {"GOMP_SPINCOUNT": "1000"},
+    "spins 2,000 times": {"GOMP_SPINCOUNT": "2000"},
+    "spins 5,000 times": {"GOMP_SPINCOUNT": "5000"},
     "spins 10,000 times": {"GOMP_SPINCOUNT": "10000"},
     "spins 100,000 times": {"GOMP_SPINCOUNT": "100000"},
     "passive": {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"},

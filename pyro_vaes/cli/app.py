@@ -24,7 +24,7 @@ from pyro_vaes.cli.paths import interpolate_command, traverse_command
 from pyro_vaes.cli.search import search_command
 from pyro_vaes.cli.train import train_command
 from pyro_vaes.core.errors import InputError, RunError, SignalStop
-from pyro_vaes.runs.process import keep_freed_memory, wait_briefly
+from pyro_vaes.runs.memory import keep_freed_memory
 
 __all__ = ["main"]
 
@@ -76,7 +76,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         keep_freed_memory()
-        wait_briefly()
         cli.main(args=words or ["--help"], prog_name="pyro-vaes", standalone_mode=False)
     except click.ClickException as error:
         _die(error.format_message(), 2)

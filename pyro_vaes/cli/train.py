@@ -117,7 +117,7 @@ def _train(
     import torch  # Imported here, so that help and mistyped flags answer at once.
 
     from pyro_vaes.runs.build import build, data_of
-    from pyro_vaes.runs.run import threads, trainer_of
+    from pyro_vaes.runs.run import busy, threads, trainer_of
     from pyro_vaes.runs.summary import finished, report_text, summarise
     from pyro_vaes.training.distributed import join_processes, refuse_tasks
     from pyro_vaes.training.signals import watched
@@ -155,7 +155,7 @@ def _train(
         return
     if resume and started is None:
         click.echo(f"Nothing to resume in {out}: a new run starts there.")
-    for remark in _said(data, remarks, more, choices):
+    for remark in _said(data, remarks, more, choices, busy(config, data.event_shape)):
         click.echo(remark)
     # Everything that can be refused before the first step has been, and nothing is written yet.
     with locked(out, made=fresh), watched():

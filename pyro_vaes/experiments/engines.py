@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 import torch
 
 from pyro_vaes.experiments.runs import Task, perform
+from pyro_vaes.runs.memory import keep_freed_memory
 from pyro_vaes.runs.options import ConfigError
-from pyro_vaes.runs.process import keep_freed_memory
 from pyro_vaes.storage.files import FolderInUseError, RunFolderError
 
 __all__ = ["ENGINES", "Engine", "on_ray"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,10 +20,12 @@ from pyro_vaes.training.loop import Trainer
 from pyro_vaes.training.options import FitOptions, OptionError, on_threads
 from pyro_vaes.vae import VAE
 
-__all__ = ["fit_options", "record_of", "threads", "train", "trainer_of"]
+__all__ = ["busy", "fit_options", "record_of", "threads", "train", "trainer_of"]
 
 # Numbers in a datum for which one thread is as fast as two (measured on the digits).
 _SMALL = 256
+# The load of a machine from which a further training meets another one.
+_BUSY = 0.8
 # The moves of --augment 1, for images of at least 8x8 pixels.
 _MOVES = {"max_shift": 0.5, "max_rotate": 8.0, "max_scale": 0.05, "max_shear": 0.05}
 
@@ -120,6 +123,22 @@ def threads(config: RunConfig, event_shape: Sequence[int]) -> Iterator[None]:
 
     More threads gain nothing there, and on a busy machine they mostly wait for each other.
     """
-    small = math.prod(event_shape) <= _SMALL
-    with on_threads(config.training.threads or (1 if small else torch.get_num_threads())):
+    with on_threads(_threads(config, event_shape)):
         yield
+
+
+def _threads(config: RunConfig, event_shape: Sequence[int]) -> int:
+    small = math.prod(event_shape) <= _SMALL
+    return config.training.threads or (1 if small else torch.get_num_threads())
+
+
+def busy(config: RunConfig, event_shape: Sequence[int]) -> list[str]:
+    """A remark if several threads are to train while the machine does other work."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    chosen = config.training.threads or config.training.device not in ("auto", "cpu")
+    if load < _BUSY or chosen or torch.cuda.is_available() or _threads(config, event_shape) == 1:
+        return []
+    return [
+        f"The machine does other work (load {load:.1f}), during which threads of one training "
+        "wait for each other: --threads 1 may be several times as fast."
+    ]

@@ -652,7 +652,7 @@ def test_freed_memory_is_kept_where_there_is_a_glibc():
 
     program = """if True:
         import resource, torch
-        from pyro_vaes.runs.process import keep_freed_memory
+        from pyro_vaes.runs.memory import keep_freed_memory
         kept = keep_freed_memory()
         faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         for turn in range(2):

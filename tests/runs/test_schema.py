@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import pickle
 from collections.abc import Mapping
 from typing import Any
 
 import click
 import pytest
+import torch
 from click.testing import CliRunner
 
 from pyro_vaes.cli import flags
@@ -20,7 +22,8 @@ from pyro_vaes.runs import schema as cfg
 from pyro_vaes.runs.options import ConfigError, Option
 from pyro_vaes.runs.recipes import RECIPES
 from pyro_vaes.runs.resolve import resolve
-from pyro_vaes.runs.schema import OPTIONS, RunConfig, flatten
+from pyro_vaes.runs.run import busy
+from pyro_vaes.runs.schema import OPTIONS, RunConfig, flatten, from_values
 
 DEFAULTS = flatten(RunConfig())
 
@@ -510,3 +513,15 @@ def test_a_digest_is_of_the_options_that_are_not_at_their_defaults(monkeypatch):
     # A later version has one option more.
     monkeypatch.setattr(cfg, "flatten", lambda config: {**flatten(config), "later": "none"})
     assert cfg.digest(config) == before
+
+
+def test_a_busy_machine_is_said_where_several_threads_would_train(monkeypatch):
+    monkeypatch.setattr(os, "getloadavg", lambda: (1.6, 0.0, 0.0), raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    images, digits = (784,), (64,)
+    (remark,) = busy(from_values({}), images)
+    assert "load 1.6" in remark and "--threads 1" in remark
+    assert busy(from_values({}), digits) == busy(from_values({"threads": 2}), images) == []
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.3, 2.0, 2.0), raising=False)
+    assert busy(from_values({}), images) == []

@@ -86,7 +86,12 @@ TOYS = [
         "course_job.py",
         [],
         ["course_job"],
-        ["course loop", "course loop, pictures", "pyro_vaes train"],
+        [
+            "course loop",
+            "course loop, pictures",
+            "pyro_vaes train",
+            "pyro_vaes train, encoder's draws",
+        ],
         id="course_job",
     ),
 ]

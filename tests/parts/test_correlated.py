@@ -118,6 +118,7 @@ def test_a_floor_bounds_the_density(kind):
     assert at_mean < 3 * torch.tensor(10.0).log().item() + (1.0 if kind.startswith("t") else 0.0)
 
 
+@pytest.mark.slow
 def test_correlated_noise_is_found():
     """Two columns that are off together: a full covariance knows it, a diagonal one cannot."""
     torch.manual_seed(0)
@@ -168,6 +169,7 @@ def test_bad_arguments_are_refused(make, message):
 
 
 @kinds
+@pytest.mark.slow
 def test_loads_in_a_fresh_process(kind, tmp_path):
     vae = pv.VAE(pv.NormalPrior(2), pv.NormalPosterior(MLP(3, [8]), 2), scramble(KINDS[kind]()))
     x = torch.linspace(-1, 1, 15).reshape(5, 3)
@@ -237,6 +239,7 @@ def test_memory_and_time_are_those_of_the_numbers_alone():
     assert normal.log_prob(loc).isfinite().all()
 
 
+@pytest.mark.slow
 def test_autoregressive_noise_is_found():
     """A process of order 2 around no signal: its coefficients, and its exact density."""
     torch.manual_seed(0)

@@ -132,6 +132,7 @@ def test_correlated_noise_has_its_conditional_distribution(rank):
         assert (made - covariance / spread / spread.unsqueeze(-1)).abs().max() < 0.15
 
 
+@pytest.mark.slow
 def test_a_t_that_is_far_out_in_what_was_seen_is_uncertain_in_what_was_not():
     """The conditional of a multivariate t: its scale grows with the distance of what was seen."""
     torch.manual_seed(5)

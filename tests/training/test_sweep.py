@@ -103,13 +103,9 @@ def test_each_model_stops_by_itself():
     assert all(math.isfinite(history.best_val_loss) for history in histories)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "options",
-    [
-        pytest.param({}, marks=pytest.mark.slow),
-        {"ema_decay": 0.5, "optimizer": "adamax"},
-        pytest.param({"mode": "compiled"}, marks=pytest.mark.slow),
-    ],
+    "options", [{}, {"ema_decay": 0.5, "optimizer": "adamax"}, {"mode": "compiled"}]
 )
 def test_those_that_go_on_do_not_notice_that_others_have_stopped(options, monkeypatch):
     dropped = []

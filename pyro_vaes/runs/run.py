@@ -24,8 +24,6 @@ __all__ = ["busy", "fit_options", "record_of", "threads", "train", "trainer_of"]
 
 # Numbers in a datum for which one thread is as fast as two (measured on the digits).
 _SMALL = 256
-# The load of a machine from which a further training meets another one.
-_BUSY = 0.8
 # The moves of --augment 1, for images of at least 8x8 pixels.
 _MOVES = {"max_shift": 0.5, "max_rotate": 8.0, "max_scale": 0.05, "max_shear": 0.05}
 
@@ -133,12 +131,14 @@ def _threads(config: RunConfig, event_shape: Sequence[int]) -> int:
 
 
 def busy(config: RunConfig, event_shape: Sequence[int]) -> list[str]:
-    """A remark if several threads are to train while the machine does other work."""
+    """A remark if more threads are to train than other work leaves cores for."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    cores = os.cpu_count() or 1
+    free = max(1, cores - round(load))
     chosen = config.training.threads or config.training.device not in ("auto", "cpu")
-    if load < _BUSY or chosen or torch.cuda.is_available() or _threads(config, event_shape) == 1:
+    if chosen or torch.cuda.is_available() or _threads(config, event_shape) <= free:
         return []
     return [
-        f"The machine does other work (load {load:.1f}), during which threads of one training "
-        "wait for each other: --threads 1 may be several times as fast."
+        f"The machine does other work (load {load:.1f} on {cores} cores), during which the threads "
+        f"of a training wait for each other: --threads {free} may be faster."
     ]

@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from commands import refused, run
 from PIL import Image
 
 import pyro_vaes as pv
-from pyro_vaes.cli.app import main
 from pyro_vaes.runs.build import build, data_of
 from pyro_vaes.runs.run import train
 from pyro_vaes.runs.schema import from_values
@@ -27,22 +27,6 @@ SMALL += ["--epochs", "3", "--warmup-epochs", "0", "--samples", "5"]
 SMALL += ["--proposal", "encoder"]
 FAST = ["--samples", "30", "--proposal", "encoder"]
 COMMANDS = ("score", "encode", "reconstruct", "interpolate", "traverse")
-
-
-def run(*arguments: Any) -> int:
-    try:
-        main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
-
-
-def refused(capsys: Any, *arguments: Any) -> str:
-    """Checks that a command ends with status 2 and one line, which is returned."""
-    capsys.readouterr()
-    assert run(*arguments) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    return str(line)
 
 
 def table(n: int = 80) -> pd.DataFrame:

@@ -3,37 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from commands import refused, run
 
 import pyro_vaes as pv
-from pyro_vaes.cli.app import main
 from pyro_vaes.storage.weights import load_record
 
 SMALL = ["--hidden-dims", "8", "--latent-dim", "2", "--mode", "eager", "--epochs", "3"]
 SMALL += ["--warmup-epochs", "0", "--samples", "25", "--proposal", "encoder"]
 LABELS = ["--label", "sex", "--label-column", "site", "--label", "age"]
 GIVEN = "sex=f,site=north, east,age=33"
-
-
-def run(*arguments: Any) -> int:
-    try:
-        main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
-
-
-def refused(capsys: Any, *arguments: Any) -> str:
-    """Checks that a command ends with status 2 and one line, which is returned."""
-    capsys.readouterr()
-    assert run(*arguments) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    return str(line)
 
 
 def table(n: int = 80) -> pd.DataFrame:

@@ -15,6 +15,7 @@ import click
 import numpy as np
 import pytest
 import torch
+from commands import run
 
 import pyro_vaes as pv
 from pyro_vaes.cli.app import cli, main
@@ -27,14 +28,6 @@ from pyro_vaes.storage.weights import WEIGHTS
 LONG = "x" * 300
 SMALL = ["--hidden-dims", "4", "--latent-dim", "2", "--mode", "eager", "--prior", "standard"]
 SMALL += ["--proposal", "encoder"]
-
-
-def run(*arguments: Any) -> int:
-    try:
-        main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 def ends(capsys: Any, status: int, *arguments: Any) -> str:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from commands import run
 
 import pyro_vaes as pv
-from pyro_vaes.cli.app import main
 from pyro_vaes.runs.schema import read_config
 from pyro_vaes.storage.tensors import named_tensors, read_groups
 from pyro_vaes.training.checkpoint import CHECKPOINT
@@ -20,14 +19,6 @@ from pyro_vaes.training.checkpoint import CHECKPOINT
 SMALL = ["--hidden-dims", "8", "--latent-dim", "2", "--mode", "eager", "--prior", "standard"]
 SMALL += ["--ema-decay", "0", "--warmup-epochs", "0", "--samples", "5"]
 SMALL += ["--proposal", "encoder"]
-
-
-def run(*arguments: Any) -> int:
-    try:
-        main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 @pytest.fixture(scope="module")

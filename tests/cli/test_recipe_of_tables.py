@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from commands import run
 
 import pyro_vaes as pv
-from pyro_vaes.cli.app import main
 
 QUICK = [
     "--recipe",
@@ -25,14 +25,6 @@ QUICK = [
     "--latent-dim",
     "2",
 ]
-
-
-def run(*arguments: Any) -> int:
-    try:
-        main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 def table(n: int = 120) -> pd.DataFrame:

@@ -121,9 +121,10 @@ def test_what_the_levels_of_other_models_share_has_a_reason():
 def three_levels(labels):
     """Shared top to bottom: a VampPrior of the posterior's encoder, links relative to p's."""
     torch.manual_seed(0)
-    normal = lambda seen, size: pv.NormalPosterior(  # noqa: E731
-        pv.MLP(seen + labels, [8]), size, (seen,), labels
-    )
+
+    def normal(seen, size):
+        return pv.NormalPosterior(pv.MLP(seen + labels, [8]), size, (seen,), labels)
+
     encoder = normal(4, 2)
     top = pv.NormalPrior(2, labels) if labels else pv.VampPrior(encoder, torch.randn(5, 4))
     prior = pv.ChainPrior(top, normal(2, 1), normal(3, 3))

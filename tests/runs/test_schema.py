@@ -515,13 +515,20 @@ def test_a_digest_is_of_the_options_that_are_not_at_their_defaults(monkeypatch):
     assert cfg.digest(config) == before
 
 
-def test_a_busy_machine_is_said_where_several_threads_would_train(monkeypatch):
-    monkeypatch.setattr(os, "getloadavg", lambda: (1.6, 0.0, 0.0), raising=False)
+def test_a_busy_machine_is_said_where_more_threads_would_train_than_cores_are_free(monkeypatch):
+    def loaded(load: float, cores: int) -> None:
+        monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0), raising=False)
+        monkeypatch.setattr(os, "cpu_count", lambda: cores)
+
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     images, digits = (784,), (64,)
+    loaded(1.6, 4)
     (remark,) = busy(from_values({}), images)
-    assert "load 1.6" in remark and "--threads 1" in remark
-    assert busy(from_values({}), digits) == busy(from_values({"threads": 2}), images) == []
-    monkeypatch.setattr(os, "getloadavg", lambda: (0.3, 2.0, 2.0), raising=False)
-    assert busy(from_values({}), images) == []
+    assert "load 1.6 on 4 cores" in remark and "--threads 2 " in remark
+    assert busy(from_values({}), digits) == busy(from_values({"threads": 4}), images) == []
+    loaded(9.0, 4)
+    assert "--threads 1 " in busy(from_values({}), images)[0]
+    for load, cores in ((0.3, 4), (1.6, 64)):
+        loaded(load, cores)
+        assert busy(from_values({}), images) == []

@@ -52,16 +52,24 @@ DRAWS = 200
 # --- our side -------------------------------------------------------------------------------------
 
 
-def ours(data: pv.DataSet, seed: int, epochs: int | None, **options: Any) -> pv.VAE:
-    """A VAE of the recipe ``table``, trained on the scale that the others see."""
-    values = {**flatten(resolve("table")[0]), "transform": "none", **options, "seed": seed}
-    config = from_values({**values, **({} if epochs is None else {"epochs": epochs})})
-    torch.manual_seed(seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        vae, _ = build(config, data)
-        train(vae, data, config, progress=False)
-    return vae
+def ours(cells: Cells, data: pv.DataSet, seed: int, **options: Any) -> pv.VAE:
+    """A VAE of the recipe ``table``, trained on the scale that the others see.
+
+    It is kept by its training rows, seed and options: parts that need the same one share it.
+    """
+
+    def trained() -> pv.VAE:
+        values = {**flatten(resolve("table")[0]), "transform": "none", **options, "seed": seed}
+        config = from_values({**values, **({"epochs": cells.epochs} if cells.epochs else {})})
+        torch.manual_seed(seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            vae, _ = build(config, data)
+            train(vae, data, config, progress=False)
+        return vae
+
+    rows = hashlib.sha256(data.train.x.numpy().tobytes()).hexdigest()
+    return cells.model(trained, rows, seed, options)
 
 
 def log_p(vae: pv.VAE, x: Any) -> np.ndarray:
@@ -82,8 +90,8 @@ def density(cells: Cells) -> Iterator[dict[str, Any]]:
             data, jacobian = _transformed(frame(), split, transform)
             for seed in cells.seeds:
                 made = cells("density", name, transform, split, seed)
-                runs.setdefault("table recipe", {})[split, seed] = (
-                    made(lambda d=data, s=seed: log_p(ours(d, s, cells.epochs), d.test)) + jacobian
+                runs.setdefault("table recipe", {})[split, seed] = jacobian + made(
+                    lambda d=data, s=seed: log_p(ours(cells, d, s), d.test)
                 )
             made = cells("classical", name, transform, split)
             for title, found in zip(CLASSICAL, made(lambda d=data: classical(d)), strict=True):
@@ -138,7 +146,7 @@ def impute(cells: Cells) -> Iterator[dict[str, Any]]:
                 made = cells("impute", name, share, split, seed)
                 runs.setdefault("table recipe", {})[split, seed] = made(
                     lambda d=data, s=seed, g=gappy, t=truth, c=center, p=spread: _errors(
-                        _ours_imputed(d, s, cells.epochs, g * p + c, c, p), g, t
+                        _ours_imputed(ours(cells, d, s), g * p + c, c, p), g, t
                     )
                 )
             for title, imputer in _imputers().items():
@@ -152,10 +160,7 @@ def impute(cells: Cells) -> Iterator[dict[str, Any]]:
             yield {"table": name, "missing": share, "contender": contender, **record}
 
 
-def _ours_imputed(
-    data: pv.DataSet, seed: int, epochs: int | None, rows: Any, center: Any, spread: Any
-) -> Any:
-    vae = ours(data, seed, epochs)
+def _ours_imputed(vae: pv.VAE, rows: Any, center: Any, spread: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = pv.impute(vae, torch.as_tensor(rows).float(), DRAWS).x
@@ -204,11 +209,11 @@ def outliers(cells: Cells) -> Iterator[dict[str, Any]]:
             rows = np.concatenate([data.test.x.double().numpy(), odd])
             truth = np.arange(len(rows)) >= len(data.test)
             for seed in cells.seeds:
-                for title, scorer in _detectors().items():
+                for title, scorer in _detectors(cells).items():
                     if seed and title == "best classical":
                         continue
                     made = cells("outliers", name, title, split, seed)
-                    scores = made(lambda f=scorer, d=data, s=seed, r=rows: f(d, s, cells.epochs, r))
+                    scores = made(lambda f=scorer, d=data, s=seed, r=rows: f(d, s, r))
                     runs.setdefault(title, []).append(float(roc_auc_score(truth, scores)))
         for title, values in runs.items():
             yield {
@@ -222,25 +227,25 @@ def outliers(cells: Cells) -> Iterator[dict[str, Any]]:
             }
 
 
-def _detectors() -> dict[str, Callable[[pv.DataSet, int, int | None, Any], np.ndarray]]:
+def _detectors(cells: Cells) -> dict[str, Callable[[pv.DataSet, int, Any], np.ndarray]]:
     """What scores rows as unusual, by title."""
 
-    def forest(data: pv.DataSet, seed: int, epochs: int | None, rows: Any) -> np.ndarray:
+    def forest(data: pv.DataSet, seed: int, rows: Any) -> np.ndarray:
         from sklearn.ensemble import IsolationForest
 
         found = IsolationForest(random_state=seed).fit(data.train.x.double().numpy())
         return -found.score_samples(rows)
 
-    def pyod_vae(data: pv.DataSet, seed: int, epochs: int | None, rows: Any) -> np.ndarray:
+    def pyod_vae(data: pv.DataSet, seed: int, rows: Any) -> np.ndarray:
         from pyod.models.vae import VAE
 
         torch.manual_seed(seed)
-        model = VAE(random_state=seed, verbose=0, epoch_num=epochs or 30)
+        model = VAE(random_state=seed, verbose=0, epoch_num=cells.epochs or 30)
         return np.asarray(model.fit(data.train.x.double().numpy()).decision_function(rows))
 
     found: dict[str, Any] = {
-        "table recipe": lambda d, s, e, r: -log_p(ours(d, s, e), torch.as_tensor(r).float()),
-        "best classical": lambda d, s, e, r: (
+        "table recipe": lambda d, s, r: -log_p(ours(cells, d, s), torch.as_tensor(r).float()),
+        "best classical": lambda d, s, r: (
             -pv.best_density(d.train, d.val).log_prob(torch.as_tensor(r)).numpy()
         ),
         "IsolationForest": forest,
@@ -280,7 +285,8 @@ def _trained_on(frame: Any, target: str, split: int, seed: int, cells: Cells) ->
     import pandas as pd
 
     data = pv.load_data(frame, kind="table", label_column="", seed=split)
-    vae = ours(data, seed, cells.epochs or 300, latent_dim=6, learning_rate=5e-3)
+    epochs = cells.epochs or 300
+    vae = ours(cells, data, seed, latent_dim=6, learning_rate=5e-3, epochs=epochs)
     real, test = (data.rows(s.x) for s in (data.train, data.test))
     torch.manual_seed(seed)
     synthetic = data.rows(vae.sample(len(real)))
@@ -323,7 +329,7 @@ def counts(cells: Cells) -> Iterator[dict[str, Any]]:
                 made = cells("counts", name, title, split, seed)
                 runs.setdefault(title, {})[split, seed] = made(
                     lambda d=data, t=title, s=seed, o=plain: log_p(
-                        ours(d, s, cells.epochs, likelihood=t, **o), d.test
+                        ours(cells, d, s, likelihood=t, **o), d.test
                     )
                 )
             made = cells("counts alone", name, split)
@@ -365,7 +371,7 @@ def signal(cells: Cells) -> Iterator[dict[str, Any]]:
             made = cells("signal", name, title, seed)
             runs.setdefault(title, {})[0, seed] = made(
                 lambda d=data, s=seed, o=options: log_p(
-                    ours(d, s, cells.epochs, latent_dim=12, learning_rate=1e-3, **o), d.test
+                    ours(cells, d, s, latent_dim=12, learning_rate=1e-3, **o), d.test
                 )
             )
         made = cells("signal, classical", name)
@@ -424,9 +430,21 @@ class Cells:
         self.seeds = range(1) if toy else SEEDS
         self.epochs = 3 if toy else None
 
-    def __call__(self, *key: Any) -> Callable[[Callable[[], Any]], np.ndarray]:
+    def _path(self, *key: Any) -> Path:
         text = json.dumps([*key, self.epochs, pv.__version__])
-        path = self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:20]}.npy"
+        return self.folder / hashlib.sha256(text.encode()).hexdigest()[:20]
+
+    def model(self, trained: Callable[[], pv.VAE], *key: Any) -> pv.VAE:
+        """A trained model, from its folder if it has one."""
+        path = self._path("model", *key)
+        if not path.exists():
+            part = path.with_suffix(".part")
+            pv.save(trained(), part)
+            part.rename(path)
+        return pv.load(path)
+
+    def __call__(self, *key: Any) -> Callable[[Callable[[], Any]], np.ndarray]:
+        path = self._path(*key).with_suffix(".npy")
 
         def made(compute: Callable[[], Any]) -> np.ndarray:
             if not path.exists():
@@ -491,7 +509,7 @@ def main() -> None:
     parser.add_argument("--toy", action="store_true", help="a minute, to see that it runs")
     given = parser.parse_args()
     if given.toy and given.out == RESULTS:
-        parser.error("Expected --out beside --toy, whose figures are not worth keeping.")
+        parser.error("Expected --out with --toy, whose figures are not worth keeping.")
     torch.set_num_threads(1)
     cells = Cells(given.runs, given.toy, given.minutes)
     for part in given.part or PARTS:

@@ -41,10 +41,6 @@ class Evaluation:
     >>> report.to_dict()["nll_se_reason"]
     'one datum has no standard error'
 
-    >>> report = pv.evaluate(vae, torch.randn(1, 4), proposal="encoder")
-    >>> report.to_dict()["nll_se_reason"]
-    'one datum has no standard error'
-
     Attributes:
         num_data: number of data.
         num_samples: S, posterior draws per datum.

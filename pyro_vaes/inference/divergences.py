@@ -152,10 +152,6 @@ class MMD(Divergence):
     >>> abs(pv.MMD()(z, prior).item()) < 0.2
     True
 
-    >>> z, prior = torch.randn(100, 2), vae.p_z().expand([100])
-    >>> abs(pv.MMD()(z, prior).item()) < 0.2
-    True
-
     Args:
         kernel: ``imq`` (inverse multiquadric, whose heavy tails give distant draws a gradient) or
             ``rbf``.
@@ -199,10 +195,6 @@ class Adversarial(Divergence):
 
     The initial weights come from torch's global generator, which should be seeded before. ``fit``
     saves and restores discriminator and optimiser with the rest.
-
-    >>> divergence = pv.Adversarial(latent_dim=2, hidden_dims=[32], steps=5)
-    >>> objective = pv.InfoELBO(alpha=1.0, lambda_=1.0, divergence=divergence)
-    >>> loss = objective.loss(vae.model, vae.guide, torch.randn(10, 4))
 
     >>> divergence = pv.Adversarial(latent_dim=2, hidden_dims=[32], steps=5)
     >>> objective = pv.InfoELBO(alpha=1.0, lambda_=1.0, divergence=divergence)

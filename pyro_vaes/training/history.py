@@ -25,10 +25,6 @@ class History:
     >>> history.epochs, history.stopped
     (2, 'epochs')
 
-    >>> history = pv.fit(vae, torch.randn(100, 4), epochs=2, progress=False)
-    >>> history.epochs, history.stopped
-    (2, 'epochs')
-
     Attributes:
         records: one dictionary an epoch: ``epoch``, ``train_loss`` (the objective, nats per datum),
             ``val_loss`` (the objective at its full weights), ``val_elbo``, ``val_reconstruction``

@@ -63,6 +63,26 @@ def test_kinds_are_guessed():
     assert {name for name, guess in found.items() if guess.unsure} == UNSURE
 
 
+def _repeated(frequencies):
+    return pd.Series(np.repeat(np.arange(len(frequencies)), frequencies))
+
+
+@pytest.mark.parametrize(
+    ("frequencies", "kind"),
+    [
+        ((400, 80, 20, 5, 6, 1), "count"),  # a rise of one is chance
+        ((150, 160, 90, 40, 20, 8), "count"),
+        ((200, 180, 108, 37, 94, 150, 175), "ordinal"),  # frequent at both ends
+        ((100, 90, 80, 70), "ordinal"),
+        ((400, 80, 20), "ordinal"),  # none, mild, severe?
+        ((0, 400, 80, 20, 5), "ordinal"),  # from 1
+    ],
+)
+def test_small_whole_numbers_that_are_the_rarer_the_higher_are_counts(frequencies, kind):
+    guess = guess_kind(_repeated(frequencies))
+    assert (guess.kind, guess.unsure) == (kind, True)
+
+
 def test_words_make_a_table_and_one_paragraph_says_what_was_guessed():
     data = pv.load_data(frame())
     assert (data.kind, data.default_likelihood) == ("table", "table")

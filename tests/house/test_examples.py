@@ -44,6 +44,9 @@ def test_the_example_runs(name: str, namespace: dict[str, Any]) -> None:
         inspect.getdoc(PUBLIC[name]) or "", namespace, name, None, None
     )
     assert example.examples, "no >>> example"
+    blocks = (inspect.getdoc(PUBLIC[name]) or "").split("\n\n")
+    shown = [block for block in blocks if block.startswith(">>>")]
+    assert len(shown) == len(set(shown)), "an example stands there twice"
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS, verbose=False)
     said: list[str] = []
     assert not runner.run(example, out=said.append).failed, "".join(said)

@@ -15,6 +15,9 @@ __all__ = ["Guess", "guess_kind", "kind_asked"]
 
 # Different whole numbers up to which a column is taken for an ordinal, and the largest of them.
 _FEW, _SMALL = 10, 20
+# Small whole numbers from 0 are counts if there are at least this number of values, the mean lies
+# in this part of the range, and none is clearly more frequent than the one below.
+_VALUES_OF_COUNT, _NEAR_ZERO = 4, 1 / 3
 # Years: whole numbers between these.
 _YEARS = (1800, 2100)
 # Whole numbers of which none is below this are measured rather than counted.
@@ -99,7 +102,7 @@ def dates_of(column: Any) -> Any:
 def _numeric(x: Any) -> Guess:
     distinct, low, high = len(np.unique(x)), x.min(), x.max()
     if bool((x == np.floor(x)).all()):
-        return _whole(distinct, low, high, len(x))
+        return _whole(x, distinct, low, high)
     if (x == 0).mean() >= _ZEROS:
         return Guess("hurdle", f"{(x == 0).mean():.0%} are exactly 0, others have fractions")
     if low > 0 and _skew(x) > _SKEWED and abs(_skew(np.log(x))) < _skew(x) / 2:
@@ -107,7 +110,8 @@ def _numeric(x: Any) -> Guess:
     return Guess("real", "it has fractions")
 
 
-def _whole(distinct: int, low: float, high: float, rows: int) -> Guess:
+def _whole(x: Any, distinct: int, low: float, high: float) -> Guess:
+    rows = len(x)
     if (low, high) == (0, 1):
         return Guess("binary", "it is 0 or 1", True)
     if distinct == rows and high - low == rows - 1 and rows > _FEW:
@@ -115,10 +119,22 @@ def _whole(distinct: int, low: float, high: float, rows: int) -> Guess:
     if _YEARS[0] <= low and high <= _YEARS[1]:
         return Guess("real", "whole numbers like years", True)
     if low >= 0 and high <= _SMALL and distinct <= _FEW:
+        if _falls_from_zero(x):
+            return Guess("count", f"whole numbers from 0 to {high:g}, the higher the rarer", True)
         return Guess("ordinal", f"{distinct} small whole numbers", True)
     if 0 <= low < _LEAST_COUNT:
         return Guess("count", f"whole numbers from {low:g} to {high:g}")
     return Guess("real", f"whole numbers from {low:g} to {high:g}")
+
+
+def _falls_from_zero(x: Any) -> bool:
+    """Whether small whole numbers are the rarer the higher, up to two standard errors."""
+    number = np.bincount(x.astype(int))
+    rise = np.diff(number)
+    allowed = 2 * np.sqrt(number[1:] + number[:-1])
+    near = x.mean() <= _NEAR_ZERO * x.max()
+    seen = number[:_VALUES_OF_COUNT]
+    return bool(len(number) >= _VALUES_OF_COUNT and seen.all() and near and (rise <= allowed).all())
 
 
 def _skew(x: Any) -> float:

@@ -9,6 +9,7 @@ from registry import LIKELIHOODS, POSTERIORS, PRIORS, cases, data, make_vae, scr
 from torch import nn
 
 import pyro_vaes as pv
+from pyro_vaes.evaluation.proposals import fitted, refined
 from pyro_vaes.evaluation.proposals.annealed import Chains
 from pyro_vaes.evaluation.proposals.fitted import PriorSource, scores_cheaply
 from pyro_vaes.evaluation.proposals.joint import Cost, Joint, frozen
@@ -383,6 +384,27 @@ def test_the_prior_is_a_part_where_data_say_little_of_z():
     report = pv.evaluate(vae, x, num_samples=300, proposal="refined", diagnostics=False)
     assert not missed(report, truth).any()
     assert (report.pareto_k < report.pareto_k_limit).all()
+
+
+def test_a_fit_that_fails_is_left_out(monkeypatch):
+    """Row 0 has no fit at all; rows 1 and 2 have none from the encoder, but from the prior."""
+    model = linear()
+    x, fits = model.vae.sample(20), []
+
+    def failing(joint, *arguments):
+        found = refined.fit(joint, *arguments)
+        if len(joint) == len(x):  # Not those of the pilot's rows.
+            found.loc[: 1 if fits else 3] = math.nan
+            fits.append(found)
+        return found
+
+    monkeypatch.setattr(fitted, "fit", failing)
+    monkeypatch.setattr(fitted, "_PILOT_K", -math.inf)  # All rows are fitted again.
+    report = pv.evaluate(model.vae, x, num_samples=1000, proposal="refined", diagnostics=False)
+    assert len(fits) > 1
+    missed_by = (report.log_marginal - model.log_prob(x)).abs()
+    assert missed_by[1:].max() < 0.1
+    assert report.unreliable[0] or missed_by[0] < 0.3
 
 
 # --- levels ---------------------------------------------------------------------------------------

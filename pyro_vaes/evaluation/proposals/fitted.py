@@ -150,8 +150,8 @@ class Mixed:
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log density of z ``(num, n, D)``: ``(num, n)`` in nats, float64."""
-        terms = [
-            part.log_prob(z) + weight
+        terms = [  # A part without weight may be a fit that has failed, with NaN in it.
+            (part.log_prob(z) + weight).masked_fill(weight.isneginf(), -math.inf)
             for part, weight in zip(self.parts, self.log_weights.unbind(-1), strict=True)
         ]
         return torch.stack(terms).logsumexp(0)
@@ -386,7 +386,8 @@ class _Refinement:
     def _mixture(self) -> Mixed:
         masses = torch.cat([self.masses, self.prior_mass], -1)
         there = masses.isfinite()
-        there[:, 0] |= ~self.masses.isfinite().any(-1)  # A fit without mass counts as well.
+        # A fit without mass counts as well, if it can be drawn from.
+        there[:, 0] |= ~self.masses.isfinite().any(-1) & self.fits[0].finite()
         there[:, -1] = True
         even = there.double() / there.sum(-1, keepdim=True)
         share = masses.masked_fill(~masses.isfinite(), -math.inf).softmax(-1).nan_to_num(0.0)

@@ -207,6 +207,11 @@ class Student:
         ]
         return Student(pairs[0], type(self.shape)(*pairs[1:]))
 
+    def finite(self) -> Tensor:
+        """Which of the data have a fit without infinities and NaN, ``(n,)``."""
+        parts = [part.isfinite().flatten(1).all(1) for part in self._tensors()]
+        return torch.stack(parts).all(0)
+
     def _tensors(self) -> list[Tensor]:
         fields = dataclasses.fields(self.shape)
         return [self.loc, *(getattr(self.shape, field.name) for field in fields)]

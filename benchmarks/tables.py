@@ -324,7 +324,12 @@ def counts(cells: Cells) -> Iterator[dict[str, Any]]:
         runs: dict[str, dict[tuple[int, int], np.ndarray]] = {}
         for split in cells.splits:
             data = pv.load_data(matrix(), kind="counts", seed=split)
-            plain = {"start": "random", "network": "mlp", "hidden_dims": (64, 64)}
+            plain = {
+                "start": "random",
+                "network": "mlp",
+                "hidden_dims": (64, 64),
+                "clip_norm": 10.0,
+            }
             for title, seed in itertools.product(("negative_binomial", "poisson"), cells.seeds):
                 made = cells("counts", name, title, split, seed)
                 runs.setdefault(title, {})[split, seed] = made(

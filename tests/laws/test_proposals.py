@@ -366,6 +366,19 @@ def test_many_latent_dimensions_have_a_covariance_of_low_rank(data_dim):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dim", [40, pytest.param(64, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("encoder", ["random", "near"])
+def test_a_full_covariance_of_many_dimensions_is_found(dim, encoder):
+    """By steps alone its correlations were noise: at 60 dimensions 16 nats were missing."""
+    weight = 2 * torch.randn(dim + 20, dim) / math.sqrt(dim)
+    model = LinearGaussian(weight, torch.randn(dim + 20), 0.1)
+    x = model.vae.sample(64)
+    truth, model.vae.posterior = model.log_prob(x), encoders(model)[encoder]
+    report = pv.evaluate(model.vae, x, num_samples=500, proposal="refined", diagnostics=False)
+    assert (report.log_marginal - truth).abs().mean() < 0.1
+    assert report.num_unreliable <= 3
+
+
 def test_more_directions_than_the_rank_are_right_or_marked():
     model = linear(70, 50)
     model = model.with_posterior(encoders(model)["random"])

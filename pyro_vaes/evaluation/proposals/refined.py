@@ -3,8 +3,10 @@
 An encoder's draws are a poor proposal where the encoder is poor, and the estimate of log p(x) then
 measures the importance sampler. Here each datum gets its own location and covariance, with the
 model fixed: first a diagonal normal, then a full covariance, then the same again in the coordinates
-that the covariance whitens. Draws come from a Student's t of that location and scale with 10
-degrees of freedom: its tails are heavier than the posterior's, so that weights are bounded.
+that the covariance whitens. Where a full covariance has many entries it starts at the curvature of
+log p(x, z), which costs D gradients either way. Draws come from a Student's t of that location and
+scale with 10 degrees of freedom: its tails are heavier than the posterior's, so that weights are
+bounded.
 
 Steps are taken in units of the prior, not of the encoder's scale, which may be far off. The
 gradient leaves out the score of q (Roeder, Wu, Duvenaud, "Sticking the landing", 2017): it has no
@@ -47,6 +49,13 @@ __all__ = [
 # Above this many latent dimensions a covariance is a diagonal plus this many directions.
 MAX_FULL, RANK = 64, 32
 
+# Above this many a full covariance starts at a curvature, and its steps are smaller: the noise of
+# D (D - 1) / 2 correlations adds up.
+_FEW = 16
+
+# Eigenvalues that a precision may have, in units of the prior's scale.
+_PRECISION = (0.1, 1e8)
+
 _DEGREES = 10
 
 # Scales of the encoder's at which a fit may start, in units of the prior's.
@@ -55,7 +64,7 @@ _START = (1e-4, 2.0)
 # The step of a difference of gradients, in units of the prior's scale.
 _STEP = 0.03
 
-# Newton steps where the covariance is of low rank.
+# Newton steps where the covariance comes from a curvature.
 _NEWTON = 3
 
 # Total decay of the rate, as a share.
@@ -255,13 +264,34 @@ def fit(
     log_scale = (scale / units).clamp(*_START).log()
     m, log_s, _ = _climb(joint, loc, axes(units), diagonal, generator, log_scale, None)
     loc, scale = loc + units * m, units * log_s.exp()
-    found = Student(loc, Full(scale.diag_embed()))
+    shape: Full | LowRank = Full(scale.diag_embed())
+    if _FEW < loc.shape[-1] <= MAX_FULL:
+        shape = _curved(joint, loc, scale, units.expand_as(loc))
+        loc = _uphill(joint, loc, shape)
+    found = Student(loc, shape)
     for stage in (full, *more):
         if loc.shape[-1] > MAX_FULL:
             shape = _informed(joint, found.loc, units.expand_as(loc), generator)
             found = Student(_uphill(joint, found.loc, shape), shape)
         found = improve(joint, found, stage, generator)
     return found
+
+
+def _curved(joint: Joint, loc: Tensor, scale: Tensor, units: Tensor) -> Full:
+    """The covariance whose inverse is the bend of log p(x, z), seen a scale either way.
+
+    Its differences of gradients average over the roughness of a network or a flow, which a second
+    derivative takes for the posterior's own.
+    """
+    steps = scale * torch.eye(scale.shape[-1]).to(scale).unsqueeze(1)
+    bend = joint.gradient(loc + steps)[1] - joint.gradient(loc - steps)[1]
+    bend = (bend / (2 * scale.mT.unsqueeze(-1))).nan_to_num(0.0, 0.0, 0.0).movedim(0, -1)
+    bend = units.unsqueeze(-1) * bend * units.unsqueeze(-2)
+    values, vectors = torch.linalg.eigh(-(bend + bend.mT) / 2)
+    root = vectors * values.clamp(*_PRECISION).rsqrt().unsqueeze(-2)
+    upper = torch.linalg.qr(root.mT).R  # Of any condition, where Cholesky's factor may fail.
+    tril = (upper * upper.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-1)).mT
+    return Full(units.unsqueeze(-1) * tril)
 
 
 def _informed(joint: Joint, loc: Tensor, units: Tensor, generator: torch.Generator) -> LowRank:
@@ -279,10 +309,11 @@ def _informed(joint: Joint, loc: Tensor, units: Tensor, generator: torch.Generat
     curvature = -(basis.mT @ bend.movedim(0, -1))
     values, vectors = torch.linalg.eigh((curvature + curvature.mT) / 2)
     basis = basis @ vectors
-    return LowRank(units, basis * (values.clamp(0.1, 1e8).rsqrt() - 1).unsqueeze(-2), basis)
+    widths = values.clamp(*_PRECISION).rsqrt()
+    return LowRank(units, basis * (widths - 1).unsqueeze(-2), basis)
 
 
-def _uphill(joint: Joint, loc: Tensor, shape: LowRank) -> Tensor:
+def _uphill(joint: Joint, loc: Tensor, shape: Full | LowRank) -> Tensor:
     """Locations after Newton steps, each taken where it raises log p(x, z).
 
     In many dimensions a diagonal fit ends many scales away in the narrow directions, beyond the
@@ -302,6 +333,8 @@ def improve(joint: Joint, found: Student, stage: Stage, generator: torch.Generat
     One of low rank keeps its directions and changes its location and scales.
     """
     zero, shape = torch.zeros_like(found.loc), found.shape
+    if isinstance(shape, Full):
+        stage = stage._replace(rate=stage.rate * min(1.0, _FEW / zero.shape[-1]))
     below = None if isinstance(shape, LowRank) else torch.zeros_like(shape.tril)
     m, log_s, below = _climb(joint, found.loc, shape, stage, generator, zero, below)
     loc = found.loc + shape.colour(m.unsqueeze(0))[0]

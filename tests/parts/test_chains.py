@@ -81,6 +81,21 @@ def test_noise_is_coloured_and_whitened_with_the_jacobian_of_autograd(link, reve
     torch.testing.assert_close(level + log_det, standard, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("draw", ["sample", "rsample"])
+@pytest.mark.parametrize("grad", [True, False])
+def test_the_score_of_a_draw_has_the_gradient_of_any_value(draw, grad):
+    """Also where the draw has none: by it, score-function estimators train the links."""
+    vae = chain_vae()
+    q = vae.q_z(torch.randn(5, 4).double())
+    with torch.set_grad_enabled(grad):
+        z = getattr(q, draw)()
+    own, other = (
+        torch.autograd.grad(q.log_prob(value).sum(), vae.posterior.links.parameters())
+        for value in (z.detach().requires_grad_() if z.requires_grad else z, z.detach().clone())
+    )
+    torch.testing.assert_close(own, other)
+
+
 def test_a_link_given_the_prior_starts_at_it():
     """Where the posterior's links say (0, 1), the levels below the top are those of the prior."""
     vae = chain_vae(posterior="chain_given_prior")

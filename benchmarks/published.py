@@ -367,6 +367,8 @@ TOY = {
     "hidden_dims": (16,),
     "latent_dim": 3,
     "prior_components": 5,
+    "prior_flows": 2,
+    "channels": (2, 4),
     "batch_size": 40,
     "epochs": 6,
     "warmup_epochs": 2.0,

@@ -20,13 +20,20 @@ __all__ = ["Chain"]
 class _Drawn(NamedTuple):
     """A draw and its parts: the levels in drawing order, and their distributions.
 
-    A value that is changed in place has another version, and is scored as any other value.
+    A value that is changed in place has another version, and is scored as any other value; so is
+    one drawn without gradients where the score needs them.
     """
 
     value: Tensor
     version: int
     levels: list[Tensor]
     distributions: list[Any]
+    differentiable: bool
+
+    def serves(self, value: Tensor) -> bool:
+        """Whether a score of ``value`` may use these distributions."""
+        same = value is self.value and _version(value) == self.version
+        return same and (self.differentiable or not torch.is_grad_enabled())
 
 
 def _version(value: Tensor) -> int:
@@ -105,9 +112,9 @@ class Chain(dist.TorchDistribution):
         return self._draw(lambda p, i: p.rsample(Size() if i else shape))
 
     def sample(self, sample_shape: Any = Size()) -> Tensor:
+        # The levels are detached; their distributions are not, so that a score has gradients.
         shape = Size(sample_shape)
-        with torch.no_grad():
-            return self._draw(lambda p, i: p.sample(Size() if i else shape))
+        return self._draw(lambda p, i: p.sample(Size() if i else shape))
 
     def colour(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         """The value z of which ``noise`` is the noise, and ``log |det dz/dnoise|``, ``(*batch,)``.
@@ -149,7 +156,8 @@ class Chain(dist.TorchDistribution):
             distributions.append(link(torch.cat(levels, -1)))
             levels.append(draw(distributions[-1], i))
         value = torch.cat(levels[::-1] if self.reverse else levels, -1)
-        self._drawn = _Drawn(value, _version(value), levels, distributions)
+        graph = torch.is_grad_enabled()
+        self._drawn = _Drawn(value, _version(value), levels, distributions, graph)
         return value
 
     def level_log_probs(self, value: Tensor) -> Tensor:
@@ -161,7 +169,7 @@ class Chain(dist.TorchDistribution):
     def _placed(self, value: Tensor) -> tuple[list[Tensor], list[Any]]:
         """The levels of a value in drawing order, and their distributions given those before."""
         own = self._drawn
-        if own is not None and value is own.value and _version(value) == own.version:
+        if own is not None and own.serves(value):
             return own.levels, own.distributions
         levels = self.split(value.expand(torch.broadcast_shapes(value.shape, self.shape())))
         above = list(itertools.accumulate(levels[:-1], lambda a, b: torch.cat([a, b], -1)))

@@ -23,7 +23,8 @@ from pyro_vaes.vae import VAE
 __all__ = [
     "AggregatedPosterior",
     "aggregate_plan",
-    "level_figures",
+    "level_kls",
+    "level_units",
     "log_sizes",
     "prior_marginals",
 ]
@@ -217,27 +218,22 @@ def log_sizes(labels: Tensor | None, count: int) -> float:
     return (sizes * sizes.log()).sum().item() / count
 
 
-def level_figures(
-    vae: VAE,
-    posteriors: Sequence[Any],
-    labels: Tensor | None,
-    z: Tensor,
-    active: Sequence[int] | None,
-) -> dict[str, Any]:
-    """``E KL(q(z_l | x, z_>l) || p(z_l | z_>l))`` of each level, top first, and its active units.
+def level_kls(
+    vae: VAE, posteriors: Sequence[Any], labels: Tensor | None, z: Tensor
+) -> dict[str, list[float]]:
+    """``E KL(q(z_l | x, z_>l) || p(z_l | z_>l))`` of each level, top first.
 
     Args:
         vae: the model.
         posteriors: of the data, block by block.
         labels: of the data, or None.
         z: draws of each datum, ``(n, draws, latent_dim)``.
-        active: indices of the active units, None if unknown.
 
     Raises:
         Unavailable: if prior and posterior are not chains of the same levels, top first.
     """
     if not getattr(vae.posterior, "scores", True):
-        raise Unavailable(OWN_DRAWS_ONLY)
+        raise Unavailable("the posterior scores only its own draws, all levels at once")
     found, start = [], 0
     for q in posteriors:
         stop = start + q.batch_shape[0]
@@ -249,9 +245,27 @@ def level_figures(
         draws = z[start:stop].transpose(0, 1)
         found.append((q.level_log_probs(draws) - p.level_log_probs(draws)).mean(0))
         start = stop
-    ends = list(itertools.accumulate(p.sizes, initial=0))
-    units = [sum(low <= u < high for u in active or ()) for low, high in itertools.pairwise(ends)]
-    return {
-        "level_kls": torch.cat(found).double().mean(0).tolist(),
-        "level_active_units": None if active is None else units,
-    }
+    return {"level_kls": torch.cat(found).double().mean(0).tolist()}
+
+
+def level_units(
+    vae: VAE, labels: Tensor | None, active: Sequence[int] | None
+) -> dict[str, list[int]]:
+    """The number of active units of each level of the prior, top first.
+
+    Args:
+        vae: the model.
+        labels: of the data, or None.
+        active: indices of the active units, None if unknown.
+
+    Raises:
+        Unavailable: if the prior is no chain of levels, or the active units are unknown.
+    """
+    p = vae.p_z(None if labels is None else labels[:1])
+    if not isinstance(p, Chain):
+        raise Unavailable("the prior is no chain of levels")
+    if active is None:
+        raise Unavailable("the active units are unknown")
+    ends = itertools.accumulate(p.sizes, initial=0)
+    counts = [sum(low <= u < high for u in active) for low, high in itertools.pairwise(ends)]
+    return {"level_active_units": counts}

@@ -115,10 +115,10 @@ def evaluate(
             figures.curve(num_samples)
             figures.activity(labels, num_samples)
             figures.aggregate(vae, found.posteriors, labels, num_samples, seed, chunk_size)
-            with figures.unless_unavailable("level_kls", "level_active_units"):
-                units = figures.found.get("active")
-                z = values["z"]
-                figures.found |= aggregate.level_figures(vae, found.posteriors, labels, z, units)
+            with figures.unless_unavailable("level_kls"):
+                figures.found |= aggregate.level_kls(vae, found.posteriors, labels, values["z"])
+            with figures.unless_unavailable("level_active_units"):
+                figures.found |= aggregate.level_units(vae, labels, figures.found.get("active"))
             figures.generated(vae, x, labels, train, seed)
         figures.gaps(best_elbos(way, x, y) if gaps else "gaps=True was not asked for")
     return Evaluation(

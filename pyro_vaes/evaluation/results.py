@@ -93,7 +93,8 @@ class Evaluation:
         active: their indices, from 0.
         unit_variances: these variances.
         level_kls: ``E KL(q(z_l | x, z_>l) || p(z_l | z_>l))`` of each level of a chain, top first.
-        level_active_units: the active units of each.
+        level_active_units: the active units of each; one that only follows the levels above it,
+            at no KL of its own, is active too.
         mmd2: unbiased squared maximum mean discrepancy between q(z) and p(z); without unit.
         class_accuracy: share of generated data x ~ p(x | y) to which a classifier trained on the
             real training data gives the label y.
@@ -290,6 +291,9 @@ def level_lines(figures: Mapping[str, Any]) -> Iterator[str]:
     kls, units = figures.get("level_kls"), figures.get("level_active_units")
     if kls is not None:
         yield f"KL of each level, top first: {', '.join(f'{kl:.2f}' for kl in kls)}"
+    elif units is not None:
+        why = figures.get("level_kls_reason") or figures["reasons"]["level_kls"]
+        yield f"KL of each level: unknown, since {why}"
     if units is not None:
         yield f"active units of each level: {', '.join(map(str, units))}"
 

@@ -30,18 +30,29 @@ def _sizes(first: nn.Module, links: Sequence[nn.Module], context: int) -> tuple[
     """
     if not links:
         raise ValueError("Expected at least one link, a level after the first; got none.")
-    sizes = tuple(cast(int, part.latent_dim) for part in (first, *links))
+    sizes = tuple(_stated(part, "latent_dim", "the size of its level") for part in (first, *links))
     for link, seen in zip(links, itertools.accumulate(sizes[:-1]), strict=True):
         expected = (context + seen,)
-        if tuple(cast(Any, link.event_shape)) != expected:
+        found = tuple(_stated(link, "event_shape", f"{expected}, the shape of what it sees"))
+        if found != expected:
             raise ValueError(
                 f"Expected a link over {context} features and {seen} latents of the levels before "
-                f"it, event_shape {expected}; got {tuple(cast(Any, link.event_shape))}."
+                f"it, event_shape {expected}; got {found}."
                 if context
                 else f"Expected a link over the {seen} latents above it, event_shape {expected}; "
-                f"got {tuple(cast(Any, link.event_shape))}."
+                f"got {found}."
             )
     return sizes
+
+
+def _stated(part: nn.Module, name: str, meaning: str) -> Any:
+    """An attribute that a level must have, which the user's own may lack."""
+    if not hasattr(part, name):
+        raise ValueError(
+            f"Expected levels with the attribute {name}, {meaning}; got {type(part).__name__} "
+            f"without it. Set self.{name} in its __init__."
+        )
+    return getattr(part, name)
 
 
 def _num_labels(parts: Sequence[nn.Module]) -> int | None:

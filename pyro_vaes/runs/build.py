@@ -33,7 +33,7 @@ from pyro_vaes.training.checkpoint import CHECKPOINT
 from pyro_vaes.training.options import device_of
 from pyro_vaes.vae import VAE
 
-__all__ = ["build", "build_objective", "data_of", "device_of_flag"]
+__all__ = ["build", "build_objective", "data_of", "device_of_flag", "frozen_tensors"]
 
 
 # This many labels are always accepted.
@@ -253,13 +253,29 @@ def _start_from_init(vae: VAE, config: RunConfig) -> None:
     except RunFolderError as error:
         raise ConfigError(f"Invalid value for '--init': {error}") from error
     for name in config.training.frozen:
+        theirs = frozen_tensors(source, name)
         try:
-            getattr(vae, name).load_state_dict(getattr(source, name).state_dict())
+            if frozen_tensors(vae, name).keys() != theirs.keys():
+                raise RuntimeError("other parameters")
+            getattr(vae, name).load_state_dict(theirs, strict=False)
         except RuntimeError:
             raise ConfigError(
                 f"Invalid value for '--init': expected a run with the {name} of these options; got "
                 f"another in {folder}."
             ) from None
+
+
+def frozen_tensors(vae: VAE, role: str) -> dict[str, torch.Tensor]:
+    """The parameters and buffers that ``--freeze`` keeps of a part, by their names in it.
+
+    A posterior of levels shares the links of the prior, which are kept; the top of the prior is not
+    its own.
+    """
+    part = getattr(vae, role)
+    chains = [path for path, module in part.named_modules() if isinstance(module, ChainPrior)]
+    tops = tuple(f"{path}.top." for path in chains if role != "prior")
+    tensors = part.state_dict(keep_vars=True)
+    return {name: value for name, value in tensors.items() if not name.startswith(tops)}
 
 
 def build_objective(config: RunConfig) -> pyro.infer.ELBO:

@@ -253,18 +253,14 @@ def _check_levels(flat: Values, explicit: Collection[str]) -> None:
             f"{flat['latent_dim']}; got {got}."
         )
     flat["latent_dim"] = total
-    for name, usual, why in (
-        ("start", "random", "a factor analysis has one level"),
-        ("freeze", "none", "prior and posterior share the links between levels"),
-    ):
-        if len(flat["levels"]) == 1 or flat[name] == usual:
-            continue
-        if name in explicit:
-            raise ConfigError(
-                f"Invalid value for '{OPTIONS[name].flag}': expected {usual} with --levels {got}, "
-                f"since {why}; got {flat[name]}."
-            )
-        flat[name] = usual
+    if len(flat["levels"]) == 1 or flat["start"] == "random":
+        return
+    if "start" in explicit:
+        raise ConfigError(
+            f"Invalid value for '--start': expected random with --levels {got}, since a factor "
+            f"analysis has one level; got {flat['start']}."
+        )
+    flat["start"] = "random"
 
 
 def differences(config: RunConfig, earlier: RunConfig) -> list[str]:

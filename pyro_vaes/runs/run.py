@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from pyro_vaes.data.dataset import DataSet
-from pyro_vaes.runs.build import build_objective
+from pyro_vaes.runs.build import build_objective, frozen_tensors
 from pyro_vaes.runs.options import ConfigError
 from pyro_vaes.runs.schema import MAY_DIFFER, RunConfig, digest, to_yaml
 from pyro_vaes.training.history import History
@@ -65,7 +65,8 @@ def trainer_of(vae: VAE, data: DataSet, config: RunConfig) -> Trainer:
     """
     record, strength = record_of(config, data), config.data.augment
     for name in config.training.frozen:
-        getattr(vae, name).requires_grad_(False)
+        for tensor in frozen_tensors(vae, name).values():
+            tensor.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in vae.parameters()):
         raise ConfigError(
             "Invalid value for '--freeze': expected a part left that learns; got "

@@ -174,7 +174,7 @@ def refit_prior(
     Raises:
         ValueError: as :func:`fit`, or for a prior that does not fit the posterior.
     """
-    joined = VAE(prior, vae.posterior, vae.likelihood)
+    joined = VAE(prior, vae.posterior, vae.likelihood, vae.conditions)
     with _fixed(vae.posterior, vae.likelihood):
         history = fit(joined, train, val, **options)
     return joined, history

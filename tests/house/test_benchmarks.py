@@ -465,6 +465,17 @@ def test_committed_figures_keep_the_identity_of_what_they_are_compared_with(
     assert page == published.table(harness.RESULTS)
 
 
+def test_the_toy_of_every_row_is_small(published: Any, tmp_path: Path) -> None:
+    from pyro_vaes.runs.build import build
+
+    for name, row in published.ROWS.items():
+        toy = published.toy(row, tmp_path / "toy.npz")
+        config = published.configurations(toy, 0, tmp_path)[-1]
+        vae, _ = build(config, published.pv.load_data(config.data.source))
+        assert sum(p.numel() for p in vae.parameters()) < 30_000, name
+        assert config.parts.prior_flows <= 2 and config.training.mode == "traced", name
+
+
 @pytest.mark.slow
 def test_a_run_cut_by_its_budget_goes_on_as_if_it_had_not_been(
     published: Any, tmp_path: Path

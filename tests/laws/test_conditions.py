@@ -108,6 +108,16 @@ def test_fit_evaluate_use_and_reload(sizes, prior, tmp_path):
     assert torch.equal(*scores)
 
 
+def test_a_prior_is_refitted_under_the_same_conditions():
+    y = conditions_of(2, 0)
+    x, vae = torch.randn(60, 4), make((2, 0), y)
+    prior = PRIORS["maf"].make(2, (4,), vae.conditions.width)
+    before = prior(vae.conditions(y)).log_prob(torch.zeros(60, 2))
+    better, _ = pv.refit_prior(vae, prior, (x, y), epochs=1, progress=False)
+    assert better.conditions is vae.conditions
+    assert not torch.equal(better.p_z(y).log_prob(torch.zeros(60, 2)), before)
+
+
 def test_units_of_a_condition_do_not_matter():
     y, found = conditions_of(0, 2), []
     x = y[:, :1] / 20 + torch.randn(60, 4)

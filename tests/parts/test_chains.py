@@ -81,6 +81,21 @@ def test_noise_is_coloured_and_whitened_with_the_jacobian_of_autograd(link, reve
     torch.testing.assert_close(level + log_det, standard, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("draw", ["sample", "rsample"])
+@pytest.mark.parametrize("grad", [True, False])
+def test_the_score_of_a_draw_has_the_gradient_of_any_value(draw, grad):
+    """Also where the draw has none: by it, score-function estimators train the links."""
+    vae = chain_vae()
+    q = vae.q_z(torch.randn(5, 4).double())
+    with torch.set_grad_enabled(grad):
+        z = getattr(q, draw)()
+    own, other = (
+        torch.autograd.grad(q.log_prob(value).sum(), vae.posterior.links.parameters())
+        for value in (z.detach().requires_grad_() if z.requires_grad else z, z.detach().clone())
+    )
+    torch.testing.assert_close(own, other)
+
+
 def test_a_link_given_the_prior_starts_at_it():
     """Where the posterior's links say (0, 1), the levels below the top are those of the prior."""
     vae = chain_vae(posterior="chain_given_prior")
@@ -113,9 +128,16 @@ def test_the_levels_share_the_kl_and_the_active_units():
 def test_what_the_levels_of_other_models_share_has_a_reason():
     x = torch.randn(40, 4).double()
     for names in (("normal", "chain"), ("chain", "chain_upward")):
-        found = pv.evaluate(chain_vae(*names), x, num_samples=20, proposal="encoder").to_dict()
+        report = pv.evaluate(chain_vae(*names), x, num_samples=20, proposal="encoder")
+        found = report.to_dict()
         assert found["level_kls"] is None
         assert "levels" in found["level_kls_reason"]
+        if names[0] == "chain":  # Which units are active is known whatever is drawn first.
+            assert sum(found["level_active_units"]) == found["active_units"]
+            assert f"unknown, since {found['level_kls_reason']}" in str(report)
+        else:
+            assert "no chain" in found["level_active_units_reason"]
+            assert "of each level" not in str(report)
 
 
 def three_levels(labels):
@@ -153,6 +175,22 @@ def test_recorded_steps_of_levels_are_those_of_svi(mode, labels):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("posterior", ["chain", "chain_given_prior"])
+def test_the_top_is_refitted_under_the_links_that_the_posterior_shares(posterior):
+    vae = make_vae("chain", posterior, "normal", latent_dim=3).double()
+    links = (vae.posterior.prior or vae.prior).links
+    before = [p.clone() for p in [*vae.posterior.parameters(), *links.parameters()]]
+    top = pv.MixturePrior(vae.prior.level_dims[0], 3).double()
+    start = [p.clone() for p in top.parameters()]
+    x = torch.randn(40, 4).double()
+    better, _ = pv.refit_prior(vae, pv.ChainPrior(top, *links), x, epochs=1, progress=False)
+    assert not any(map(torch.equal, top.parameters(), start))
+    if posterior == "chain_given_prior":
+        after = [*vae.posterior.parameters(), *links.parameters()]
+        assert all(map(torch.equal, after, before))
+    assert len(pv.evaluate(better, x, num_samples=20, proposal="encoder").level_kls) == 2
+
+
 def test_a_prior_of_a_mixture_is_drawn_without_gradients():
     prior = pv.ChainPrior(pv.MixturePrior(2, 3), pv.NormalPosterior(pv.MLP(2, [4]), 1))
     assert not prior().has_rsample
@@ -165,6 +203,12 @@ def test_parts_that_do_not_fit_are_refused():
         pv.ChainPrior(pv.NormalPrior(3), link)
     with pytest.raises(ValueError, match="at least one link"):
         pv.ChainPrior(pv.NormalPrior(3))
+    with pytest.raises(ValueError, match="latent_dim, the size of its level; got Identity"):
+        pv.ChainPrior(nn.Identity(), link)
+    unsized = nn.Identity()
+    unsized.latent_dim = 1
+    with pytest.raises(ValueError, match=r"event_shape, \(2,\), the shape of what"):
+        pv.ChainPrior(pv.NormalPrior(2), unsized)
     planar = pv.FlowPosterior(link, pv.flows.planar(1, 1))
     with pytest.raises(ValueError, match="scores only its own draws"):
         pv.ChainPrior(pv.NormalPrior(2), planar)

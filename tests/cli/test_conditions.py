@@ -86,12 +86,14 @@ def test_a_run_resumes_and_other_labels_are_refused(home, tmp_path, capsys, reci
     assert (tmp_path / "run" / "summary.json").exists()
 
 
-def test_new_rows_bring_conditions_in_columns_of_any_order(home, new, tmp_path):
+def test_new_rows_bring_conditions_in_columns_of_any_order(home, new, tmp_path, capsys):
     rows, out, vae = pd.read_csv(new), tmp_path / "out.npy", pv.load(home / "run")
     x, y = torch.tensor(rows[["height", "mass"]].to_numpy(dtype="float32")), matrix(rows)
     asked = [home / "run", "--data", new, "--out", out]
+    capsys.readouterr()
     assert run("encode", *asked) == 0
     np.testing.assert_allclose(np.load(out), vae.encode(x, y), rtol=1e-5)
+    assert "Not seen by the model" not in capsys.readouterr().out  # Conditions are.
     assert run("reconstruct", *asked) == 0
     np.testing.assert_allclose(np.load(out), vae.reconstruct(x, y), rtol=1e-5)
     fast = {"num_samples": 30, "proposal": "encoder", "seed": 0}

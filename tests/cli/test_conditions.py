@@ -74,6 +74,14 @@ def test_the_model_is_conditional_which_is_said(home, tmp_path, capsys):
     assert "a column called 'nose'" in line and not (tmp_path / "run").exists()
 
 
+def test_one_label_that_the_model_does_not_see_is_said(home, tmp_path, capsys):
+    asked = ["train", "--data", home / "all.csv", "--label", "sex", "--drop", "site", *SMALL]
+    said = "does not see the labels, sex: --conditional true trains"
+    for options, there in (([], True), (["--conditional", "true"], False)):
+        assert run(*asked, *options, "--dry-run") == 0
+        assert (said in capsys.readouterr().out) == there
+
+
 @pytest.mark.parametrize("recipe", ["default", "table"])
 def test_a_run_resumes_and_other_labels_are_refused(home, tmp_path, capsys, recipe):
     asked = ["train", "--data", home / "all.csv", "--out", tmp_path / "run", *SMALL]

@@ -124,7 +124,8 @@ class DataSet:
         """A summary: sizes, the kind of the values and why, and all guesses."""
         labels = f" with labels 0..{self.num_labels - 1}" if self.num_labels else ""
         if self.train.y is not None and self.train.y.dim() > 1:
-            labels = f" with {self.train.y.shape[1]} conditions each"
+            count = self.train.y.shape[1]
+            labels = f" with {count} condition{'s' * (count > 1)} each"
         kind = {
             "binary": "binary",
             "levels": f"{self.num_levels} levels",

@@ -14,6 +14,7 @@ import torch
 
 from pyro_vaes.core.errors import DataError
 from pyro_vaes.data.class_names import Names
+from pyro_vaes.data.mixed.cells import letter_of
 from pyro_vaes.data.rows import ROWS, fits, gathered
 from pyro_vaes.data.tables import (
     LABEL_KEYS,
@@ -115,16 +116,22 @@ def _read_file(path: Path, options: Any = None, notes: list[str] | None = None) 
 
 
 def read_columns(
-    path: Path, columns: Any, labelled: bool, codec: Any = None, conditions: Any = None
+    path: Path,
+    columns: Any,
+    labelled: bool,
+    codec: Any = None,
+    conditions: Any = None,
+    named: bool = True,
 ) -> tuple[Any, Any, Mapping[str, Any]]:
     """Reads columns of a table that are known by name.
 
     Args:
-        path: of the file, whose first row holds names.
+        path: of the file.
         columns: :class:`~pyro_vaes.data.spreadsheets.Columns`.
         labelled: whether labels are needed.
         codec: :class:`~pyro_vaes.data.mixed.codec.Codec` of columns of several kinds.
         conditions: that of the columns of conditions, if labels are such.
+        named: whether the first row holds names; columns are called by their letters otherwise.
 
     Returns:
         See :func:`~pyro_vaes.data.spreadsheets.pick_columns`.
@@ -137,7 +144,9 @@ def read_columns(
     path = path.expanduser()
     with _readable(path, suffix_of(path)):
         _check_size(path)
-        frame, _ = read_table(path, TableOptions(header=True), [])
+        frame, _ = read_table(path, TableOptions(header=named), [])
+        if not named:
+            frame.columns = list(map(letter_of, range(frame.shape[1])))
         return pick_columns(frame, columns, labelled, codec, conditions)
 
 

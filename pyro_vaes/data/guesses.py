@@ -74,7 +74,7 @@ def oddities(
             f"always {x[0, i]:g}): the smallest scale sets their density."
         )
     if kind == "real":
-        notes += _two_valued(x, still | never)
+        notes += _two_valued(train.x.flatten(1), still | never)
     if kind == "real" and len(x) > 2 and (found := _farthest(x)) is not None:
         notes.append(
             f"A value of {found[0]:.4g} in element {found[1]} lies more than {_FAR_OUT:.0e} times "
@@ -91,10 +91,11 @@ def oddities(
     return notes
 
 
-def _two_valued(x: Tensor, without: Tensor) -> list[str]:
+def _two_valued(rows: Tensor, without: Tensor) -> list[str]:
     """A sentence on elements that only ever have one of two values, if there are any."""
-    low, high = x.amin(0), x.amax(0)
-    two = _in_all_rows(x, lambda part: (part == low) | (part == high)) & ~without
+    x = filled(rows)
+    low, high = x.amin(0), x.amax(0)  # What fills the gaps lies between.
+    two = _in_all_rows(rows, lambda part: part.isnan() | (part == low) | (part == high)) & ~without
     if len(x) < _FEW_ROWS or not bool(two.any()):
         return []
     i = int(two.nonzero()[0])

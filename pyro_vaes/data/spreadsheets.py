@@ -7,10 +7,6 @@ reported; options override them. Errors name a cell as a spreadsheet does.
 from __future__ import annotations
 
 import dataclasses
-import gzip
-import itertools
-import re
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,13 +15,11 @@ import numpy as np
 
 from pyro_vaes.core.errors import DataError
 from pyro_vaes.data.mixed.cells import (
-    SPACES,
-    cells_of,
-    check_thousands,
+    check_cells,
     gaps_of,
     letter_of,
+    numbers_in_words,
     numbers_of,
-    separator_of,
     weights_of,
 )
 from pyro_vaes.data.mixed.codec import Codec, codec_of
@@ -35,6 +29,7 @@ from pyro_vaes.data.mixed.conditions import (
     conditions_of,
     labels_asked,
 )
+from pyro_vaes.data.mixed.lines import read_text
 
 __all__ = ["SUFFIXES", "Columns", "TableOptions", "pick_columns", "read_frame", "read_table"]
 
@@ -43,7 +38,6 @@ SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
 # Names of columns of labels: always, and if they hold classes.
 _LABELS, _PERHAPS_LABELS = ("label", "y"), ("labels", "target", "targets", "class", "species")
 _INDEX = ("index", "id", "row", "rowid", "row_id", "row_names", "rownames")
-_DECIMAL_COMMA = re.compile(r"\s*[+-]?\d+,\d+\s*")
 # Whole numbers are classes up to this many, strings up to half the rows.
 _MOST_CLASSES = 30
 
@@ -102,7 +96,7 @@ def read_table(path: Path, options: TableOptions, notes: list[str]) -> tuple[Any
         A pandas ``DataFrame`` whose index counts the lines, and whether its columns have names.
     """
     if path.suffix.lower() != ".parquet":
-        return _read_text(path, options, notes)
+        return read_text(path, options.header, notes)
     import pandas as pd
 
     try:
@@ -111,49 +105,6 @@ def read_table(path: Path, options: TableOptions, notes: list[str]) -> tuple[Any
         raise DataError(
             "Expected a library that reads parquet files; got none. Run pip install pyarrow."
         ) from error
-
-
-def _read_text(path: Path, options: TableOptions, notes: list[str]) -> tuple[Any, bool]:
-    import pandas as pd
-
-    (line, first), (next_line, second) = _first_rows(path)
-    separator = separator_of(first, second)
-    names, cells = cells_of(first, separator), cells_of(second, separator)
-    comma = separator != "," and any(map(_DECIMAL_COMMA.fullmatch, [*names, *cells]))
-    header = _has_header(names, cells, comma) if options.header is None else options.header
-    if options.header is None and header and all(_is_number(name, comma) for name in names):
-        notes.append(f"The first row, {names[0]} to {names[-1]}, was taken for a header.")
-    if options.header is None and not header:
-        notes.append("The first row was taken for data, not for a header.")
-    if separator != "," or comma:
-        named = {"\t": "tabs", SPACES: "spaces"}.get(separator, repr(separator))
-        notes.append(f"Columns are separated by {named}{', with decimal commas' * comma}.")
-    if header and not second:
-        raise DataError("Expected rows with numbers in them; got none below the names.")
-    skipped = (next_line if header else line) - 1
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        frame = pd.read_csv(
-            path,
-            sep=separator,
-            decimal="," if comma else ".",
-            header=None,
-            skiprows=skipped,
-            skipinitialspace=True,
-            skip_blank_lines=False,
-            encoding="utf-8-sig",
-            low_memory=False,
-        )
-    frame.index = frame.index + 1 + skipped  # The line of each row.
-    frame = frame[~_blank(path, frame)]
-    _check_whole(path, frame, separator)
-    if header and len(frame) and len(names) != frame.shape[1]:
-        raise DataError(
-            f"Expected a name for each column; got {len(names)} names and {frame.shape[1]} columns."
-        )
-    if header and len(frame):
-        frame.columns = pd.Index(names)
-    return frame, header
 
 
 def read_frame(
@@ -174,6 +125,8 @@ def read_frame(
     letters = dict(zip(range(len(names)), map(letter_of, range(len(names))), strict=True))
     options = dataclasses.replace(options, label_column=labels_asked(options.label_column, names))
     _check_named(options, names)
+    if named:
+        _check_once(names, letters, options.drop)
     left_out = (*options.drop, options.group, options.weights)
     dropped = {i for i, name in enumerate(names) if name in left_out}
     if named:
@@ -192,8 +145,9 @@ def read_frame(
     places = [f"column {names[i]!r} ({letters[i]})" if named else letters[i] for i in kept]
     places = [place if named else f"column {place}" for place in places]
     for i, place in zip(kept, places, strict=True):
-        check_thousands(frame.iloc[:, i], place)
+        check_cells(frame.iloc[:, i], place)
     chosen = frame.iloc[:, kept].set_axis([names[i] if named else letters[i] for i in kept], axis=1)
+    chosen = chosen.apply(numbers_in_words)
     types = {n: kind for n, kind in options.types.items() if not conditions or n not in given}
     if _is_mixed(chosen, options.table, types):
         codec = options.extras["codec"] = codec_of(chosen, types, notes)
@@ -291,71 +245,23 @@ def pick_columns(
 # --- guesses ------------------------------------------------------------------------------------
 
 
-def _first_rows(path: Path) -> list[tuple[int, str]]:
-    """The first two lines that are not blank, each with its number, counted from 1."""
-    opened: Any = gzip.open if path.suffix.lower() == ".gz" else open
-    with opened(path, "rt", encoding="utf-8-sig") as file:
-        full = ((i, line.rstrip("\n")) for i, line in enumerate(file, 1) if line.strip())
-        found = list(itertools.islice(full, 2))
-    if not found:
-        raise DataError("Expected rows with numbers in them; got blank lines.")
-    return found if len(found) == 2 else [*found, (found[0][0] + 1, "")]
-
-
-def _is_number(cell: str, comma: bool = False) -> bool:
-    try:
-        float(cell.replace(",", ".") if comma else cell)
-    except ValueError:
-        # A first row with a gap is a damaged row of numbers, not a header.
-        return not cell
-    return True
-
-
-def _has_header(names: Sequence[str], cells: Sequence[str], comma: bool) -> bool:
-    """Words are a header, and so is a count from 0 above a row that does not repeat it."""
-    if not all(_is_number(name, comma) for name in names):
-        return True
-    counted = [str(i) for i in range(len(names))]
-    # The name of an index is empty.
-    return len(names) > 1 and names in (counted, ["", *counted[:-1]]) and list(cells) != names
-
-
-def _blank(path: Path, frame: Any) -> Any:
-    """Which rows are blank lines; a row of empty cells is not."""
-    empty = frame.isna().all(axis=1).to_numpy().copy()
-    if empty.any():
-        texts = _lines(path)
-        for i in np.flatnonzero(empty):
-            empty[i] = not texts.get(int(frame.index[i]), "").strip()
-    return empty
-
-
-def _lines(path: Path) -> dict[int, str]:
-    """The lines of a file by their numbers, counted from 1."""
-    opened: Any = gzip.open if path.suffix.lower() == ".gz" else open
-    with opened(path, "rt", encoding="utf-8-sig") as file:
-        return dict(enumerate(file, 1))
-
-
-def _check_whole(path: Path, frame: Any, separator: str) -> None:
-    """Refuses a line with fewer cells than the others: pandas would take the rest for gaps."""
-    ends = frame.index[frame.iloc[:, -1].isna()] if frame.shape[1] > 1 else []
-    texts = _lines(path) if len(ends) else {}
-    for line in ends:
-        text = texts.get(int(line), "").rstrip("\n")
-        cells = text.split(None if separator == SPACES else separator)
-        if len(cells) < frame.shape[1] and '"' not in texts.get(int(line), '"'):
-            raise DataError(
-                f"Expected {frame.shape[1]} cells in line {line}; got {len(cells)}. Is it cut off?"
-            )
-
-
 def _check_named(options: TableOptions, names: Sequence[str]) -> None:
     named = filter(None, (options.group, options.weights))
     for name in (*options.drop, *(options.label_column or ()), *named):
         if name not in names:
             known = ", ".join(filter(None, names))
             raise DataError(f"Expected a column called {name!r}; got {known}.")
+
+
+def _check_once(names: Sequence[str], letters: Mapping[int, str], drop: Sequence[str]) -> None:
+    """Refuses two columns of one name, for new rows find theirs by it."""
+    for name in names:
+        at = [letters[i] for i, other in enumerate(names) if other == name and name not in drop]
+        if name and len(at) > 1:
+            raise DataError(
+                f"Expected a name of its own for each column; got {name!r} for {' and '.join(at)}. "
+                "Rename one, or leave them out."
+            )
 
 
 def _indices(
@@ -376,9 +282,13 @@ def _indices(
             shown = repr(name) if name else "without a name"
             notes.append(f"The column {shown} was left out: it is an index that counts the rows.")
             found.add(i)
+        elif nameless and not i and _identify(frame.iloc[:, i]):
+            notes.append("The column without a name was left out: it is an index of the rows.")
+            found.add(i)
         elif nameless:
             raise DataError(
-                "Expected a name for each column; got one without. (Leave an index out.)"
+                f"Expected a name for each column; got none for column {letter_of(i)}. (Leave an "
+                "index out.)"
             )
         else:
             notes.append(f"The column {name!r} was taken for data, not for an index.")
@@ -390,6 +300,11 @@ def _counts(column: Any) -> bool:
     if values.dtype.kind not in "iu" or not len(values):
         return False
     return values[0] in (0, 1) and bool((np.diff(values) == 1).all())
+
+
+def _identify(column: Any) -> bool:
+    """Whether words or whole numbers are different in all rows, as names of rows are."""
+    return column.dtype.kind not in "fM" and not column.isna().any() and bool(column.is_unique)
 
 
 def _labels(
@@ -423,13 +338,16 @@ def _classes(column: Any) -> bool:
 def _is_mixed(frame: Any, table: bool | None, types: Mapping[str, Any]) -> bool:
     """Whether columns are of several kinds: if that was asked for, or most cells of one are words.
 
-    A few words among numbers are an error in the file, not a category.
+    A few words among numbers are an error in the file, not a category. Dates and categories of
+    a data frame are no real numbers, though numbers stand for them.
     """
     import pandas as pd
 
     if table is not None or types:
         return bool(table or types)
     for _, column in frame.items():
+        if isinstance(column.dtype, pd.CategoricalDtype) or column.dtype.kind == "M":
+            return True
         if pd.api.types.is_numeric_dtype(column.dtype):
             continue
         there = ~gaps_of(column)

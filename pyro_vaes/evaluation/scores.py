@@ -72,7 +72,8 @@ class Scores:
             reference: scores by the same proposal from as many draws, of training or held-out rows.
 
         Returns:
-            ``(n,)``, float64; NaN for rows with gaps, whose scores do not compare with others'.
+            ``(n,)``, float64; NaN for rows with gaps, whose scores do not compare with others', and
+            for rows without a score.
 
         Raises:
             ValueError: for scores that do not compare.
@@ -86,12 +87,12 @@ class Scores:
                 f"Expected reference scores by {ours[1]} draws of the {ours[0]} proposal, as these "
                 f"are; got {theirs[1]} of the {theirs[0]} one."
             )
-        ordered = reference.log_p[~reference.gaps].sort().values
+        ordered = reference.log_p[~(reference.gaps | reference.log_p.isnan())].sort().values
         if not len(ordered):
             raise ValueError("Expected reference rows without gaps; got none.")
         as_low = torch.searchsorted(ordered, self.log_p.to(ordered), right=True)
         values = (as_low.double() + 1) / (len(ordered) + 1)
-        return torch.where(self.gaps, torch.nan, values)
+        return torch.where(self.gaps | self.log_p.isnan(), torch.nan, values)
 
 
 def score(

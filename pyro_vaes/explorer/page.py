@@ -286,7 +286,7 @@ def _classes(contents: Contents, source: Any) -> Any:
 
 def _khat(contents: Contents) -> Any:
     """A histogram of k-hat, with the limit of trust."""
-    from bokeh.models import Span
+    from bokeh.models.annotations import Span
 
     assert contents.scores.pareto_k is not None
     limit = reliable_k(contents.scores.num_samples)

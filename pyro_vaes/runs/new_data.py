@@ -152,17 +152,22 @@ def _from_table(
     labelled: bool,
     notes: list[str],
 ) -> tuple[Any, Any, Mapping[str, Any]]:
-    columns = _columns(config, run, record)
-    if columns is None:  # As many as the run's, in the same order.
+    columns, codec = _columns(config, run, record), _codec(record["data"])
+    if columns is None and codec is None:  # As many as the run's, in the same order.
         header = {"auto": None, "first-row": True, "none": False}[config.data.header]
         drop = () if config.data.drop == "none" else tuple(config.data.drop.split(","))
         pairs, _ = read(path, None, TableOptions(header, "", drop), notes)
         return pairs["all"][0], None, {}
-    codec = _codec(record["data"])
+    if columns is None:  # Called by their letters, above the first row.
+        assert codec is not None
+        names = tuple(column.name for column in codec.columns)
+        return read_columns(path, Columns(names), False, codec, named=False)[0], None, {}
     given = conditions_in(record["data"])
     x, labels, carried = read_columns(path, columns, labelled, codec, given)
-    if carried:
-        shown = ", ".join(map(repr, list(carried)[:10])) + ", ..." * (len(carried) > 10)
+    seen = [c.name for c in given.columns] if given else [columns.label]
+    unseen = [name for name in carried if not (labelled and name in seen)]
+    if unseen:
+        shown = ", ".join(map(repr, unseen[:10])) + ", ..." * (len(unseen) > 10)
         notes.append(f"Not seen by the model, and copied to the output: {shown}.")
     return x, labels, carried
 
@@ -199,7 +204,7 @@ def condition_columns(facts: Mapping[str, Any], y: Any) -> dict[str, Any]:
     """Conditions ``(n, columns)`` as columns, with their words and dates."""
     codec = conditions_in(facts)
     assert codec is not None
-    return {name: _written(column) for name, column in codec.rows(y).items()}
+    return _written(codec, y)
 
 
 def _from_pictures(folder: Path, notes: list[str]) -> tuple[Any, Any, Mapping[str, Any]]:
@@ -304,14 +309,17 @@ def element_columns(facts: Mapping[str, Any], x: Any) -> dict[str, Any]:
     codec = _codec(facts)
     if codec is None:
         return dict(zip(element_names(facts), table.T, strict=True))
-    frame = codec.rows(table)
-    return {name: _written(column) for name, column in frame.items()}
+    return _written(codec, table)
 
 
-def _written(column: Any) -> Any:
-    if column.dtype.kind == "M":
-        column = column.dt.strftime("%Y-%m-%d")
-    return column.to_numpy(dtype=object, na_value=None)
+def _written(codec: Codec, table: Any) -> dict[str, Any]:
+    """Rows as columns with their words, dates and rounding, as a file holds them."""
+    frame, found = codec.rows(table), {}
+    for one in codec.coded:
+        column = frame[one.column.name]
+        column = column if one.date is None else one.date.text(column)
+        found[one.column.name] = column.to_numpy(dtype=object, na_value=None)
+    return found
 
 
 def element_names(facts: Mapping[str, Any]) -> list[str]:

@@ -150,11 +150,16 @@ def check_conditional(
         conditions: the names of the conditions of the data; none without any.
 
     Returns:
-        The options, and a remark if they changed.
+        The options, and a remark if they changed, or if labels that were asked for go unseen.
 
     Raises:
         ConfigError: if an explicit option says otherwise.
     """
+    column = config.data.label_column
+    if not conditions and not config.data.conditional and column not in ("auto", "none"):
+        return config, [
+            f"The model does not see the labels, {column}: --conditional true trains p(x | label)."
+        ]
     if not conditions or config.data.conditional:
         return config, []
     names = ", ".join(conditions)

@@ -74,6 +74,14 @@ def test_the_model_is_conditional_which_is_said(home, tmp_path, capsys):
     assert "a column called 'nose'" in line and not (tmp_path / "run").exists()
 
 
+def test_one_label_that_the_model_does_not_see_is_said(home, tmp_path, capsys):
+    asked = ["train", "--data", home / "all.csv", "--label", "sex", "--drop", "site", *SMALL]
+    said = "does not see the labels, sex: --conditional true trains"
+    for options, there in (([], True), (["--conditional", "true"], False)):
+        assert run(*asked, *options, "--dry-run") == 0
+        assert (said in capsys.readouterr().out) == there
+
+
 @pytest.mark.parametrize("recipe", ["default", "table"])
 def test_a_run_resumes_and_other_labels_are_refused(home, tmp_path, capsys, recipe):
     asked = ["train", "--data", home / "all.csv", "--out", tmp_path / "run", *SMALL]
@@ -86,12 +94,14 @@ def test_a_run_resumes_and_other_labels_are_refused(home, tmp_path, capsys, reci
     assert (tmp_path / "run" / "summary.json").exists()
 
 
-def test_new_rows_bring_conditions_in_columns_of_any_order(home, new, tmp_path):
+def test_new_rows_bring_conditions_in_columns_of_any_order(home, new, tmp_path, capsys):
     rows, out, vae = pd.read_csv(new), tmp_path / "out.npy", pv.load(home / "run")
     x, y = torch.tensor(rows[["height", "mass"]].to_numpy(dtype="float32")), matrix(rows)
     asked = [home / "run", "--data", new, "--out", out]
+    capsys.readouterr()
     assert run("encode", *asked) == 0
     np.testing.assert_allclose(np.load(out), vae.encode(x, y), rtol=1e-5)
+    assert "Not seen by the model" not in capsys.readouterr().out  # Conditions are.
     assert run("reconstruct", *asked) == 0
     np.testing.assert_allclose(np.load(out), vae.reconstruct(x, y), rtol=1e-5)
     fast = {"num_samples": 30, "proposal": "encoder", "seed": 0}

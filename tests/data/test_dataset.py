@@ -591,7 +591,7 @@ def bad_files(folder):
         "blank.csv": b"\n\n",
         "binary.csv": bytes(range(128, 256)),
         "short-header.csv": b"a,b\n1,2,3\n4,5,6\n",
-        "index.csv": b",a,b\n5,1,2\n7,3,4\n",
+        "index.csv": b",a,b\n5,1,2\n5,3,4\n",
         "two-labels.csv": b"label,y,a\n0,0,1\n1,1,2\n",
         "real-label.csv": b"x,y\n0.5,0.5\n1.5,1.5\n1,1\n",
         "infinite.csv": b"a,b\n1,2\ninf,3\n4,5\n",

@@ -161,6 +161,14 @@ def test_p_values_count_reference_rows_that_score_as_low():
         new.p_values(made([1.0], "refined"))
 
 
+def test_a_row_without_a_score_has_no_p_value():
+    new, old = made([math.nan, -2.0]), made([-1.0, -2.0, -3.0, -2.0])
+    first, second = new.p_values(old).tolist()
+    assert math.isnan(first) and second == 0.8
+    # Nor does a training row without one count as high.
+    assert new.p_values(made([-1.0, -2.0, -3.0, -2.0, math.nan]))[1] == 0.8
+
+
 def test_scores_of_rows_with_gaps_do_not_compare():
     new, old = made([-9.0, -2.0]), made([-9.0, -2.0, -1.0])
     new = dataclasses.replace(new, gaps=torch.tensor([True, False]))

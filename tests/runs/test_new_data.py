@@ -56,7 +56,8 @@ def test_labels_have_the_numbers_of_the_run(table, tmp_path):
     rows = read_new(tmp_path / "new.csv", config, tmp_path, record)
     assert rows.y is not None and rows.y.tolist() == [1, 1]
     # Known classes go along: one wants to see them next to what the model says.
-    assert list(rows.carried["class"]) == ["b", "b"]
+    assert list(rows.carried["class"]) == ["b", "b"] and not rows.notes
+    assert "'class'" in read_new(tmp_path / "new.csv", config, tmp_path, record, 0).notes[0]
     (tmp_path / "new.csv").write_text("mass,size\n1,2\n")
     with pytest.raises(DataError, match="'class'"):
         read_new(tmp_path / "new.csv", config, tmp_path, record)
@@ -81,6 +82,19 @@ def test_a_table_without_names_goes_by_its_order(tmp_path):
     assert rows.x.tolist() == [[1, 2.5], [2, 3.5]]
     (tmp_path / "new.csv").write_text("1,2.5,7\n2,3.5,7\n")
     with pytest.raises(DataError, match=r"rows of shape \(2,\)"):
+        read_new(tmp_path / "new.csv", config, tmp_path, record)
+
+
+def test_a_table_of_words_without_names_is_read_as_the_runs_own(tmp_path):
+    rows = "".join(f"{i / 7:.3f},{'abc'[i % 3]},{i % 5 + 0.5}\n" for i in range(30))
+    (tmp_path / "all.csv").write_text(rows)
+    config, record = of(tmp_path / "all.csv")
+    assert record["data"]["columns"] is None
+    (tmp_path / "new.csv").write_text("1.5,c,2.5\n2.5,b,3.5\n")  # By themselves b would be 0.
+    rows = read_new(tmp_path / "new.csv", config, tmp_path, record)
+    assert rows.x.tolist() == [[1.5, 2, 2.5], [2.5, 1, 3.5]]
+    (tmp_path / "new.csv").write_text("1.5,z,2.5\n2.5,b,3.5\n")
+    with pytest.raises(DataError, match=r"column 'B', one of a, b, c; got 'z' in line 1"):
         read_new(tmp_path / "new.csv", config, tmp_path, record)
 
 

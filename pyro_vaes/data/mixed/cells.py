@@ -13,9 +13,10 @@ from pyro_vaes.core.errors import DataError
 __all__ = [
     "SPACES",
     "cells_of",
-    "check_thousands",
+    "check_cells",
     "gaps_of",
     "letter_of",
+    "numbers_in_words",
     "numbers_of",
     "separator_of",
     "weights_of",
@@ -45,11 +46,33 @@ def cells_of(line: str, separator: str) -> list[str]:
     return [cell.strip() for cell in next(csv.reader([line], delimiter=separator), [])]
 
 
-def check_thousands(column: Any, place: str) -> None:
-    """Refuses a column of numbers like 1,234, which would else be words."""
+def check_cells(column: Any, place: str) -> None:
+    """Refuses a column of what is neither numbers, words, dates nor categories.
+
+    Numbers with separators of thousands would be words, durations and complex numbers others.
+    """
+    import pandas as pd
+
+    if column.dtype.kind in "cm" or isinstance(
+        column.dtype, (pd.PeriodDtype, pd.IntervalDtype, pd.SparseDtype)
+    ):
+        raise DataError(
+            f"Expected numbers, words, dates or categories in {place}; got {column.dtype}. Make "
+            "one of these of it, or leave it out."
+        )
     if column.dtype.kind in "biufM":
         return
-    words = column.dropna().astype(str)
+    words = column.dropna()
+    others = [cell for cell in words if not pd.api.types.is_scalar(cell)]
+    if others:
+        raise DataError(
+            f"Expected a number, a word or a date in each cell of {place}; got "
+            f"{type(others[0]).__name__}."
+        )
+    _check_thousands(column, words.astype(str), place)
+
+
+def _check_thousands(column: Any, words: Any, place: str) -> None:
     found = words.str.fullmatch(_THOUSANDS)
     if found.any() and (found | words.str.fullmatch(r"\s*[+-]?\d{1,3}(?:\.\d+)?\s*")).all():
         line = column.index[column.notna()][found.to_numpy()][0]
@@ -73,6 +96,19 @@ def weights_of(column: Any, name: str) -> Any:
             f"({int(bad.sum())} of {len(bad)} rows are so)."
         )
     return values
+
+
+def numbers_in_words(column: Any) -> Any:
+    """A column of words that all read as numbers, as numbers; any other as it is."""
+    import pandas as pd
+
+    if column.dtype.kind not in "OT" and not str(column.dtype).startswith("str"):
+        return column
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        return column
+    numbers, gaps = pd.to_numeric(column, errors="coerce"), gaps_of(column)
+    truths = column.map(lambda cell: isinstance(cell, (bool, np.bool_)))
+    return numbers if (numbers.notna() | gaps).all() and not truths.any() else column
 
 
 def numbers_of(column: Any, place: str) -> Any:

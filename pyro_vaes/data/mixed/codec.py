@@ -10,7 +10,8 @@ import numpy as np
 
 from pyro_vaes.core.columns import Column
 from pyro_vaes.core.errors import DataError
-from pyro_vaes.data.mixed.kinds import Guess, dates_of, guess_kind, kind_asked
+from pyro_vaes.data.mixed.dates import DATE_KINDS, Dates, dates_like
+from pyro_vaes.data.mixed.kinds import Guess, guess_kind, kind_asked
 
 __all__ = ["Codec", "Coded", "codec_of"]
 
@@ -28,13 +29,13 @@ class Coded:
         column: its name, kind and size.
         values: what the numbers 0, 1, ... of a category, ordinal or binary stand for.
         decimals: with which numbers come back; None for all.
-        date: whether it holds dates, which are days since 1970.
+        date: how its dates are written, which are numbers of days; None if it holds none.
     """
 
     column: Column
     values: tuple[Any, ...] = ()
     decimals: int | None = None
-    date: bool = False
+    date: Dates | None = None
 
     def numbers(self, column: Any) -> Any:
         """The numbers of a column of a data frame; what was not seen is NaN.
@@ -43,23 +44,38 @@ class Coded:
             DataError: naming the first value that is none of the column's.
         """
         if self.date:
-            days = (dates_of(column) - np.datetime64("1970-01-01")) / np.timedelta64(1, "D")
-            return self._checked(column, days.to_numpy(dtype=float))
+            return self._checked(column, self.date.days(column))
         if self.values:
             places = {_key(value): float(i) for i, value in enumerate(self.values)}
-            return self._checked(column, column.map(_key).map(places).to_numpy(dtype=float))
+            # A file holds 1 or "1" as its other cells are.
+            words = {str(value): place for value, place in places.items()}
+            texts = column.map(lambda cell: words.get(str(_key(cell))))
+            found = column.map(_key).map(places).fillna(texts.astype(float))
+            return self._checked(column, found.to_numpy(dtype=float))
         import pandas as pd
 
-        return self._checked(column, pd.to_numeric(column, errors="coerce").to_numpy(dtype=float))
+        numbers = pd.to_numeric(column, errors="coerce").to_numpy(dtype=float, na_value=np.nan)
+        return self._checked(column, np.where(self._allowed(numbers), numbers, np.nan))
+
+    def _allowed(self, numbers: Any) -> Any:
+        """Which numbers the kind of the column has."""
+        finite = np.isfinite(numbers)
+        if self.column.kind == "count":
+            return finite & (numbers >= 0) & (numbers == np.floor(numbers))
+        return finite & (numbers > 0) if self.column.kind == "positive" else finite
 
     def _checked(self, column: Any, numbers: Any) -> Any:
         gaps = column.isna() | (column.astype(str).str.strip() == "")
         wrong = np.isnan(numbers) & ~gaps.to_numpy()
         if wrong.any():
             known = f", one of {', '.join(map(str, self.values[:8]))}" if self.values else ""
+            if self.date is not None and self.date.first:
+                known = f", the {self.date.first} first"
+            got = column[wrong].iloc[0]
             raise DataError(
-                f"Expected {self.column.kind} values in column {self.column.name!r}{known}; got "
-                f"{column[wrong].iloc[0]!r} in line {column.index[wrong][0]}."
+                f"Expected {'date' if self.date else self.column.kind} values in column "
+                f"{self.column.name!r}{known}; got {repr(got) if isinstance(got, str) else got} in "
+                f"line {column.index[wrong][0]}."
             )
         return numbers
 
@@ -69,9 +85,7 @@ class Coded:
 
         gaps = np.isnan(numbers)
         if self.date:
-            days = np.where(gaps, 0.0, np.round(numbers))
-            dates = pd.Series(np.datetime64("1970-01-01") + days.astype("timedelta64[D]"))
-            return dates.mask(gaps)
+            return self.date.back(numbers)
         if self.values:
             near = np.where(gaps, 0, np.round(numbers)).astype(int).clip(0, len(self.values) - 1)
             words = pd.Series([self.values[i] for i in near])
@@ -127,10 +141,20 @@ class Codec:
         """From what :meth:`plain` gives."""
         return cls(
             tuple(
-                Coded(Column(*one["column"]), tuple(one["values"]), one["decimals"], one["date"])
+                Coded(
+                    Column(*one["column"]),
+                    tuple(one["values"]),
+                    one["decimals"],
+                    _dates(one["date"]),
+                )
                 for one in plain
             )
         )
+
+
+def _dates(plain: Any) -> Dates | None:
+    """From plain data; of an earlier version these are true or false."""
+    return Dates(**plain) if isinstance(plain, Mapping) else Dates() if plain else None
 
 
 def codec_of(
@@ -183,8 +207,8 @@ def _listed(coded: Sequence[Coded]) -> str:
 
 
 def _coded(name: str, column: Any, guess: Guess, asked: Any) -> Coded:
-    if guess.kind == "date":
-        return Coded(Column(name, "real"), date=True)
+    if guess.kind in DATE_KINDS:
+        return Coded(Column(name, "real"), date=dates_like(column, name, guess.kind))
     if guess.kind not in _SEVERAL:
         return Coded(Column(name, guess.kind), decimals=_decimals(column, guess.kind))
     values = _values(column) if asked is None or isinstance(asked, str) else tuple(asked)
@@ -224,6 +248,7 @@ def _decimals(column: Any, kind: str) -> int | None:
     if kind == "count":
         return 0
     x = pd.to_numeric(column, errors="coerce").dropna().to_numpy(dtype=float)
+    x = x[np.isfinite(x)]
     scale = max(1.0, float(np.abs(x).max(initial=0.0)))
     for decimals in range(_DECIMALS + 1):
         if bool((np.abs(x - np.round(x, decimals)) <= 1e-9 * scale).all()):

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from pyro_vaes.core.columns import KINDS
 from pyro_vaes.core.errors import DataError
+from pyro_vaes.data.mixed.dates import (
+    DATE_KINDS,
+    are_dates,
+    are_numbered_days,
+    date_form,
+    order_of,
+)
 
 __all__ = ["Guess", "guess_kind", "kind_asked"]
 
@@ -28,15 +34,18 @@ _ZEROS = 0.1
 _SKEWED = 2.0
 # Share of rows with a word of their own from which words are names, not categories.
 _NAMES = 0.5
-# Dates begin so: 2024-01-31, 2024/1/31, 31.1.2024.
-_DATE = r"\s*(\d{4}[-/.]\d{1,2}([-/.]\d{1,2})?|\d{1,2}[-/.]\d{1,2}[-/.]\d{4})"
+# A number with something next to it, or with separators of thousands: 12.5%, $ 3.10, 1.234,5.
+_WITHIN = (
+    r"^\s*(?P<before>[^\w\s.+-]*)\s*(?:[+-]?\d+(?:[.,'\s]\d{3})*(?:[.,]\d+)?)"
+    r"\s*(?P<after>[^\d\s.,:/-]{0,6})\s*$"
+)
 
 
 class Guess(NamedTuple):
     """What a column was taken for."""
 
     kind: str
-    """One of :data:`~pyro_vaes.core.columns.KINDS`, ``date``, or ``drop``."""
+    """One of :data:`~pyro_vaes.core.columns.KINDS`, of ``DATE_KINDS``, or ``drop``."""
     why: str
     """A clause."""
     unsure: bool = False
@@ -51,10 +60,10 @@ def kind_asked(name: str, asked: Any) -> Guess:
     """
     if not isinstance(asked, str):
         return Guess("ordinal", "its values were given in order")
-    if asked not in (*KINDS, "date", "drop"):
+    known = (*KINDS, *DATE_KINDS, "drop")
+    if asked not in known:
         raise DataError(
-            f"Expected a kind of column {name!r} among {', '.join(KINDS)}, date, drop; got "
-            f"{asked!r}."
+            f"Expected a kind of column {name!r} among {', '.join(known)}; got {asked!r}."
         )
     return Guess(asked, "that was asked for")
 
@@ -75,31 +84,54 @@ def guess_kind(column: Any) -> Guess:
     if pd.api.types.is_bool_dtype(column.dtype):
         return Guess("binary", "it is true or false")
     if pd.api.types.is_numeric_dtype(column.dtype):
-        return _numeric(seen.to_numpy(dtype=float))
+        x = seen.to_numpy(dtype=float)
+        return _numeric(x[np.isfinite(x)])  # Infinities are refused with their place.
     return _words(seen.astype(str))
 
 
 def _words(seen: Any) -> Guess:
-    if seen.str.match(_DATE).all() and dates_of(seen).notna().all():
-        return Guess("date", "it reads as dates")
+    dates = date_form(seen)
+    if dates.all():
+        first, sure = order_of(seen, str(seen.name))
+        if are_dates(seen, first) and sure:
+            return Guess("date", "it reads as dates")
+        if are_dates(seen, first):
+            return Guess("month_first", f"{seen.iloc[0]} was read so, or is it day_first?", True)
     distinct = seen.nunique()
     if distinct > 2 and distinct > _NAMES * len(seen):
+        _refuse_spoilt(seen, dates)
         return Guess("drop", f"{distinct} of {len(seen)} words are different: names?", True)
     if distinct == 2:
         return Guess("binary", "it has two words")
     return Guess("category", f"it has {distinct} words")
 
 
-def dates_of(column: Any) -> Any:
-    """Words as dates, NaT where they are none."""
+def _refuse_spoilt(seen: Any, dates: Any) -> None:
+    """Refuses numbers or dates that some cells keep from being such: they are no names to drop."""
     import pandas as pd
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return pd.to_datetime(column, errors="coerce", format="mixed")
+    numbers = pd.to_numeric(seen, errors="coerce").notna()
+    for what, found in (("numbers", numbers), ("dates", dates)):
+        if _NAMES < found.mean() < 1:
+            got, line = seen[~found].iloc[0], seen.index[~found][0]
+            raise DataError(
+                f"Expected {what} in column {seen.name!r}, as most cells hold; got {got!r} in line "
+                f"{line} ({int((~found).sum())} of {len(seen)} are so). Leave such cells blank, or "
+                "the column out: --drop, or drop= in Python."
+            )
+    within = seen.str.extract(_WITHIN).dropna()
+    if len(within) and within.value_counts(["before", "after"]).iloc[0] > _NAMES * len(seen):
+        line = within.index[0]
+        raise DataError(
+            f"Expected numbers in column {seen.name!r}; got {seen[line]!r} in line {line}. Leave "
+            "signs, units and separators of thousands out of the cells, or the column out: "
+            "--drop, or drop= in Python."
+        )
 
 
 def _numeric(x: Any) -> Guess:
+    if not len(x):
+        return Guess("real", "it has no finite number")
     distinct, low, high = len(np.unique(x)), x.min(), x.max()
     if bool((x == np.floor(x)).all()):
         return _whole(x, distinct, low, high)
@@ -116,6 +148,8 @@ def _whole(x: Any, distinct: int, low: float, high: float) -> Guess:
         return Guess("binary", "it is 0 or 1", True)
     if distinct == rows and high - low == rows - 1 and rows > _FEW:
         return Guess("drop", "it counts the rows: an id?", True)
+    if are_numbered_days(x):
+        return Guess("date", f"{low:.0f} to {high:.0f} read as dates", True)
     if _YEARS[0] <= low and high <= _YEARS[1]:
         return Guess("real", "whole numbers like years", True)
     if low >= 0 and high <= _SMALL and distinct <= _FEW:

@@ -234,12 +234,14 @@ def level_kls(
     """
     if not getattr(vae.posterior, "scores", True):
         raise Unavailable("the posterior scores only its own draws, all levels at once")
+    if not isinstance(posteriors[0], Chain):
+        raise Unavailable("the posterior is no chain of levels")
     found, start = [], 0
     for q in posteriors:
         stop = start + q.batch_shape[0]
         p = vae.p_z(None if labels is None else labels[start:stop])
-        if not (isinstance(q, Chain) and isinstance(p, Chain)):
-            raise Unavailable("prior and posterior are not both chains of levels")
+        if not isinstance(p, Chain):
+            raise Unavailable("the prior is no chain of levels")
         if q.sizes != p.sizes or q.reverse:
             raise Unavailable("the posterior does not draw the levels of the prior, top first")
         draws = z[start:stop].transpose(0, 1)

@@ -23,6 +23,7 @@ import pyro
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -30,6 +31,8 @@ __all__ = [
     "Guard",
     "Keeper",
     "NotRecordableError",
+    "Reads",
+    "alike",
     "other_noise_unused",
     "preserved",
     "reason_of",
@@ -39,6 +42,12 @@ __all__ = [
 
 _MASKS = (torch.bool, torch.uint8)
 _READ = "Python reads a tensor's value"
+# By these Python reads values, or copies them, without an operation on tensors.
+_READERS = frozenset(
+    getattr(Tensor, name)
+    for name in ("numpy", "tolist", "__array__", "__dlpack__", "__deepcopy__", "__reduce_ex__")
+)
+_MAKERS = (torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor, Tensor.new_tensor)
 
 
 class NotRecordableError(RuntimeError):
@@ -118,7 +127,7 @@ class Guard(Keeper):
         inputs: the tensors that differ from call to call, parameters among them.
 
     Attributes:
-        read: tensors that Python read, with their versions; see :meth:`outdated`.
+        read: tensors that Python read, with copies of their values; see :meth:`outdated`.
 
     Raises:
         NotRecordableError: in the step, where Python reads results that depend on the data.
@@ -126,7 +135,7 @@ class Guard(Keeper):
 
     def __init__(self, inputs: Iterable[Tensor]) -> None:
         super().__init__(inputs)
-        self.read: dict[int, tuple[Tensor, int]] = {}
+        self.read: dict[int, tuple[Tensor, Tensor]] = {}
 
     def _check(self, func: Any, args: Any, tensors: list[Tensor]) -> None:
         name = func.__name__.split(".")[0].strip("_")
@@ -142,9 +151,7 @@ class Guard(Keeper):
         roots = self._joined(tensors)
         if roots is None:
             raise NotRecordableError(what)
-        for root in roots:
-            tensor = self._outer[root][0]
-            self.read[root] = tensor, tensor._version
+        self.read |= {root: self._outer[root] for root in roots}
 
     def restore(self) -> list[Tensor]:
         written = super().restore()
@@ -153,8 +160,34 @@ class Guard(Keeper):
         return written
 
     def outdated(self) -> bool:
-        """Whether a tensor that Python read has been written to since."""
-        return any(tensor._version != version for tensor, version in self.read.values())
+        """Whether a tensor that Python read has another value now."""
+        # Not by version: what is written through `.data` or NumPy leaves it as it was.
+        return any(not alike([tensor], [kept], 0.0) for tensor, kept in self.read.values())
+
+
+class Reads(TorchFunctionMode):
+    """Shows :class:`Guard` what Python reads past the operations, by reading it once more.
+
+    ``x.numpy()``, ``x.tolist()`` and ``torch.tensor([x.mean()])`` read a tensor's memory.
+
+    Raises:
+        NotRecordableError: for noise from a generator of the user's own, too.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if isinstance(kwargs.get("generator"), torch.Generator):
+            raise NotRecordableError("it draws from a generator of its own")
+        if func in _READERS:
+            _read(args[:1])
+        elif func in _MAKERS and not isinstance(args[0] if args else None, Tensor):
+            _read((args, kwargs))
+        return func(*args, **kwargs)
+
+
+def _read(value: Any) -> None:
+    for tensor in _tensors(value):
+        tensor.detach().reshape(-1)[:1].sum().item()
 
 
 @contextmanager
@@ -170,11 +203,24 @@ def preserved(tensors: Iterable[Tensor]) -> Iterator[None]:
 
 def _put_back(tensor: Tensor, kept: Tensor) -> bool:
     """Restores a tensor; returns whether it had changed (NaN equals NaN)."""
-    now = tensor.detach()
-    if now.shape == kept.shape and bool(((now == kept) | ((now != now) & (kept != kept))).all()):
+    if alike([tensor], [kept], 0.0):
         return False
     with torch.no_grad():
         tensor.copy_(kept)
+    return True
+
+
+def alike(some: Iterable[Tensor], others: Iterable[Tensor], tolerance: float) -> bool:
+    """Whether tensors are equal, to a part of their largest value (NaN equals NaN)."""
+    for one, other in zip(some, others, strict=True):
+        now = one.detach()
+        if now.shape != other.shape:
+            return False
+        same = (now == other) | ((now != now) & (other != other))
+        if tolerance and not same.all():
+            same |= (now - other).abs() <= tolerance * other.abs().max()
+        if not same.all():
+            return False
     return True
 
 
@@ -208,15 +254,25 @@ def other_noise_unused() -> Iterator[None]:
         NotRecordableError: if it does, since a replay would repeat the numbers.
     """
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    original = np.random.default_rng
+    np.random.default_rng = _seeded  # type: ignore[assignment]
     try:
         yield
     finally:
+        np.random.default_rng = original
         now = np.random.get_state()  # noqa: NPY002
         used = random.getstate() != python or not _same(now, numpy)
         random.setstate(python)
         np.random.set_state(numpy)  # noqa: NPY002
     if used:
         raise NotRecordableError("it draws from Python's or NumPy's random numbers")
+
+
+def _seeded(seed: Any = None, make: Any = np.random.default_rng) -> Any:
+    """NumPy's ``default_rng``, whose numbers a replay may repeat if they have a seed."""
+    if seed is None:
+        raise NotRecordableError("it draws from Python's or NumPy's random numbers")
+    return make(seed)
 
 
 def _same(one: Any, other: Any) -> bool:

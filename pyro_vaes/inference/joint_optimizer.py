@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any, cast
 
 import pyro
@@ -32,6 +32,11 @@ _joint: weakref.WeakKeyDictionary[PyroOptim, JointOptimizer] = weakref.WeakKeyDi
 
 def joint_optimizer(optim: PyroOptim | Callable[[Any], torch.optim.Optimizer]) -> JointOptimizer:
     """The joint optimiser of a ``pyro.optim`` object, always the same for one object."""
+    if isinstance(optim, torch.optim.Optimizer) or not callable(optim):
+        raise ValueError(
+            "Expected a pyro.optim optimiser, or a function that makes a torch.optim one from "
+            f"parameters; got {type(optim).__name__}. Try lambda params: Adam(params, lr=1e-3)."
+        )
     if not isinstance(optim, PyroOptim):
         return JointOptimizer(optim)
     if optim not in _joint:
@@ -106,7 +111,7 @@ class JointOptimizer:
         optimizer.step()
         for param, grad in zip(others, grads, strict=True):
             param.grad = grad
-        self._publish()
+        self._publish(met)
 
     def clip(self, params: Sequence[Tensor]) -> None:
         """Limits gradients by ``clip_args``, each tensor by itself."""
@@ -206,19 +211,30 @@ class JointOptimizer:
             self.version += 1
             self._regroup()
 
-    def _publish(self) -> None:
-        """Passes on changes in the joint one, such as a rate set in it, or decayed by its step."""
+    def _publish(self, met: Container[int] | None = None) -> None:
+        """Passes on changes in the joint one, such as a rate set in it, or decayed by its step.
+
+        Args:
+            met: ids of the parameters that took the step, which alone decays; all if None.
+        """
         if self._pyro is None:
             return
+        apart = False
         groups = self._joint.param_groups
         for group, seen in zip(groups, self._options, strict=True):
             changed = [k for k in seen if group.get(k) is not seen[k] and group[k] != seen[k]]
             for key in changed:
                 seen[key] = group[key]
             for param in group["params"] if changed else []:
+                if met is not None and id(param) not in met:
+                    apart = True
+                    continue
                 own, options = self._own[id(param)]
                 for key in changed:
                     own.param_groups[0][key] = options[key] = group[key]
+        if apart:
+            self.version += 1
+            self._regroup()
 
     @property
     def _joint(self) -> torch.optim.Optimizer:

@@ -6,7 +6,6 @@ whole step of training.
 
 from __future__ import annotations
 
-import enum
 import re
 import shutil
 import sys
@@ -14,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import pyro
 import torch
@@ -23,26 +22,25 @@ from torch import Tensor
 from pyro_vaes.inference.guarding import (
     Guard,
     NotRecordableError,
+    Reads,
+    alike,
     other_noise_unused,
     preserved,
     unvalidated,
 )
-from pyro_vaes.inference.watching import PLAIN, Watch
+from pyro_vaes.inference.watching import Watch
 
 __all__ = [
-    "Arguments",
     "GraphStep",
     "Program",
     "TracedStep",
     "UnknownParameterError",
-    "arguments_of",
     "cleared",
 ]
 
 
+_ROUNDING = 1e-2  # Kernels that add in any order differ by less.
 _COMPILERS = ("g++", "clang++", "c++")
-# Immutable values.
-_FIXED = (*PLAIN, torch.Size, enum.Enum, torch.dtype, torch.device, type)
 
 
 class Program:
@@ -72,19 +70,42 @@ class Program:
         from torch.fx.experimental.proxy_tensor import make_fx  # Slow to import, rarely needed.
 
         self._guard = Guard([*tensors, *params])
+        found: list[Tensor] = []
+
+        def step(*inputs: Tensor) -> tuple[Tensor, ...]:
+            found[:] = values = function(*inputs)
+            return cast("tuple[Tensor, ...]", values)
+
         # Validation reads values, which a recording cannot.
         with torch.random.fork_rng(), other_noise_unused(), unvalidated():
             try:
-                with self._guard:
-                    graph = make_fx(function)(*tensors)
+                with torch.random.fork_rng(), self._guard, Reads():
+                    graph = make_fx(step)(*tensors)
+                    found, state = [v.detach().clone() for v in found], torch.get_rng_state()
             finally:
                 self._guard.restore()
             self.constants = _lift(graph)
             self._run: Any = graph
+            if not any(value.is_cuda for value in found):
+                self._compare(tensors, found, state)
             if compiled:
                 if sys.platform != "win32" and compiler() is None:
                     raise RuntimeError("no C++ compiler was found")
                 self._run = _compile(graph, [*tensors, *self.constants])
+
+    def _compare(self, tensors: Sequence[Tensor], found: Sequence[Tensor], state: Tensor) -> None:
+        """Replays once on the noise of the recording, and refuses another result than its own.
+
+        As of a step that sets the generator's state, or of a layer whose gradient fails.
+        """
+        try:
+            with preserved(t for t in (*tensors, *self.constants) if not t.requires_grad):
+                again = self(*tensors)
+        except RuntimeError as error:
+            text = str(error).split("\n")[0]
+            raise NotRecordableError(f"a replay of its layers fails: {text}") from None
+        if not alike(again, found, _ROUNDING) or not torch.equal(torch.get_rng_state(), state):
+            raise NotRecordableError("a replay differs, since the step sets the state of its noise")
 
     @property
     def outdated(self) -> bool:
@@ -206,12 +227,14 @@ class TracedStep:
     ) -> None:
         self._apply, self._watch = apply, watch
         self._used: list[Tensor] = []
+        self._others: list[Tensor] = []  # The user's own: their gradients add up, as under SVI.
 
         def step(*inputs: Tensor) -> tuple[Tensor, ...]:
             value = loss(*inputs)
-            grads = torch.autograd.grad(value, params, allow_unused=True)
+            wanted = [*params, *self._others]
+            grads = torch.autograd.grad(value, wanted, allow_unused=True)
             # Parameters without a part in the loss have no gradient, as under SVI.
-            pairs = [(p, g) for p, g in zip(params, grads, strict=True) if g is not None]
+            pairs = [(p, g) for p, g in zip(wanted, grads, strict=True) if g is not None]
             self._used = [param for param, _ in pairs]
             return (value, *(grad for _, grad in pairs))
 
@@ -222,6 +245,10 @@ class TracedStep:
         try:
             with _without_hooks(params):
                 self._program = Program(step, tensors, compiled, params)
+                self._others = self._outside({id(p) for p in (*params, *met.values())})
+                if self._others:
+                    self._program = Program(step, tensors, compiled, [*params, *self._others])
+                    del self._used[-len(self._others) :]
         finally:
             name = watch.put_back()
         if name is not None:
@@ -230,19 +257,26 @@ class TracedStep:
         self.params = list({id(p): p for p in met.values() if p.requires_grad}.values())
         if {id(p) for p in self.params} - {id(p) for p in params}:
             raise UnknownParameterError
-        self._flags = self._requires_grad()
+        self._before = self._kinds()
         self._prepare(tensors)
 
     def _prepare(self, tensors: Sequence[Tensor]) -> None:
         """Further preparations before the first call."""
 
-    def _requires_grad(self) -> list[bool]:
-        return [t.requires_grad for t in self._program.constants]
+    def _outside(self, known: set[int]) -> list[Tensor]:
+        """Tensors of the user's own whose gradients a step finds, too."""
+        found = [t for t in self._program.constants if t.requires_grad and id(t) not in known]
+        if any(not tensor.is_leaf for tensor in found):
+            raise NotRecordableError("it uses a tensor that was computed outside, with gradient")
+        return found
+
+    def _kinds(self) -> list[Any]:
+        return [(t.requires_grad, t.dtype, t.numel()) for t in self._program.constants]
 
     @property
     def stale(self) -> bool:
-        """Whether a parameter was frozen or unfrozen, or a value that was read has changed."""
-        return self._program.outdated or self._requires_grad() != self._flags
+        """Whether a tensor has been frozen, unfrozen or converted, or one that was read changed."""
+        return self._program.outdated or self._kinds() != self._before
 
     @property
     def changed(self) -> str | None:
@@ -265,20 +299,23 @@ class TracedStep:
     def __call__(self, tensors: Sequence[Tensor]) -> Tensor:
         loss, *grads = self._program(*tensors)
         before = [param.grad for param in self._used]
-        for param, grad in zip(self._used, grads, strict=True):
+        own, others = grads[: len(before)], grads[len(before) :]
+        for param, grad in zip(self._used, own, strict=True):
             _give(param, grad)
+        for param, grad in zip(self._others, others, strict=True):
+            _give(param, grad, param.grad)
         loss = self._apply(loss, self.params)
         for param, earlier in zip(self._used, before, strict=True):
             param.grad = cleared(torch.zeros_like(param)) if earlier is None else earlier
         return loss
 
 
-def _give(param: Tensor, grad: Tensor) -> None:
-    """Sets a parameter's gradient and calls its hooks."""
+def _give(param: Tensor, grad: Tensor, before: Tensor | None = None) -> None:
+    """Sets a parameter's gradient, or adds to the one before, and calls its hooks."""
     for hook in (param._backward_hooks or {}).values():
         changed = hook(grad)
         grad = grad if changed is None else changed
-    param.grad = grad
+    param.grad = grad if before is None else before + grad
     for hook in (param._post_accumulate_grad_hooks or {}).values():
         hook(param)
 
@@ -314,6 +351,8 @@ class GraphStep(TracedStep):
     """
 
     def _prepare(self, tensors: Sequence[Tensor]) -> None:
+        if self._others:
+            raise NotRecordableError("a tensor outside Pyro's store needs a gradient")
         # A graph reads and writes fixed addresses.
         self._inputs = [tensor.clone() for tensor in tensors]
         self._device = next(t.device for t in (*tensors, *self.params) if t.is_cuda)
@@ -360,78 +399,3 @@ def _no_waiting() -> Iterator[None]:
         yield
     finally:
         torch.cuda.set_sync_debug_mode(before)
-
-
-# --- arguments ------------------------------------------------------------------------------------
-
-
-class Arguments(NamedTuple):
-    """The arguments of a step, split into tensors and the rest.
-
-    Attributes:
-        tensors: the tensors, in lists and dictionaries too; each once.
-        key: all else that a recording depends on, such as shapes, plain values and structure.
-        fill: makes arguments from other tensors.
-        numbers: whether there are plain numbers, which might change at each step.
-        opaque: an argument that cannot be recorded, since it may change unnoticed or is no plain
-            tensor; None if there is none.
-    """
-
-    tensors: list[Tensor]
-    key: Any
-    fill: Callable[[Sequence[Tensor]], tuple[Any, Any]]
-    numbers: bool = False
-    opaque: Any = None
-
-
-def arguments_of(args: Any, kwargs: Any) -> Arguments:
-    """Splits the arguments of a step."""
-    values = [*args, *kwargs.values()] if kwargs else list(args)
-    if all(_is_input(value) for value in values) and _distinct(values):  # The usual case, fast.
-        n, names = len(args), tuple(kwargs)
-
-        def quickly(tensors: Sequence[Tensor]) -> tuple[Any, Any]:
-            return tuple(tensors[:n]), dict(zip(names, tensors[n:], strict=True))
-
-        return Arguments(values, (names, *map(_kind, values)), quickly)
-    return _of_any_kind(args, kwargs)
-
-
-def _of_any_kind(args: Any, kwargs: Any) -> Arguments:
-    flat, spec = torch.utils._pytree.tree_flatten((args, kwargs))
-    tensors: dict[int, Tensor] = {}
-    places: list[int | None] = []
-    key: list[Any] = [repr(spec)]
-    numbers, opaque = False, None
-    for value in flat:
-        if _is_input(value):
-            tensors.setdefault(id(value), value)
-            places.append(list(tensors).index(id(value)))
-            key.append((places[-1], _kind(value)))
-            continue
-        places.append(None)
-        numbers |= type(value) in (int, float, complex)
-        if not isinstance(value, _FIXED):
-            opaque, value = value, None
-        # By type and text: True equals 1 equals 1.0, and NaN does not equal NaN.
-        key.append((type(value), repr(value) if isinstance(value, PLAIN) else value))
-
-    def fill(given: Sequence[Tensor]) -> tuple[Any, Any]:
-        pairs = zip(places, flat, strict=True)
-        filled = [value if place is None else given[place] for place, value in pairs]
-        return cast("tuple[Any, Any]", torch.utils._pytree.tree_unflatten(filled, spec))
-
-    return Arguments(list(tensors.values()), tuple(key), fill, numbers, opaque)
-
-
-def _is_input(value: Any) -> bool:
-    plain = type(value) is Tensor
-    return plain and value.layout is torch.strided and not value.requires_grad
-
-
-def _distinct(values: Sequence[Any]) -> bool:
-    return len(values) < 2 or len({id(value) for value in values}) == len(values)
-
-
-def _kind(tensor: Tensor) -> Any:
-    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device

@@ -7,6 +7,7 @@ a step's tensor operations and gradients once, to replay or compile them without
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,23 +18,25 @@ import torch
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.util import torch_item
 from pyro.optim import PyroOptim
-from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 
 from pyro_vaes.core.choices import MODES, Mode
-from pyro_vaes.inference.adapters import MetParameters, argument_of, as_objective, name_of
+from pyro_vaes.inference.adapters import (
+    Arguments,
+    MetParameters,
+    argument_of,
+    arguments_of,
+    as_objective,
+    given_traces,
+    is_number,
+    name_of,
+    refusal_of,
+)
 from pyro_vaes.inference.elbo import ELBO, NotReparameterizedError
 from pyro_vaes.inference.guarding import Keeper, NotRecordableError, reason_of
 from pyro_vaes.inference.joint_optimizer import capturable, joint_optimizer
 from pyro_vaes.inference.many_samples import ManySamples
-from pyro_vaes.inference.recording import (
-    Arguments,
-    GraphStep,
-    TracedStep,
-    UnknownParameterError,
-    arguments_of,
-    cleared,
-)
+from pyro_vaes.inference.recording import GraphStep, TracedStep, UnknownParameterError, cleared
 from pyro_vaes.inference.watching import Watch
 
 __all__ = ["FastSVI"]
@@ -41,7 +44,9 @@ __all__ = ["FastSVI"]
 _MOST_PROGRAMS = 32  # recordings of one SVI: each costs a second, and memory
 _MOST_NUMBERS = 8  # different plain numbers among the arguments, each seen once
 _MOST_CHANGES = 3  # steps in a row in which something that is read has changed
-_NUMBERS, _DEVICES = (int, float, complex), ("cpu", "cuda")
+_DEVICES = ("cpu", "cuda")
+# Attributes that are no part of a copy.
+_OWN = ("_joint", "_objective", "_params", "_programs", "_settings", "_sightings", "_watch")
 
 
 class FastSVI(SVI):
@@ -59,10 +64,10 @@ class FastSVI(SVI):
     - ``auto``: ``traced``.
 
     A recorded step reads parameters, buffers and weights of the objective by reference, so
-    schedules may change them. If an attribute, closure, global or training flag that the model
-    reads is replaced, the step is recorded again. A step that cannot be replayed (arrays or objects
+    schedules may change them. If an attribute, closure, global, class or hook that the model
+    reads is changed, the step is recorded again. A step that cannot be replayed (arrays or objects
     as arguments, values or shapes that depend on the data, numbers that change at every step) runs
-    in eager mode, with one warning; ``mode`` is the mode in use.
+    in eager mode, with one warning; ``mode`` is the mode in use. Files and clocks are not watched.
 
     >>> svi = pv.FastSVI(vae.model, vae.guide, Adam({"lr": 1e-3}), mode="traced")
     >>> losses = [svi.step(torch.randn(10, 4)) for _ in range(3)]
@@ -102,42 +107,46 @@ class FastSVI(SVI):
             raise ValueError(f"Expected mode to be one of {', '.join(MODES)}; got {mode!r}.")
         if mode == "cuda_graph" and not torch.cuda.is_available():
             raise ValueError("Expected a CUDA device for mode 'cuda_graph'; found none.")
-        if isinstance(optim, torch.optim.Optimizer) or not callable(optim):
-            raise ValueError(
-                "Expected a pyro.optim optimiser, or a function that makes a torch.optim one from "
-                f"parameters; got {type(optim).__name__}. Try lambda params: Adam(params, lr=1e-3)."
-            )
-        self.loss_object = Trace_ELBO() if loss is None else loss
+        joint_optimizer(optim)  # Refuses what is none.
+        self.loss_object = loss = Trace_ELBO() if loss is None else loss
         # The parent requires a PyroOptim.
         theirs = optim if isinstance(optim, PyroOptim) else PyroOptim(optim, {})
         super().__init__(
-            model,
-            guide,
-            theirs,
-            self.loss_object,
-            loss_and_grads,
-            num_samples,
-            num_steps,
-            **options,
+            model, guide, theirs, loss, loss_and_grads, num_samples, num_steps, **options
         )
         self.optim = optim
         self.mode: Mode = "traced" if mode == "auto" else mode
         self.clip_norm = clip_norm
         self.combine = combine
-        self._joint = joint_optimizer(optim)
-        self._joint.captured |= mode == "cuda_graph"
-        self._objective = as_objective(self.loss_object)
-        self._programs: dict[Any, TracedStep] = {}
-        self._params: dict[str, Tensor] = {}  # As last used.
-        self._stepped: set[int] = set()  # Parameters that took an eager step before a graph.
         self._validated = False
-        self._reparameterized = False  # Not known before the first step.
-        self._forget()
+        self._begin()
         if self._objective is None:
             reason = f"{name_of(self.loss_object)} computes its own gradients"
             self._fall_back(NotRecordableError(reason), said=mode == "auto")
-        elif self._joint.separate:
-            self._fall_back(NotRecordableError(f"{type(optim).__name__} steps in its own way"))
+
+    def _begin(self) -> None:
+        self._programs: dict[Any, TracedStep] = {}
+        self._objective = as_objective(self.loss_object)
+        self._reparameterized = False  # Not known before the first step.
+        self._take_optimizer()
+        self._forget()
+
+    def _take_optimizer(self) -> None:
+        self._joint = joint_optimizer(self.optim)
+        self._joint.captured |= self.mode == "cuda_graph"
+        self._params: dict[str, Tensor] = {}  # As last used.
+        self._stepped: set[int] = set()  # Parameters that took an eager step before a graph.
+        if self._joint.separate and self.mode != "eager":
+            reason = f"{type(self.optim).__name__} steps in its own way"
+            self._fall_back(NotRecordableError(reason))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has the options of the original, and makes its own recordings."""
+        return {name: value for name, value in vars(self).items() if name not in _OWN}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._begin()
 
     def _forget(self) -> None:
         self._programs.clear()
@@ -258,34 +267,36 @@ class FastSVI(SVI):
             self.loss_object.max_plate_nesting = objective.max_plate_nesting
         self._reparameterized = True
         if value.requires_grad:
-            value.backward()
+            value.backward(retain_graph=getattr(self.loss_object, "retain_graph", None))
         return value.detach()
 
     def _as_pyro_does(self, error: Exception, pairs: Any, args: Any, kwargs: Any) -> Tensor:
         """The gradients of Pyro's own loss from the refused traces, on the same noise."""
         self._fall_back(error)
-        nesting = cast(Any, self._objective).max_plate_nesting
-        loss: Any = self.loss_object
+        self.loss_object.max_plate_nesting = cast(Any, self._objective).max_plate_nesting
         self._objective = None
-        loss.max_plate_nesting = nesting
-        # Shadowed for this call.
-        loss._get_traces = lambda *_: iter(pairs)
-        try:
+        with given_traces(self.loss_object, pairs):
             return torch.as_tensor(self.loss_and_grads(self.model, self.guide, *args, **kwargs))
-        finally:
-            del loss._get_traces
 
     def _settings_now(self) -> tuple[Any, ...]:
         loss = self.loss_object
         names = ("num_particles", "vectorize_particles", "alpha")
-        return self.model, self.guide, *(getattr(loss, name, None) for name in names)
+        users = self.model, self.guide, self.optim, self.loss_and_grads
+        return *users, *(getattr(loss, name, None) for name in names)
 
     def _follow_settings(self) -> None:
-        """Takes over another model or guide, or other options of the loss."""
-        if self._settings != self._settings_now():
-            self._forget()
-            if self._objective is not None:
-                self._objective = as_objective(self.loss_object)
+        """Takes over another model, guide, optimiser or loss, or other options of the loss."""
+        before, now = self._settings, self._settings_now()
+        if before == now:
+            return
+        self._forget()
+        if before[2] is not now[2]:
+            self._take_optimizer()
+        if before[3] != now[3]:
+            self._objective = None
+            self._fall_back(NotRecordableError("another loss_and_grads has been set"))
+        elif self._objective is not None:
+            self._objective = as_objective(self.loss_object)
 
     def _fall_back(self, error: Exception, mode: Mode = "eager", said: bool = False) -> None:
         if self.mode != "eager" and not said:
@@ -316,7 +327,7 @@ class FastSVI(SVI):
     def _recorded(self, arguments: Arguments, args: Any, kwargs: Any) -> TracedStep | None:
         """The recording of a step with such arguments; None for an eager step."""
         self._follow_settings()
-        refusal = self._refusal(arguments, args, kwargs)
+        refusal = refusal_of(self.model, arguments, args, kwargs)
         if refusal is not None:
             self._fall_back(NotRecordableError(refusal))
             return None
@@ -340,23 +351,12 @@ class FastSVI(SVI):
             return None
         return recorded
 
-    def _refusal(self, arguments: Arguments, args: Any, kwargs: Any) -> str | None:
-        if _PYRO_STACK:
-            return f"it runs inside Pyro's {type(_PYRO_STACK[-1]).__name__}"
-        if arguments.opaque is None:
-            return None
-        value = arguments.opaque
-        name = argument_of(self.model, args, kwargs, lambda leaf: leaf is value)
-        if isinstance(value, Tensor):
-            return f"argument {name} is no plain tensor without gradient"
-        return f"argument {name} is a {type(value).__name__}, which may change unseen: pass tensors"
-
     def _worth_recording(self, key: Any, arguments: Arguments, args: Any, kwargs: Any) -> bool:
         """Whether to record: rare arguments cost more than they save."""
         if arguments.numbers and key not in self._sightings:
             self._sightings.add(key)
             if len(self._sightings) > _MOST_NUMBERS:
-                name = argument_of(self.model, args, kwargs, lambda leaf: type(leaf) in _NUMBERS)
+                name = argument_of(self.model, args, kwargs, is_number)
                 reason = f"argument {name} is another number at each step: pass it as a tensor"
                 self._fall_back(NotRecordableError(reason))
             return False
@@ -400,9 +400,9 @@ class FastSVI(SVI):
 
         def loss(*inputs: Tensor) -> Tensor:
             objective = cast("ELBO | ManySamples", self._objective)
-            filled, by_name = arguments.fill(inputs)
+            bound = functools.partial(objective.tensor_loss, self.model, self.guide)
             with MetParameters(met):
-                return objective.tensor_loss(self.model, self.guide, *filled, **by_name)
+                return arguments.call(lambda args, kwargs: bound(*args, **kwargs), inputs)
 
         self._made += 1
         try:

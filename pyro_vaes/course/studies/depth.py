@@ -77,11 +77,12 @@ def findings(o: Outcome) -> list[str]:
 
 
 def _warmup(o: Outcome, deep: Sequence[str]) -> list[str]:
-    """What warm-up changes in the KL of the top level, which is used last."""
-    gaps = []
+    """What warm-up changes in the KL of the top level, and which levels go unused without it."""
+    gaps, below = [], []
     for label in deep:
         cold, key = f"{label}, {_COLD}", f"kl_level_{_depth(o, label)}"
         if cold in o.labels:
+            below += [o.mean(cold, f"kl_level_{i}")[0] for i in range(1, _depth(o, label))]
             gap = o.differs(label, cold, key)
             text = f"{gap.mean:+.2f}" + ("" if math.isnan(gap.error) else f" ± {gap.error:.2f}")
             gaps.append(
@@ -89,11 +90,14 @@ def _warmup(o: Outcome, deep: Sequence[str]) -> list[str]:
             )
     if not gaps:
         return []
-    return [
-        f"Warm-up changes the KL of the top level by ({'; '.join(gaps)}) nats. Without it the KL "
-        "is costly from the first step, before the lower levels hold anything that an upper one "
-        "could predict."
-    ]
+    found = f"Warm-up changes the KL of the top level by ({'; '.join(gaps)}) nats."
+    unused = sum(kl < _UNUSED for kl in below)
+    found += (
+        f" Without it {in_words(unused)} of {in_words(len(below))} levels below a top are unused"
+    )
+    # Relative to the prior's links, they start with no KL.
+    why = ": their posterior starts at their prior, and a KL at its full cost keeps it there."
+    return [found + (why if unused else ".")]
 
 
 def _depth(o: Outcome, label: str) -> int:

@@ -12,11 +12,13 @@ import functools
 import random
 import sys
 import sysconfig
+import threading
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyro
@@ -254,12 +256,10 @@ def other_noise_unused() -> Iterator[None]:
         NotRecordableError: if it does, since a replay would repeat the numbers.
     """
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    original = np.random.default_rng
-    np.random.default_rng = _seeded  # type: ignore[assignment]
     try:
-        yield
+        with mock.patch.object(np.random, "default_rng", _seeded_in(threading.get_ident())):
+            yield
     finally:
-        np.random.default_rng = original
         now = np.random.get_state()  # noqa: NPY002
         used = random.getstate() != python or not _same(now, numpy)
         random.setstate(python)
@@ -268,11 +268,16 @@ def other_noise_unused() -> Iterator[None]:
         raise NotRecordableError("it draws from Python's or NumPy's random numbers")
 
 
-def _seeded(seed: Any = None, make: Any = np.random.default_rng) -> Any:
-    """NumPy's ``default_rng``, whose numbers a replay may repeat if they have a seed."""
-    if seed is None:
-        raise NotRecordableError("it draws from Python's or NumPy's random numbers")
-    return make(seed)
+def _seeded_in(thread: int) -> Callable[..., Any]:
+    """NumPy's ``default_rng``, which needs a seed in a thread: a replay may repeat its numbers."""
+    make = np.random.default_rng
+
+    def seeded(seed: Any = None) -> Any:
+        if seed is None and threading.get_ident() == thread:
+            raise NotRecordableError("it draws from Python's or NumPy's random numbers")
+        return make(seed)
+
+    return seeded
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import pyro_vaes as pv
+from pyro_vaes.inference.guarding import NotRecordableError, other_noise_unused
 
 pytestmark = pytest.mark.filterwarnings("ignore:FastSVI:UserWarning")
 
@@ -156,7 +158,10 @@ def test_a_dictionary_that_the_step_writes_to_is_written_to() -> None:
 
 def test_numpy_numbers_that_change_are_not_recorded_one_by_one() -> None:
     weights = np.linspace(0, 1, 12)
-    program = lambda x, beta: x * float(beta)  # noqa: E731
+
+    def program(x: torch.Tensor, beta: Any) -> Any:
+        return x * float(beta)
+
     start()
     svi = pv.FastSVI(model_of(program), guide, Adam({"lr": 0.05}))
     with pytest.warns(UserWarning, match="another number at each step"):
@@ -288,3 +293,18 @@ def test_a_rate_decays_by_the_steps_that_its_parameter_takes(mode: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert params(pv.FastSVI, mode=mode) == pytest.approx(params(SVI), rel=1e-4)
+
+
+def test_another_thread_may_draw_without_a_seed_during_a_recording() -> None:
+    met: list[bool] = []
+
+    def drawing() -> None:
+        met.append(np.random.default_rng is not original)  # While it is recorded, a stand-in.
+        np.random.default_rng().random()
+
+    original = np.random.default_rng
+    with ThreadPoolExecutor(1) as pool, other_noise_unused():
+        pool.submit(drawing).result()
+        with pytest.raises(NotRecordableError, match="random numbers"):
+            np.random.default_rng()
+    assert met == [True] and np.random.default_rng is original

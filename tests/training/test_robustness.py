@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import refused, run
 from filelock import FileLock, Timeout
 
 import pyro_vaes as pv
-from pyro_vaes.cli.app import main
 from pyro_vaes.storage import files as folders
 from pyro_vaes.storage.files import RunFolderError
 from pyro_vaes.storage.tensors import read_tensors
@@ -34,24 +34,6 @@ ROOT = Path(__file__).resolve().parents[2]
 # Steps are few: to record them would take longer.
 SMALL = ["--recipe", "course", "--hidden-dims", "4", "--latent-dim", "2", "--mode", "eager"]
 SMALL += ["--proposal", "encoder"]
-
-
-def run(*arguments: Any) -> int:
-    """Runs the command in this process; returns its exit status."""
-    try:
-        main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
-
-
-def refused(capsys: Any, *arguments: Any) -> str:
-    """Checks that the command is refused in one line with status 2; returns the line."""
-    capsys.readouterr()
-    assert run(*arguments) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert "Traceback" not in line
-    return str(line)
 
 
 @pytest.fixture(scope="module")

@@ -237,7 +237,7 @@ class Stage(NamedTuple):
 DIAGONAL, FULL, WHITE = Stage(150, 1, 0.5), Stage(150, 1, 0.05), Stage(50, 4, 0.03)
 STAGES = (DIAGONAL, FULL, WHITE)
 
-# Decoder evaluations of a fit, per datum.
+# Decoder evaluations of a fit, per datum, without those of a curvature, 2 D gradients.
 FIT_COST = GRADIENT_COST * sum(stage.steps * stage.particles for stage in STAGES)
 
 

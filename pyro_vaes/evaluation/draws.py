@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_vaes.core.support import check_support
+from pyro_vaes.core.support import check_density, check_support, scored, singular
 from pyro_vaes.vae import VAE, drawn
 
 __all__ = [
@@ -76,13 +77,27 @@ def generator_of(device: torch.device, *place: Any) -> torch.Generator:
 
 @dataclasses.dataclass(frozen=True)
 class RowBlock:
-    """Some data with their posterior, made once, and their prior."""
+    """Some data with their posterior, made once, and their prior.
+
+    Raises:
+        ValueError: for distributions of other shapes, or with a mask.
+    """
 
     first: int
     x: Tensor
     y: Tensor | None
     posterior: Any
     prior: Any
+
+    def __post_init__(self) -> None:
+        n, shape = len(self.x), self.posterior.event_shape
+        check_density("posterior", self.posterior, [(n,)], None)
+        check_density("prior", self.prior, [(), (n,)], shape)
+
+    @property
+    def singular(self) -> str | None:
+        """Why the posterior has no density relative to the prior, if it has none."""
+        return singular(self.posterior, self.prior)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,6 +172,8 @@ def draws(
             torch.manual_seed(seed_of(int(seed), block.first, first))
             z = drawn(block.posterior, BLOCK_SAMPLES)
             log_q = block.posterior.log_prob(z)
+            if block.singular:  # All its mass is where the prior has none.
+                log_q = torch.full_like(log_q, math.inf)
         else:
             z = proposal.sample(
                 BLOCK_SAMPLES,
@@ -170,9 +187,10 @@ def draws(
         for part in z.split(step):
             likelihood = vae.p_x(part, block.y)
             if not first and not log_x:
+                check_density("likelihood", likelihood, [part.shape[:-1]], block.x.shape[1:])
                 check_support(likelihood, block.x, block.first)
-            log_x.append(likelihood.log_prob(block.x).double())
-            log_z.append(block.prior.log_prob(part).double())
+            log_x.append(scored(likelihood, block.x).double())
+            log_z.append(scored(block.prior, part).double())
         if cost is not None:
             cost.add(count * len(block.x))
         yield Draws(z, torch.cat(log_x), torch.cat(log_z), log_q.double())

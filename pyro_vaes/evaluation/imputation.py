@@ -23,6 +23,7 @@ from pyro_vaes.data.splits import as_split
 from pyro_vaes.evaluation.draws import chunk_of, generator_of, seed_of
 from pyro_vaes.evaluation.pareto import MIN_SAMPLES, pareto_k, reliable_k, tail_size
 from pyro_vaes.evaluation.passes import Pass, Weighted
+from pyro_vaes.evaluation.proposals.reach import unreached
 from pyro_vaes.vae import VAE, check_labels, evaluating
 
 __all__ = ["Imputation", "impute"]
@@ -42,8 +43,8 @@ class Imputation:
             what was not seen: their spread is what is not known (Rubin, "Multiple imputation for
             nonresponse in surveys", 1987).
         pareto_k: k-hat of each datum's weights, ``(n,)``; NaN without gaps or from few draws.
-        unreliable: of which data the averages are not to be trusted: k-hat is too high, or modes of
-            p(z | x_seen) may have been missed.
+        unreliable: of which data the averages are not to be trusted: k-hat is too high, modes of
+            p(z | x_seen) may have been missed, or the encoder's draws do not reach them.
     """
 
     x: Tensor
@@ -141,8 +142,9 @@ def _fill(vae: VAE, found: Weighted, index: Tensor, out: Imputation, chunk: int,
         k = pareto_k(weight.topk(tail_size(len(z)) + 1, dim=0).values.mT)
         out.pareto_k[place] = k
         out.unreliable[place] = k > reliable_k(len(z))
-    if found.fitted is not None:
-        out.unreliable[place] |= found.fitted.unexplored
+    out.unreliable[place] |= (
+        unreached(block, seed) if found.fitted is None else found.fitted.unexplored
+    )
 
 
 def _given(likelihood: Any, x: Tensor) -> Any:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from pyro_vaes.core.support import place
 from pyro_vaes.evaluation import aggregate
 from pyro_vaes.evaluation import diagnostics as diag
 from pyro_vaes.evaluation.draws import (
@@ -45,6 +46,7 @@ from pyro_vaes.evaluation.proposals.fitted import (
     unrefinable,
 )
 from pyro_vaes.evaluation.proposals.joint import GRADIENT_COST, Joint, frozen
+from pyro_vaes.evaluation.proposals.reach import reach_warnings, unreached
 from pyro_vaes.evaluation.proposals.refined import FIT_COST, MAX_FULL, RANK, Student, axes
 from pyro_vaes.evaluation.tally import Tally
 from pyro_vaes.vae import VAE, check_data, drawn
@@ -153,6 +155,7 @@ class Pass:
                     if self.diagnostics:
                         found.posteriors.append(block.posterior)
         found.values = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        found.warnings += reach_warnings(kind, block.singular, found.values["unreached"])
         found.evaluations = cost.evaluations
         return found
 
@@ -196,10 +199,12 @@ class Pass:
             joint = self._joint([block], Cost())
             reason = unrefinable(block, joint)
             if reason is None:
+                if self.proposal != "auto":
+                    return self.proposal, _low_rank(block)
+                # Half of the draws are the encoder's, if they can be anywhere at a known density.
                 cheap = self.num_samples > 1 and scores_cheaply(self.vae, block.posterior)
-                kind = "refined" if self.proposal == "auto" else self.proposal
-                kind = "mixed" if self.proposal == "auto" and cheap else kind
-                return kind, _low_rank(block)
+                mixed = cheap and place(block.posterior) is None
+                return "mixed" if mixed else "refined", _low_rank(block)
         if self.proposal != "auto":
             raise ValueError(
                 f"Expected a model whose posterior can be fitted per datum for proposal="
@@ -307,7 +312,7 @@ class Pass:
             part = _joined(part, best.result()) | {"unexplored": fitted.unexplored}
         if self.diagnostics:
             part |= diag.closed_forms(block.posterior, block.prior, len(block.x))
-        return part
+        return part | {"unreached": unreached(block, self.seed)}
 
     def _draws(
         self, block: RowBlock, count: int, cost: Cost, source: Any = None

@@ -43,9 +43,10 @@ def reliability(
     limit = reliable_k(num_samples)
     over = values["pareto_k"] > limit
     unexplored = values.get("unexplored", torch.zeros_like(over))
-    wrong = {"": over | unexplored}
+    unreached = values.get("unreached", torch.zeros_like(over))
+    wrong = {"": over | unexplored | (unreached if proposal == "encoder" else False)}
     if "encoder_pareto_k" in values:
-        wrong["encoder_"] = values["encoder_pareto_k"] > limit
+        wrong["encoder_"] = (values["encoder_pareto_k"] > limit) | unreached
     for who, unreliable in wrong.items():
         k = values[f"{who}pareto_k"]
         found[f"{who}pareto_k_median"], found[f"{who}pareto_k_max"] = (

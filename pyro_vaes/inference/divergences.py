@@ -222,6 +222,7 @@ class Adversarial(Divergence):
         if not 0 < learning_rate < math.inf:
             raise ValueError(f"Expected learning_rate above 0; got {learning_rate}.")
         self.latent_dim, self.steps = latent_dim, steps
+        self.learning_rate = learning_rate
         network = MLP(latent_dim, hidden_dims)
         self.discriminator = nn.Sequential(network, nn.Linear(network.out_features, 1))
         self.optimizer = torch.optim.Adam(self.discriminator.parameters(), lr=learning_rate)

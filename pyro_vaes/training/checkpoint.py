@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -39,10 +40,24 @@ from pyro_vaes.training.history import History
 from pyro_vaes.training.options import FitOptions
 from pyro_vaes.vae import VAE
 
-__all__ = ["CHECKPOINT", "RunState", "Saved", "check_same", "identity_of", "read_checkpoint"]
+__all__ = [
+    "CHECKPOINT",
+    "RunState",
+    "Saved",
+    "check_same",
+    "identity_of",
+    "read_checkpoint",
+    "settings_of",
+]
 
 
 CHECKPOINT = Path("checkpoint") / "state.safetensors"
+
+# An argument of Pyro's losses that their first step sets.
+_GUESSED = ("max_plate_nesting",)
+
+# What checkpoints of old leave unsaid.
+_UNSAID = ("validation data", "transform of the data", "settings of the objective")
 
 Saved = tuple[Groups, dict[str, Any]]
 """The contents of a checkpoint: groups of tensors, and its record."""
@@ -244,13 +259,9 @@ def read_checkpoint(out: Path) -> Saved | None:
 
 
 def identity_of(
-    vae: VAE, objective: Any, train: Split, record: Mapping[str, Any] | None
+    vae: VAE, objective: Any, train: Split, val: Split | None, record: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """Facts, other than options, that a resumed run must share with the original."""
-    digest = hashlib.sha256()
-    train.digest(digest)
-    if train.y is not None:
-        digest.update(train.y.cpu().contiguous().numpy().data)
     try:
         architecture = describe(vae)
     except SpecError:
@@ -269,11 +280,50 @@ def identity_of(
         given["weights"] = objective.weights.tolist()
     divergence = type(getattr(objective, "divergence", None)).__name__
     return {
-        "data": digest.hexdigest(),
+        "data": _digest(train),
+        "validation data": None if val is None else _digest(val),
+        "transform of the data": _known_by_rows(train),
         "configuration": (record or {}).get("digest"),
         "architecture": architecture,
         "objective": {"name": type(objective).__name__, "divergence": divergence, **given},
     }
+
+
+def _digest(split: Split) -> str:
+    digest = hashlib.sha256()
+    split.digest(digest)
+    if split.y is not None:
+        digest.update(split.y.cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _known_by_rows(split: Split) -> str | None:
+    """The digest of what a transform makes of a few rows; None without a transform."""
+    if split.transform is None:
+        return None
+    rows = split.numbers(split.x[:4])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return _digest(Split(split.transform(rows, torch.Generator()).cpu()))
+
+
+def settings_of(objective: Any) -> dict[str, Any]:
+    """The plain arguments of an objective, and of its divergence, that are kept under their names.
+
+    Others, such as what it counts in training, are no settings.
+    """
+    found: dict[str, Any] = {}
+    for role, part in (("", objective), ("divergence.", getattr(objective, "divergence", None))):
+        names = () if part is None else inspect.signature(type(part)).parameters
+        values = {name: getattr(part, name, None) for name in names if name not in _GUESSED}
+        found |= {f"{role}{name}": value for name, value in values.items() if _is_plain(value)}
+    return cast("dict[str, Any]", json.loads(json.dumps(found)))
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return isinstance(value, (bool, int, float, str))
 
 
 def _known_by(schedule: Callable[[float], float]) -> str:
@@ -305,8 +355,11 @@ def check_same(
             f"{', '.join(changed)}."
         )
     older = "" if "version" in record else f" (It was started by {writer(record)}.)"
+    known = record["identity"]
     for name, value in identity.items():
-        if record["identity"].get(name) != value:
+        if name in _UNSAID and name not in known:
+            continue
+        if known.get(name) != value:
             raise RunFolderError(
                 f"Expected the {name} that the run in {out} was started with; got another.{older}"
             )

@@ -25,7 +25,14 @@ from pyro_vaes.inference.svi import FastSVI
 from pyro_vaes.storage.files import locked
 from pyro_vaes.storage.tensors import copied, fill, named_tensors
 from pyro_vaes.training.callbacks import Callback, Callbacks
-from pyro_vaes.training.checkpoint import CHECKPOINT, RunState, Saved, Within, identity_of
+from pyro_vaes.training.checkpoint import (
+    CHECKPOINT,
+    RunState,
+    Saved,
+    Within,
+    identity_of,
+    settings_of,
+)
 from pyro_vaes.training.distributed import join_processes
 from pyro_vaes.training.history import History, NonFiniteError
 from pyro_vaes.training.options import (
@@ -38,6 +45,7 @@ from pyro_vaes.training.options import (
     on_threads,
     set_rate,
     training_state,
+    warn_of_schedule,
 )
 from pyro_vaes.training.run_folder import RunFolder
 from pyro_vaes.training.signals import EndedWithin, asked, signals_noted
@@ -142,11 +150,15 @@ class Trainer:
         """Trains, once, while the caller holds the lock of ``out``; see :func:`~pyro_vaes.fit`."""
         self.end = math.inf if minutes is None else time.monotonic() + 60 * minutes
         self.callbacks = Callbacks(on_epoch, on_step, self.processes)
+        settings = {"settings of the objective": settings_of(self.objective)}  # Before any step.
         self.folder = RunFolder(
             None if out is None else Path(out),
             self.options,
             self.record,
-            lambda: identity_of(self.vae, self.objective, self.train, self.record),
+            lambda: {
+                **identity_of(self.vae, self.objective, self.train, self.val, self.record),
+                **settings,
+            },
         )
         # The caller's generators and Pyro's store are restored on leaving.
         with training_state(self.device), self.processes.at_work(self.objective, self._asks):  # noqa: SIM117
@@ -205,6 +217,7 @@ class Trainer:
         if saved is not None:
             assert self.folder.path is not None
             self.state.take_up(saved, self.folder.path / CHECKPOINT)
+            warn_of_schedule(options, saved[1]["options"]["epochs"])
         if self.processes.rank:
             self.folder.path = None  # Only the first process writes.
 
@@ -219,7 +232,6 @@ class Trainer:
             **self.folder.identity,
             "options": dataclasses.asdict(self.options),
             "weights": {name: list(tensor.shape) for name, tensor in tensors.items()},
-            "validation data": None if self.val is None else list(self.val.x.shape),
             "run folder (on a disk that all see)": [epochs, record.get("within", {}).get("steps")],
         }
         self.processes.check_same(facts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
@@ -28,6 +29,7 @@ __all__ = [
     "on_threads",
     "set_rate",
     "training_state",
+    "warn_of_schedule",
 ]
 
 
@@ -138,6 +140,17 @@ def auto_mode(*, steps: int, recordable: bool, captures: bool, before: str | Non
     if captures:
         return "cuda_graph"
     return "compiled" if steps >= COMPILE_FROM_STEPS else "traced"
+
+
+def warn_of_schedule(options: FitOptions, before: int) -> None:
+    """Says that a resumed run of more epochs is not the run that asks for them from the start."""
+    if options.schedule != "constant" and options.epochs != before:
+        warnings.warn(
+            f"The {options.schedule} schedule of the learning rate now ends after {options.epochs} "
+            f"epochs, was {before}: the rate rises again where training resumes. A run that asks "
+            f"for {options.epochs} from its start has another rate in the earlier ones.",
+            stacklevel=2,
+        )
 
 
 def device_of(name: str | torch.device) -> torch.device:

@@ -16,6 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from pyro_vaes.core.support import scored
 from pyro_vaes.distributions.chains import Chain
 from pyro_vaes.evaluation.proposals.fitted import Fit
 from pyro_vaes.evaluation.proposals.joint import Joint
@@ -58,7 +59,7 @@ class NoiseJoint(Joint):
         chain = cast(Chain, self._priors[piece])
         latents, log_det = chain.colour(z)
         likelihood = self.vae.p_x(latents, self._labels[piece])
-        log_x = likelihood.log_prob(self.x[self._rows[piece]])
+        log_x = scored(likelihood, self.x[self._rows[piece]])
         return log_x, chain.log_prob(latents) + log_det
 
 

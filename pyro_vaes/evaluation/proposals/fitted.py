@@ -24,9 +24,9 @@ from typing import Any, Protocol
 import torch
 from pyro.distributions.transforms import AffineAutoregressive
 from torch import Tensor
-from torch.distributions import constraints
 
 from pyro_vaes.core.choices import PROPOSALS
+from pyro_vaes.core.support import place, support_of
 from pyro_vaes.evaluation.draws import RowBlock, generator_of
 from pyro_vaes.evaluation.pareto import pareto_k, tail_size
 from pyro_vaes.evaluation.proposals.joint import Joint
@@ -200,8 +200,12 @@ class Fitted:
 
 
 def unrefinable(block: RowBlock, joint: Joint) -> str | None:
-    """Why no proposal over all of R^D can be fitted, None if one can."""
-    reason = _place(block.prior) or _place(block.posterior, must_say=_support(block.prior) is None)
+    """Why no proposal over all of R^D can be fitted, None if one can.
+
+    The prior determines where p(z | x) lives; the posterior, only if the prior does not say.
+    """
+    says = support_of(block.prior) is not None
+    reason = place(block.prior) or (None if says else place(block.posterior, must_say=True))
     if reason:
         return reason
     z = drawn(block.posterior, 1)
@@ -212,30 +216,6 @@ def unrefinable(block: RowBlock, joint: Joint) -> str | None:
     except (RuntimeError, NotImplementedError) as error:
         return f"{' '.join(str(error).split())[:100]}"
     return None
-
-
-def _support(distribution: Any) -> Any:
-    try:
-        return distribution.support
-    except (AttributeError, NotImplementedError):
-        return None
-
-
-def _place(distribution: Any, must_say: bool = False) -> str | None:
-    """Why z is no vector of R^D, according to its distribution."""
-    kind, support = type(distribution).__name__, _support(distribution)
-    while hasattr(distribution, "base_dist"):
-        distribution = distribution.base_dist
-    if isinstance(distribution, torch.distributions.VonMises):
-        return "z is an angle"
-    if support is None:
-        return f"neither prior nor posterior ({kind}) says its support" if must_say else None
-    if support.is_discrete:
-        return f"z is discrete ({kind})"
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    real = isinstance(support, type(constraints.real))
-    return None if real else f"z lives in {support}, not in all of R^D"
 
 
 def scores_cheaply(vae: VAE, posterior: Any) -> bool:
@@ -320,7 +300,7 @@ class _Refinement:
         first = fit(
             self.joint,
             loc.where(fine, usual[0]),
-            scale.where(fine, usual[1]),
+            scale.where(fine & (scale > 0), usual[1]),
             self.units,
             self.generator,
         )

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vaes.core.support import scored
 from pyro_vaes.evaluation.draws import Cost
 from pyro_vaes.vae import VAE
 
@@ -115,7 +116,7 @@ class Joint:
 
     def _terms(self, z: Tensor, piece: int) -> tuple[Tensor, Tensor]:
         likelihood = self.vae.p_x(z, self._labels[piece])
-        log_x = likelihood.log_prob(self.x[self._rows[piece]])
+        log_x = scored(likelihood, self.x[self._rows[piece]])
         return log_x, self._priors[piece].log_prob(z)
 
     def _pieces(self, num_draws: int) -> Iterator[tuple[slice, int]]:

@@ -6,7 +6,7 @@ import itertools
 import operator
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 import numpy as np
@@ -234,7 +234,7 @@ class VAE(Described):
             posterior = self.q_z(x, labels)
             if num_samples is None:
                 return mean_of(posterior)
-            return cast(Tensor, posterior.rsample((operator.index(num_samples),)))
+            return drawn(posterior, operator.index(num_samples))
 
     def decode(self, z: Any, y: Any = None) -> Tensor:
         """The likelihood's mean ``(*batch, *event_shape)`` at z ``(*batch, latent_dim)``.
@@ -386,8 +386,10 @@ def drawn(distribution: Any, *sample_shape: int) -> Tensor:
     >>> drawn(vae.p_z(), 10).shape
     torch.Size([10, 2])
     """
-    draw = distribution.rsample if distribution.has_rsample else distribution.sample
-    return cast(Tensor, draw(sample_shape))
+    if distribution.has_rsample:
+        with suppress(NotImplementedError):  # Raised by levels of which one has none.
+            return cast(Tensor, distribution.rsample(sample_shape))
+    return cast(Tensor, distribution.sample(sample_shape))
 
 
 def check_data(vae: VAE, x: Tensor, y: Tensor | None = None) -> None:

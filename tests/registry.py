@@ -334,6 +334,9 @@ PRIORS: dict[str, Case] = {
         min_latent_dim=2,
     ),
     "chain_of_vamp": Case(_chain_of_vamp, min_latent_dim=2),
+    "chain_under_one_top": Case(  # Only its link takes labels.
+        lambda d, shape, labels: _chain_prior(d, shape, labels, NormalPrior(1)), min_latent_dim=2
+    ),
     "realnvp_normalised": Case(
         lambda d, shape, labels: FlowPrior(d, flows.realnvp(d, 2, [8], normalise=True), labels),
         min_latent_dim=2,

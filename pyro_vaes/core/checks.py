@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import operator
 
-__all__ = ["positive"]
+from pyro_vaes.core.choices import GRADIENTS
+
+__all__ = ["check_gradient", "positive"]
 
 
 def positive(**sizes: int) -> None:
@@ -16,3 +18,11 @@ def positive(**sizes: int) -> None:
             whole = False
         if not whole:
             raise ValueError(f"Expected {name} to be a whole number of at least 1; got {size!r}.")
+
+
+def check_gradient(gradient: str) -> None:
+    """Refuses an unknown kind of gradient."""
+    if gradient not in GRADIENTS:
+        raise ValueError(
+            f"Expected a gradient among {', '.join(map(repr, GRADIENTS))}; got {gradient!r}."
+        )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-__all__ = ["in_evaluation_mode", "in_pieces", "mean_of"]
+__all__ = ["depends_on", "in_evaluation_mode", "in_pieces", "mean_of"]
 
 
 # Draws for a mean without a closed form, and numbers drawn at once.
@@ -88,3 +88,23 @@ def normal_marginals(distribution: Any) -> tuple[Tensor, Tensor] | None:
     if isinstance(distribution, torch.distributions.MultivariateNormal):
         return distribution.loc, distribution.stddev
     return diagonal_normal(distribution)
+
+
+def depends_on(value: Tensor, other: Tensor) -> bool:
+    """Whether a gradient of one tensor passes another.
+
+    >>> from pyro_vaes.core.looking import depends_on
+    >>> z = 2 * torch.ones(3, requires_grad=True)
+    >>> depends_on(z.exp(), z), depends_on(z, z.exp())
+    (True, False)
+    """
+    seen, left = set(), [value.grad_fn]
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        if node is other.grad_fn:
+            return True
+        seen.add(node)
+        left += [following for following, _ in node.next_functions]
+    return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import pyro.distributions as dist
 import torch
@@ -21,7 +21,8 @@ class _Drawn(NamedTuple):
     """A draw and its parts: the levels in drawing order, and their distributions.
 
     A value that is changed in place has another version, and is scored as any other value; so is
-    one drawn without gradients where the score needs them.
+    one drawn without gradients where the score needs them, and one whose own gradient is asked for
+    (a leaf, or one with a hook): the levels do not pass it on.
     """
 
     value: Tensor
@@ -33,7 +34,10 @@ class _Drawn(NamedTuple):
     def serves(self, value: Tensor) -> bool:
         """Whether a score of ``value`` may use these distributions."""
         same = value is self.value and _version(value) == self.version
-        return same and (self.differentiable or not torch.is_grad_enabled())
+        if not same or not torch.is_grad_enabled():
+            return same
+        own = value.requires_grad and (value.is_leaf or value.retains_grad)
+        return self.differentiable and not own and not value._backward_hooks
 
 
 def _version(value: Tensor) -> int:
@@ -62,10 +66,26 @@ def _frame(p: Any) -> Any:
     return None
 
 
+def _rsample(p: Any, shape: Size) -> Tensor:
+    """Differentiable draws of a level.
+
+    Raises:
+        NotImplementedError: if it has none.
+    """
+    if not p.has_rsample:
+        raise NotImplementedError(
+            f"Expected levels that are reparameterised; got {type(p).__name__}, which has no "
+            "rsample. A prior may draw such a level by sample(), a posterior may not."
+        )
+    return cast(Tensor, p.rsample(shape))
+
+
 class Chain(dist.TorchDistribution):
     """p(z) = p(z_1) prod_i p(z_i | z_<i) over the concatenation of its levels.
 
     A draw of its own is scored by the distributions that it was drawn from: no network runs twice.
+    Such a score passes gradients to all that made the draw, but none to the draw itself: for those,
+    score ``z.clone()``.
 
     >>> from pyro_vaes.distributions import Chain
     >>> link = pv.NormalPosterior(pv.MLP(2, [8]), latent_dim=3)
@@ -76,7 +96,8 @@ class Chain(dist.TorchDistribution):
     Args:
         first: the distribution of the level drawn first, of event shape ``(sizes[0],)``.
         links: for each further level a function of the levels drawn so far, concatenated,
-            ``(*batch, sum of their sizes)``; it returns that level's distribution.
+            ``(*batch, sum of their sizes)``; it returns that level's distribution, with that batch
+            shape or one that expands to it.
         sizes: of the levels, in drawing order.
         reverse: lay the levels out in the reverse of drawing order.
         validate_args: as in PyTorch.
@@ -99,7 +120,10 @@ class Chain(dist.TorchDistribution):
 
     @property
     def has_rsample(self) -> bool:  # type: ignore[override]
-        """Whether draws are differentiable, which those of a mixture in the first level are not."""
+        """Whether draws are differentiable, which those of a mixture in the first level are not.
+
+        A later level is known once it is drawn: then ``rsample`` raises ``NotImplementedError``.
+        """
         return bool(self.first.has_rsample)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Chain:
@@ -109,7 +133,7 @@ class Chain(dist.TorchDistribution):
 
     def rsample(self, sample_shape: Any = Size()) -> Tensor:
         shape = Size(sample_shape)
-        return self._draw(lambda p, i: p.rsample(Size() if i else shape))
+        return self._draw(lambda p, i: _rsample(p, Size() if i else shape))
 
     def sample(self, sample_shape: Any = Size()) -> Tensor:
         # The levels are detached; their distributions are not, so that a score has gradients.
@@ -152,8 +176,8 @@ class Chain(dist.TorchDistribution):
     def _draw(self, draw: Callable[[Any, int], Tensor]) -> Tensor:
         distributions = [self.first]
         levels = [draw(self.first, 0)]
-        for i, link in enumerate(self.links, 1):
-            distributions.append(link(torch.cat(levels, -1)))
+        for i in range(1, len(self.sizes)):
+            distributions.append(self._level(i, torch.cat(levels, -1)))
             levels.append(draw(distributions[-1], i))
         value = torch.cat(levels[::-1] if self.reverse else levels, -1)
         graph = torch.is_grad_enabled()
@@ -173,8 +197,28 @@ class Chain(dist.TorchDistribution):
             return own.levels, own.distributions
         levels = self.split(value.expand(torch.broadcast_shapes(value.shape, self.shape())))
         above = list(itertools.accumulate(levels[:-1], lambda a, b: torch.cat([a, b], -1)))
-        links = [link(some) for link, some in zip(self.links, above, strict=True)]
+        links = [self._level(i, some) for i, some in enumerate(above, 1)]
         return levels, [self.first, *links]
+
+    def _level(self, i: int, above: Tensor) -> Any:
+        """The distribution of a level after the first, given those before it.
+
+        Raises:
+            ValueError: if its link returns one of another shape.
+        """
+        p, batch, size = self.links[i - 1](above), above.shape[:-1], self.sizes[i]
+        if p.batch_shape == batch and p.event_shape == (size,):
+            return p
+        try:
+            if p.event_shape == (size,):
+                return p.expand(batch)
+        except (RuntimeError, ValueError):
+            pass
+        raise ValueError(
+            f"Expected link {i} to return a distribution of batch shape {tuple(batch)} and event "
+            f"shape ({size},), such as Normal(...).to_event(1); got {type(p).__name__} of batch "
+            f"shape {tuple(p.batch_shape)} and event shape {tuple(p.event_shape)}."
+        )
 
     def split(self, value: Tensor) -> list[Tensor]:
         """The levels of an event in drawing order, ``(*batch, sizes[i])`` each."""

@@ -56,7 +56,13 @@ class ActivationNorm(nn.Module):
         return AffineTransform(self.shift, self.log_scale.exp(), event_dim=1)
 
     def initialize_from(self, z: Tensor) -> None:
-        """Sets mean and scale to those of values ``(n, dim)``."""
+        """Sets mean and scale to those of values ``(n, dim)``.
+
+        Raises:
+            ValueError: for fewer than 2 values, which have no scale.
+        """
+        if len(z) < 2:
+            raise ValueError(f"Expected at least 2 codes to start a flow from; got {len(z)}.")
         self.shift.copy_(z.mean(0))
         self.log_scale.copy_(z.std(0).clamp(min=1e-6).log())
 

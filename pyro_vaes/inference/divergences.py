@@ -20,6 +20,7 @@ from torch.nn.functional import softplus
 from pyro_vaes.core.checks import positive
 from pyro_vaes.core.choices import KERNELS
 from pyro_vaes.networks.mlp import MLP
+from pyro_vaes.vae import drawn
 
 __all__ = ["MMD", "Adversarial", "Divergence", "mmd2"]
 
@@ -174,7 +175,7 @@ class MMD(Divergence):
 
     def forward(self, z: Tensor, prior: Any) -> Tensor:
         # Row i of a conditional prior has the label of datum i, so the two are not independent.
-        return mmd2(z, _draw(prior), self.kernel, self.bandwidth, paired=True).mean()
+        return mmd2(z, drawn(prior), self.kernel, self.bandwidth, paired=True).mean()
 
 
 class Adversarial(Divergence):
@@ -236,7 +237,7 @@ class Adversarial(Divergence):
             if get_proxy_mode() is not None:
                 raise RuntimeError("the discriminator of Adversarial is trained within a step")
             for _ in range(self.steps):
-                self.train_discriminator(z.detach(), _draw(prior).detach())
+                self.train_discriminator(z.detach(), drawn(prior).detach())
         fixed = {name: p.detach() for name, p in self.discriminator.named_parameters()}
         logits = torch.func.functional_call(
             self.discriminator, fixed, (z.to(next(iter(fixed.values())).dtype),)
@@ -265,8 +266,3 @@ class Adversarial(Divergence):
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return loss.detach()
-
-
-def _draw(prior: Any) -> Tensor:
-    """One draw for each datum, differentiable where the prior can be."""
-    return cast(Tensor, prior.rsample() if prior.has_rsample else prior.sample())

@@ -16,6 +16,7 @@ with every prior and posterior.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -29,7 +30,8 @@ from pyro.poutine.util import site_is_subsample
 from pyro.util import warn_if_nan
 from torch import Tensor
 
-from pyro_vaes.core.choices import GRADIENTS
+from pyro_vaes.core.checks import check_gradient
+from pyro_vaes.core.looking import depends_on
 
 __all__ = [
     "ELBO",
@@ -186,14 +188,6 @@ def score_of(site: Any) -> Tensor | None:
     return None if is_identically_zero(score) else cast(Tensor, score)
 
 
-def check_gradient(gradient: str) -> None:
-    """Refuses an unknown kind of gradient."""
-    if gradient not in GRADIENTS:
-        raise ValueError(
-            f"Expected a gradient among {', '.join(map(repr, GRADIENTS))}; got {gradient!r}."
-        )
-
-
 def log_prob_of(name: str, site: Any, value: Tensor) -> Tensor:
     """Log density of a guide site at a value that is not its own draw, scaled as the site is.
 
@@ -216,10 +210,21 @@ def score_term(name: str, site: Any) -> Tensor:
     return found - found.detach()
 
 
-def latent_sites(guide_trace: Any) -> list[tuple[str, Any]]:
-    """The sites of a guide that are drawn, names first."""
-    sites = guide_trace.nodes.items()
-    return [(n, s) for n, s in sites if s["type"] == "sample" and not site_is_subsample(s)]
+def path_sites(guide_trace: Any) -> list[tuple[str, Any]]:
+    """The sites of a guide that are drawn, names first.
+
+    Raises:
+        ValueError: if one is drawn given another: the score of the first then passes the second.
+    """
+    nodes = guide_trace.nodes.items()
+    sites = [(n, s) for n, s in nodes if s["type"] == "sample" and not site_is_subsample(s)]
+    for (first, a), (second, b) in itertools.combinations(sites, 2):
+        if depends_on(b["value"], a["value"]):
+            raise ValueError(
+                f'Expected independent sites for gradient="path"; got {second!r}, drawn given '
+                f'{first!r}. Make them one event, as ChainPosterior does, or use gradient="total".'
+            )
+    return sites
 
 
 def score_surrogate(model_trace: Any, guide_trace: Any, kl_weight: Tensor) -> Tensor | None:
@@ -285,7 +290,8 @@ class ELBO(Trace_ELBO):
         gradient: ``"total"``, or ``"path"``, which leaves out the score of q, whose mean is zero:
             no noise is left where q(z | x) is p(z | x), and often less elsewhere (Roeder, Wu,
             Duvenaud, "Sticking the landing", 2017, equation 8). q is scored a second time, so it
-            must score any z; with an inverse autoregressive flow that takes D steps.
+            must score any z; with an inverse autoregressive flow that takes D steps. Sites drawn
+            given each other are refused: make them one event.
         **options: those of Pyro's ``ELBO`` (``num_particles``, ``vectorize_particles``, ...).
 
     Attributes:
@@ -384,7 +390,7 @@ class ELBO(Trace_ELBO):
         kl = terms.kl
         if self.gradient == "path":
             check_reparameterized(guide_trace)
-            kl = kl - sum(score_term(*site).sum() for site in latent_sites(guide_trace))
+            kl = kl - sum(score_term(*site).sum() for site in path_sites(guide_trace))
         if self.free_bits:
             check_reparameterized(guide_trace)  # Scores need a sum of terms, which free bits break.
             free = self.free_bits * terms.pairs

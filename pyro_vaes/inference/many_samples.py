@@ -13,11 +13,11 @@ from pyro.poutine.util import site_is_subsample
 from pyro.util import warn_if_nan
 from torch import Tensor
 
+from pyro_vaes.core.checks import check_gradient
 from pyro_vaes.inference.elbo import (
-    check_gradient,
     check_reparameterized,
-    latent_sites,
     log_prob_of,
+    path_sites,
     score_term,
 )
 
@@ -91,7 +91,7 @@ def weigh_paths(guide_trace: Any, share: Tensor) -> None:
 
     The bound hands each path the share as a factor; without the score of q it is its square.
     """
-    for name, site in latent_sites(guide_trace):
+    for name, site in path_sites(guide_trace):
         if site["log_prob"].shape != share.shape:
             raise ValueError(
                 'Expected all latent sites in one plate of data for gradient="path"; got site '

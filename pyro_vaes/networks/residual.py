@@ -27,8 +27,11 @@ from pyro_vaes.networks.mlp import make_activation, sizes_of
 __all__ = ["ResDecoder", "ResEncoder", "ResMLP"]
 
 
-# Channels are normalised in at most this many groups.
-_GROUPS = 8
+# Channels are normalised in at most this many groups, of at least this many channels each: of one
+# pixel and one channel nothing would be left, of two a sign.
+_GROUPS, _CHANNELS_EACH = 8, 4
+# Fewest numbers that a network may normalise over.
+_FEWEST = 3
 
 
 class _DenseBlock(nn.Module):
@@ -75,7 +78,20 @@ class _ImageBlock(nn.Module):
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(math.gcd(channels, _GROUPS), channels)
+    most = max(1, min(_GROUPS, channels // _CHANNELS_EACH))
+    groups = next(count for count in range(most, 0, -1) if channels % count == 0)
+    return nn.GroupNorm(groups, channels)
+
+
+def _check_sizes(channels: Sequence[int], height: int, width: int) -> None:
+    """Refuses images of which a size has too little to normalise."""
+    for count in channels:
+        height, width = math.ceil(height / 2), math.ceil(width / 2)
+        if count * height * width < _FEWEST:
+            raise ValueError(
+                f"Expected at least {_FEWEST} numbers to normalise at each size; got {count} "
+                f"channels of {height}x{width} pixels. Give more channels, or fewer sizes."
+            )
 
 
 def _shrunk(layer: Any) -> Any:
@@ -99,7 +115,7 @@ class ResMLP(Described):
         activation: one of :data:`~pyro_vaes.core.choices.ACTIVATIONS`.
 
     Raises:
-        ValueError: for a size below one or an unknown activation.
+        ValueError: for blocks below 3, which normalise all away, or an unknown activation.
     """
 
     def __init__(
@@ -107,6 +123,10 @@ class ResMLP(Described):
     ) -> None:
         super().__init__()
         _, *hidden = sizes_of(in_features, hidden_dims)
+        if min(hidden) < _FEWEST:
+            raise ValueError(
+                f"Expected blocks of at least {_FEWEST}, over which they normalise; got {hidden}."
+            )
         pairs = itertools.pairwise([hidden[0], *hidden])
         self.first = nn.Linear(in_features, hidden[0])
         self.blocks = nn.Sequential(*(_DenseBlock(*pair, activation) for pair in pairs))
@@ -133,7 +153,7 @@ class ResEncoder(Described):
         blocks: of each size.
 
     Raises:
-        ValueError: for images below 8x8, a size below one or an unknown activation.
+        ValueError: for images below 8x8, a size of fewer than 3 numbers, or an unknown activation.
     """
 
     def __init__(
@@ -149,6 +169,7 @@ class ResEncoder(Described):
         self.image_shape = shape = check_images(image_shape, channels)
         positive(out_features=out_features, blocks=blocks)
         _, height, width = shape
+        _check_sizes(channels, height, width)
         layers: list[nn.Module] = [nn.Conv2d(shape[0], channels[0], 3, padding=1)]
         for size_in, size_out in itertools.pairwise([channels[0], *channels]):
             layers.append(_ImageBlock(size_in, size_out, activation, halve=True))
@@ -189,7 +210,7 @@ class ResDecoder(Described):
         feature_shape: ``(channels, height, width)`` of the features, a map over the pixels.
 
     Raises:
-        ValueError: for images below 8x8, a size below one or an unknown activation.
+        ValueError: for images below 8x8, a size of fewer than 3 numbers, or an unknown activation.
     """
 
     def __init__(
@@ -203,6 +224,7 @@ class ResDecoder(Described):
         super().__init__()
         _, height, width = check_images(image_shape, channels)
         positive(in_features=in_features, blocks=blocks)
+        _check_sizes(channels[::-1], height, width)
         self.sizes = [(height, width)]
         for _ in channels:
             height, width = math.ceil(height / 2), math.ceil(width / 2)

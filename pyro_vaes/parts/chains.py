@@ -106,7 +106,11 @@ class ChainPrior(Described):
 
     def forward(self, y: Tensor | None = None) -> Any:
         links = [functools.partial(with_labels, link, y) for link in self.links]
-        return Chain(with_labels(self.top, y), links, self.level_dims)
+        top = with_labels(self.top, y)
+        if y is not None and not top.batch_shape and any(map(takes_labels, self.links)):
+            # One top for all labels, of which the links make a level for each.
+            top = top.expand(y.shape[:-1] if y.is_floating_point() and y.dim() > 1 else y.shape)
+        return Chain(top, links, self.level_dims)
 
 
 class ChainPosterior(Described):
@@ -149,7 +153,8 @@ class ChainPosterior(Described):
         prior: ChainPrior | None = None,
     ) -> None:
         super().__init__()
-        if not hasattr(first, "from_features"):
+        # A flow over a base without features has none of its own.
+        if not getattr(first, "_amortised", hasattr(first, "from_features")):
             raise ValueError(
                 "Expected a first posterior with features(x) and from_features(features), such as "
                 f"NormalPosterior; got {type(first).__name__}."
@@ -177,15 +182,20 @@ class ChainPosterior(Described):
 
     def set_x_range(self, low: Any, high: Any) -> None:
         """Passes a range of x on to the first posterior."""
-        cast(Any, self.first).set_x_range(low, high)
+        if hasattr(self.first, "set_x_range"):
+            cast(Any, self.first).set_x_range(low, high)
 
     def take_x_range(self, low: float, high: float) -> None:
         """Passes a likelihood's range on to the first posterior."""
-        cast(Any, self.first).take_x_range(low, high)
+        for method in ("take_x_range", "set_x_range"):
+            if hasattr(self.first, method):
+                getattr(self.first, method)(low, high)
+                break
 
     def set_units(self, center: Tensor, spread: Tensor) -> None:
         """Passes the units of x on to the first posterior."""
-        cast(Any, self.first).set_units(center, spread)
+        if hasattr(self.first, "set_units"):
+            cast(Any, self.first).set_units(center, spread)
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Any:
         with_y = (y,) if takes_labels(self.first) else ()

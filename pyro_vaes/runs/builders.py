@@ -6,10 +6,11 @@ posterior, those of networks whether it is the decoder's.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 from torch import nn
@@ -110,7 +111,8 @@ class Plan:
         build, kind = builder_of("network", network.kind)
         if build is gated_mlp:
             return kind(inputs, hidden)
-        return (kind if build is mlp else MLP)(inputs, hidden, network.activation)
+        with _fitting("--hidden-dims"):
+            return (kind if build is mlp else MLP)(inputs, hidden, network.activation)
 
     def of_level(self, size: int) -> Plan:
         """The plan of a single level of this size."""
@@ -138,7 +140,17 @@ class Plan:
 
 def mlp(kind: Kind, plan: Plan, decoder: bool) -> nn.Module:
     """Dense layers."""
-    return kind(*_sizes(plan, decoder), plan.config.network.activation)
+    with _fitting("--hidden-dims"):
+        return kind(*_sizes(plan, decoder), plan.config.network.activation)
+
+
+@contextlib.contextmanager
+def _fitting(flag: str) -> Iterator[None]:
+    """Refuses sizes that a network does not take, naming their flag."""
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(f"Invalid value for '{flag}': {error}") from error
 
 
 def gated_mlp(kind: Kind, plan: Plan, decoder: bool) -> nn.Module:
@@ -170,11 +182,12 @@ def residual_convolutions(kind: Kind, plan: Plan, decoder: bool) -> nn.Module:
     """Residual blocks of convolutions, after upsampling in the decoder."""
     network, shape = plan.config.network, _image_shape(plan)
     channels, activation = list(network.channels), network.activation
-    if decoder:
-        features = plan.latent_dim + plan.labels
-        return ResDecoder(features, shape, channels[::-1], activation, network.blocks)
-    out = network.hidden_dims[-1]
-    return kind(shape, channels, out, activation, plan.labels, network.blocks)
+    with _fitting("--channels"):
+        if decoder:
+            features = plan.latent_dim + plan.labels
+            return ResDecoder(features, shape, channels[::-1], activation, network.blocks)
+        out = network.hidden_dims[-1]
+        return kind(shape, channels, out, activation, plan.labels, network.blocks)
 
 
 def _image_shape(plan: Plan) -> list[int]:

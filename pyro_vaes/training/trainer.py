@@ -182,12 +182,17 @@ def refit_prior(
 
 @contextmanager
 def _fixed(*parts: nn.Module) -> Iterator[None]:
-    """Parts whose parameters do not learn."""
+    """Parts that do not learn: neither parameters nor, as in evaluation, what layers count."""
     learned = [p for part in parts for p in part.parameters() if p.requires_grad]
+    modes = [(module, module.training) for part in parts for module in part.modules()]
     for parameter in learned:
         parameter.requires_grad_(False)
+    for part in parts:
+        part.eval()
     try:
         yield
     finally:
+        for module, training in modes:
+            module.training = training
         for parameter in learned:
             parameter.requires_grad_(True)

@@ -415,3 +415,6 @@ def test_twenty_normalised_blocks_train_stably():
 def test_a_flow_that_takes_no_data_says_so():
     with pytest.raises(ValueError, match="normalise=True"):
         pv.FlowPrior(4, flows.realnvp(4, 2)).initialize_from(torch.randn(9, 4))
+    prior = pv.FlowPrior(4, flows.realnvp(4, 2, normalise=True))
+    with pytest.raises(ValueError, match="at least 2 codes to start a flow from; got 1"):
+        prior.initialize_from(torch.randn(1, 4))

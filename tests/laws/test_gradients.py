@@ -149,6 +149,56 @@ def test_a_posterior_that_scores_only_its_own_draws_is_refused_in_a_line(name):
         assert "\n" not in str(error.value)
 
 
+def two_sites(dependent):
+    """z2 and z1 of their own, in plain Pyro, and x of both: a guide of two sites."""
+    a = torch.tensor([0.4, 0.2, -0.4, 0.4, 0.6, 0.2, -0.4], requires_grad=True)
+
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            z2 = pyro.sample("z2", pyro.distributions.Normal(torch.zeros(1), 1.0).to_event(1))
+            z1 = pyro.sample("z1", pyro.distributions.Normal(1.5 * z2, 0.8).to_event(1))
+            pyro.sample("x", pyro.distributions.Normal(z1, 0.7).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x), dim=-1):
+            q2 = pyro.distributions.Normal(a[0] * x + a[1], a[2].exp()).to_event(1)
+            z2 = pyro.sample("z2", q2)
+            loc = a[3] * x + a[5] + (a[4] * z2 if dependent else 0.0)
+            pyro.sample("z1", pyro.distributions.Normal(loc, a[6].exp()).to_event(1))
+
+    return model, guide, a
+
+
+PATHS = [
+    lambda **options: pv.ELBO(**options),
+    lambda **options: pv.ManySamples(num_particles=4, **options),
+]
+
+
+@pytest.mark.parametrize("objective", PATHS)
+def test_of_independent_sites_it_is_unbiased(objective):
+    model, guide, a = two_sites(dependent=False)
+    x = torch.full((2000, 1), 1.3)
+
+    def found(gradient):
+        losses = [objective(gradient=gradient).tensor_loss(model, guide, x) for _ in range(40)]
+        return torch.stack([torch.autograd.grad(loss / len(x), a)[0] for loss in losses])
+
+    total = found("total")
+    agree(found("path"), total.mean(0), total.var(0) / len(total))
+
+
+@pytest.mark.parametrize("mode", ["eager", "traced"])
+@pytest.mark.parametrize("objective", PATHS)
+def test_sites_drawn_given_each_other_are_refused(objective, mode):
+    """With several draws each would be weighed once more for each site after it: biased."""
+    model, guide, _ = two_sites(dependent=True)
+    loss = objective(gradient="path")
+    svi = pv.FastSVI(model, guide, Adam({"lr": 1e-2}), loss, mode=mode)
+    with pytest.raises(ValueError, match=r"got 'z1', drawn given 'z2'\. Make them one event"):
+        svi.step(torch.ones(5, 1))
+
+
 def test_the_command_line_refuses_it_before_training():
     config = from_values({"posterior": "planar", "gradient": "path", "device": "cpu"})
     with pytest.raises(ConfigError, match="'--gradient': expected total with --posterior planar"):

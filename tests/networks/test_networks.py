@@ -1,5 +1,7 @@
 """Networks: rows in, rows out, of the sizes they say."""
 
+import math
+
 import pytest
 import torch
 from pyro.optim import Adam
@@ -81,6 +83,20 @@ def test_deep_residual_networks_start_near_the_identity():
     assert (stage(images) - images).norm() < images.norm()
 
 
+@pytest.mark.parametrize("channels", [(8, 8, 8), (4, 4, 4), (16, 16, 16, 16), (3, 5, 7), (1,)])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 16, 13)])
+def test_what_is_normalised_keeps_what_was_seen(shape, channels):
+    """Down to one pixel, too: one channel a group would leave nothing, and two its sign."""
+    encoder = ResEncoder(shape, channels, 8)
+    decoder = ResDecoder(3, shape, channels)
+    for network, size in ((encoder, math.prod(shape)), (decoder, 3)):
+        seen = torch.randn(6, size, requires_grad=True)
+        out = network(seen)
+        assert out.std(0).mean() > 1e-3
+        (slope,) = torch.autograd.grad(out.square().sum(), seen)
+        assert slope.abs().amax(1).min() > 1e-4
+
+
 @pytest.mark.parametrize("mode", ["traced", pytest.param("compiled", marks=pytest.mark.slow)])
 def test_a_step_of_residual_networks_is_recorded(mode):
     """Normalised within each row, so that a recorded step is the step itself."""
@@ -157,6 +173,9 @@ def test_bad_sizes_are_refused():
         lambda: GatedMLP(3, []),
         lambda: ConvEncoder((1, 4, 4)),
         lambda: ResMLP(3, []),
+        lambda: ResMLP(3, [8, 1]),
+        lambda: ResEncoder((1, 8, 8), (8, 8, 2)),
+        lambda: ResDecoder(2, (1, 8, 8), (1, 1, 1)),
         lambda: ResEncoder((1, 4, 4)),
         lambda: ResDecoder(2, (1, 8, 8), blocks=0),
         lambda: ConvEncoder((8, 8)),

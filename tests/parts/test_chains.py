@@ -96,6 +96,22 @@ def test_the_score_of_a_draw_has_the_gradient_of_any_value(draw, grad):
     torch.testing.assert_close(own, other)
 
 
+@pytest.mark.parametrize("ask", ["leaf", "retain_grad", "hook"])
+def test_a_draw_whose_own_gradient_is_asked_for_is_scored_as_any_value(ask):
+    """For Langevin steps from draws of a prior, say: its levels would not pass the gradient on."""
+    p = chain_vae().p_z()
+    slopes = []
+    if ask == "leaf":
+        z = p.sample((5,)).requires_grad_()
+    else:
+        z = p.rsample((5,))
+        z.retain_grad() if ask == "retain_grad" else z.register_hook(slopes.append)
+    (p.log_prob(z).sum() + 0.0 * z.sum()).backward()
+    other = z.detach().clone().requires_grad_()
+    (truth,) = torch.autograd.grad(p.log_prob(other).sum(), other)
+    torch.testing.assert_close(slopes[0] if slopes else z.grad, truth)
+
+
 def test_a_link_given_the_prior_starts_at_it():
     """Where the posterior's links say (0, 1), the levels below the top are those of the prior."""
     vae = chain_vae(posterior="chain_given_prior")
@@ -225,3 +241,114 @@ def test_parts_that_do_not_fit_are_refused():
     flow = pv.FlowPosterior(pv.NormalPosterior(pv.MLP(10, [8]), 1), pv.flows.iaf(1, 1))
     with pytest.raises(ValueError, match="diagonal normals"):
         pv.ChainPosterior(encoder, flow, prior=prior)(torch.zeros(3, 4)).sample()
+
+
+class Own(nn.Module):
+    """A user's own part over a row: a distribution made of what a linear layer gives."""
+
+    def __init__(self, seen, size, make, count=2):
+        super().__init__()
+        self.latent_dim, self.event_shape, self.out_features = size, (seen,), seen
+        self.linear, self.make, self.count = nn.Linear(seen, count * size), make, count
+
+    def features(self, x):
+        return x
+
+    def from_features(self, rows):
+        return self.make(*self.linear(rows).chunk(self.count, -1))
+
+    def forward(self, rows):
+        return self.from_features(rows)
+
+
+def normal_of(loc, log_scale):
+    return dist.Normal(loc, log_scale.exp()).to_event(1)
+
+
+def mixture_of(left, right):
+    loc = torch.stack([left, right], -2)
+    equal = dist.Categorical(logits=torch.zeros_like(loc[..., 0]))
+    return dist.MixtureSameFamily(equal, dist.Normal(loc, 1.0).to_event(1))
+
+
+@pytest.mark.parametrize("levels", [False, True])
+def test_a_first_posterior_of_ones_own_needs_no_units(levels):
+    posterior = pv.ChainPosterior(Own(4, 2, normal_of), Own(6, 1, normal_of))
+    likelihood = (
+        pv.CategoricalLikelihood(pv.MLP(3, [4]), (4,), 3)
+        if levels
+        else pv.NormalLikelihood(pv.MLP(3, [4]), (4,))
+    )
+    prior = pv.ChainPrior(pv.NormalPrior(2), Own(2, 1, normal_of))
+    vae = pv.VAE(prior, posterior, likelihood).double()
+    assert vae.encode(torch.ones(5, 4)).shape == (5, 3)
+    assert pv.fit(vae, torch.ones(8, 4), epochs=1, progress=False).epochs == 1
+
+
+def test_a_flow_without_features_is_no_first_posterior():
+    class Base(nn.Module):
+        latent_dim, event_shape = 2, (4,)
+
+        def forward(self, x):
+            return dist.Normal(x[..., :2], 1.0).to_event(1)
+
+    flow = pv.FlowPosterior(Base(), pv.flows.iaf(2, 1))
+    with pytest.raises(ValueError, match="first posterior with features"):
+        pv.ChainPosterior(flow, Own(6, 1, normal_of))
+
+
+def test_a_link_that_ignores_the_levels_above_is_expanded():
+    one = Own(1, 2, lambda loc, log_scale: normal_of(loc[0] * 0, log_scale[0] * 0))
+    p = pv.ChainPrior(pv.NormalPrior(1), one).double()()
+    z = p.sample((3, 4))
+    assert z.shape == (3, 4, 3)
+    torch.testing.assert_close(p.log_prob(z), dist.Normal(0.0, 1.0).log_prob(z).sum(-1))
+
+
+def test_a_link_of_another_shape_is_refused_in_a_line():
+    flat = Own(1, 2, lambda loc, log_scale: dist.Normal(loc, log_scale.exp()))
+    p = pv.ChainPrior(pv.NormalPrior(1), flat).double()()
+    for use in (lambda: p.sample((3,)), lambda: p.log_prob(torch.zeros(3, 3).double())):
+        with pytest.raises(ValueError, match=r"event shape \(2,\).*to_event.*event shape \(\)"):
+            use()
+
+
+def test_links_without_rsample_serve_where_draws_need_no_gradient():
+    """A mixture as a link: of a prior for all, of a posterior in evaluation."""
+    mixture = pv.ChainPrior(pv.NormalPrior(1), Own(1, 2, mixture_of))
+    normal = pv.ChainPosterior(pv.NormalPosterior(pv.MLP(4, [4]), 1), Own(5, 2, normal_of))
+    likelihood = pv.NormalLikelihood(pv.MLP(3, [4]), (4,))
+    vae, x = pv.VAE(mixture, normal, likelihood).double(), torch.randn(20, 4).double()
+    pv.fit(vae, x, epochs=1, objective=pv.InfoELBO(0.0, 3.0, pv.MMD()), progress=False)
+    found = [
+        pv.evaluate(vae, x, num_samples=2000, proposal=name).nll for name in ("auto", "encoder")
+    ]
+    assert found[0] == pytest.approx(found[1], abs=0.05)
+    mixed = pv.ChainPosterior(pv.NormalPosterior(pv.MLP(4, [4]), 1), Own(5, 2, mixture_of))
+    vae = pv.VAE(mixture, mixed, likelihood).double()
+    assert vae.encode(x, num_samples=2).shape == (2, 20, 3)
+    assert pv.evaluate(vae, x, num_samples=50, proposal="encoder").nll > 0
+    with pytest.raises(NotImplementedError, match="levels that are reparameterised; got Mixture"):
+        pv.ELBO().loss(vae.model, vae.guide, x)
+
+
+def test_labels_of_a_link_alone_make_one_level_for_each():
+    """The top is one for all labels; everything that draws from p(z | y) draws one for each."""
+    top, link = pv.NormalPrior(1), pv.NormalPosterior(pv.MLP(1 + 3, [4]), 1, (1,), 3)
+    posterior = pv.ChainPosterior(pv.NormalPosterior(pv.MLP(4, [4]), 1), Own(5, 1, normal_of))
+    vae = pv.VAE(pv.ChainPrior(top, link), posterior, pv.NormalLikelihood(pv.MLP(2, [4]), (4,)))
+    vae, x, y = vae.double(), torch.randn(6, 4).double(), torch.arange(6) % 3
+    p = vae.p_z(y)
+    assert p.batch_shape == (6,) and p.sample((2,)).shape == (2, 6, 2)
+    z = torch.randn(2).double()
+    each = torch.stack([vae.p_z(label).log_prob(z) for label in y])
+    torch.testing.assert_close(p.log_prob(z), each)
+    assert vae.traverse(x, y=y, steps=3).shape == (6, 2, 3, 4)
+    grid = torch.linspace(-8, 8, 161).double()
+    plane = torch.cartesian_prod(grid, grid)
+    for name in ("auto", "annealed"):
+        report = pv.evaluate(vae, pv.Split(x, y), num_samples=2000, proposal=name)
+        for i, found in enumerate(report.log_marginal):
+            terms = vae.p_z(y[i]).log_prob(plane) + vae.p_x(plane).log_prob(x[i])
+            truth = terms.logsumexp(0) + 2 * (grid[1] - grid[0]).log()
+            torch.testing.assert_close(found, truth.detach(), atol=0.05, rtol=0)

@@ -183,6 +183,21 @@ def test_a_flow_that_needs_two_units_is_refused_at_a_level_of_one() -> None:
         build(configured(levels="1,3", prior="realnvp"), pv.load_data("digits"))
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"network": "residual", "hidden_dims": "8,1"},
+        {"network": "residual", "hidden_dims": "8,2", "levels": "2,3"},
+        {"network": "residual_conv", "channels": "1,1,1"},
+    ],
+)
+def test_residual_networks_that_would_see_nothing_are_refused(flags: dict[str, Any]) -> None:
+    """Over one number there is nothing to normalise: the encoder put out the same for all."""
+    flag = "hidden-dims" if "hidden_dims" in flags else "channels"
+    with pytest.raises(ConfigError, match=f"'--{flag}': Expected .* normalise"):
+        build(configured(**flags), pv.load_data("digits"))
+
+
 def test_no_levels_are_written_and_read_as_none(tmp_path: Path) -> None:
     for levels in ((), (4, 12)):
         config = configured(levels=levels or "none")

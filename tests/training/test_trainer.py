@@ -605,6 +605,23 @@ def test_splits_are_checked_like_everything_else():
     assert split.y.dtype == torch.long and isinstance(split.x, torch.Tensor)
 
 
+def test_what_layers_count_stays_where_a_prior_is_refitted() -> None:
+    """Batch statistics of a frozen posterior moved with the data of the refit."""
+
+    class Counting(torch.nn.Sequential):
+        in_features, out_features = 4, 8
+
+    network = Counting(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.Dropout(0.5))
+    posterior = pv.NormalPosterior(network, 2)
+    vae = pv.VAE(pv.NormalPrior(2), posterior, pv.NormalLikelihood(pv.MLP(2, [8]), (4,)))
+    x = torch.randn(60, 4)
+    pv.fit(vae, x, epochs=1, progress=False)
+    before = {name: value.clone() for name, value in vae.state_dict().items()}
+    pv.refit_prior(vae, pv.MixturePrior(2, 3), x + 1, epochs=1, progress=False)
+    assert all(torch.equal(before[name], value) for name, value in vae.state_dict().items())
+    assert all(module.training for module in vae.modules())
+
+
 @pytest.mark.slow
 def test_a_refitted_prior_lowers_the_rate_and_moves_no_other_part() -> None:
     torch.manual_seed(0)

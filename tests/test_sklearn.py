@@ -15,6 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import pyro_vaes as pv
+from pyro_vaes.data.splits import batches
 from pyro_vaes.sklearn import VAEEstimator
 
 # Two epochs score poorly, and say so.
@@ -102,6 +103,61 @@ def test_says_when_scores_are_not_to_be_trusted(rows):
         VAEEstimator(2, **QUICK | {"num_samples": 25}, random_state=0).fit(rows).score_samples(
             rows * 3
         )
+
+
+def test_whole_weights_are_repeated_rows_to_the_last_bit(rows):
+    times = np.random.default_rng(1).integers(0, 4, len(rows))
+    weighted = VAEEstimator(1, **QUICK, random_state=0).fit(rows, sample_weight=times)
+    repeated = VAEEstimator(1, **QUICK, random_state=0).fit(rows.repeat(times, 0)[::-1])
+    plain = VAEEstimator(1, **QUICK, random_state=0).fit(rows)
+    np.testing.assert_array_equal(weighted.score_samples(rows), repeated.score_samples(rows))
+    assert not np.allclose(weighted.transform(rows), plain.transform(rows))
+    losses = [[e["val_loss"] for e in m.history_.records] for m in (weighted, repeated)]
+    assert losses[0] == losses[1]
+
+
+def test_training_draws_rows_by_their_weights(rows, monkeypatch):
+    weights = np.where(rows[:, 0] > 0, 0.9, 0.1)
+    seen = []
+    monkeypatch.setattr("pyro_vaes.sklearn.train", lambda vae, data, config, **_: seen.append(data))
+    VAEEstimator(1, **QUICK, random_state=0).fit(rows, sample_weight=weights)
+    (data,) = seen
+    for split in (data.train, data.val):  # Each row has its own weight still.
+        expected = torch.where(split.x[:, 0] > 0, 0.9, 0.1).double()
+        torch.testing.assert_close(split.weights, expected)
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.cat([x for _ in range(100) for x, _ in batches(data.train, 64, generator)])
+    share = (drawn[:, 0] > 0).double().mean()
+    expected = data.train.weights[data.train.x[:, 0] > 0].sum() / data.train.weights.sum()
+    assert share == pytest.approx(float(expected), abs=0.02)
+
+
+def test_rows_without_weight_have_no_effect(rows):
+    wild = np.concatenate([rows, [[1e9, -1e9, 1e9]]])
+    for weights in (np.ones(len(rows)), np.linspace(0.5, 1.5, len(rows))):
+        fits = [
+            VAEEstimator(1, **QUICK, random_state=0).fit(x, sample_weight=np.append(weights, w))
+            for x, w in ((wild, 0.0), (rows, []))
+        ]
+        np.testing.assert_array_equal(*(f.transform(rows) for f in fits))
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        ([-1.0] + [1.0] * 149, "finite weights of 0 or more; got -1"),
+        ([np.nan] + [1.0] * 149, "finite weights of 0 or more; got nan"),
+        ([0.0] * 150, "one is above 0; all weights are zero"),
+        ([1.0] * 149, "weight for each of 150 rows"),
+        ([2.0] + [0.0] * 149, "at least 3 rows that count; got 2"),
+        ([0.5] + [0.0] * 149, "at least 3 rows that count; got 1"),
+        (["a"] * 150, "weights that are numbers"),
+    ],
+)
+def test_weights_that_are_none_are_refused(rows, weights, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        VAEEstimator(1, **QUICK).fit(rows, sample_weight=weights)
+    assert "\n" not in str(caught.value)
 
 
 def test_lives_in_a_pipeline_with_names(rows):

@@ -1,10 +1,14 @@
-"""Where the training of a table starts: at a factor analysis, whose posterior is exact.
+"""Where the training of a table starts: at a factor analysis, whose posterior is exact, or at a t.
 
 From random weights a decoder takes thousands of steps to find the linear part of a table, and the
 encoder follows it. Factor analysis has both in closed form: x = m + W z + noise with diagonal noise
 D, and z given x is normal with precision I + W' D^-1 W, which is diagonal for W rotated so (Rubin
 and Thayer, "EM algorithms for ML factor analysis", 1982). What is left to learn is what a linear
 model lacks.
+
+A smooth signal wants another start: its neighbours share their noise, which factors with noise of
+each element's own explain by variances near 0, and so badly in new data. One multivariate t with a
+full scatter matrix has the correlations, and z shares its first principal components.
 """
 
 from __future__ import annotations
@@ -17,17 +21,20 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from pyro_vaes.classical.densities import Classical, best_density
 from pyro_vaes.data.splits import as_split
 from pyro_vaes.networks.mlp import SkipMLP
 from pyro_vaes.vae import VAE
 
-__all__ = ["Factors", "start_at_factors"]
+__all__ = ["Factors", "start_at_factors", "start_at_student_t"]
 
 
 # Noise of less than a hundredth of a spread is not believed.
 _FLOOR = 1e-4
 # How much of their random start the networks' corrections keep.
 _SMALL = 0.01
+# How much of a principal component's variance z explains at the start; the noise has the rest.
+_SHARE = 0.5
 # Components of the mixture of scores, chosen among these by the validation rows.
 _COMPONENTS = (1, 2, 3, 5, 8, 12)
 _MOST_ROWS = 20_000
@@ -83,6 +90,43 @@ class Factors:
         return each.logsumexp(-1)
 
 
+@dataclasses.dataclass(frozen=True)
+class Components:
+    """A multivariate t of which z explains a share: x = m + W z + noise, which is a t.
+
+    Attributes:
+        loadings: W, ``(D, L)``: principal components of the scatter, times the root of the share.
+        mean: m, ``(D,)``.
+        scatter: of the noise, ``(D, D)``: what W leaves of the t's.
+        df: the t's degrees of freedom.
+    """
+
+    loadings: Tensor
+    mean: Tensor
+    scatter: Tensor
+    df: float
+
+    @classmethod
+    def of(cls, found: Classical, count: int) -> Components:
+        """Shares out a t that was fitted; z has at most ``count`` components."""
+        scatter, mean = (torch.as_tensor(t[0]) for t in (found.model.scatters, found.model.locs))
+        scatter = found.spread.unsqueeze(-1) * scatter * found.spread
+        variances, turn = torch.linalg.eigh(scatter)
+        loadings = (turn * (_SHARE * variances).sqrt())[:, -count:]
+        mean = found.center + found.spread * mean
+        return cls(loadings, mean, scatter - loadings @ loadings.mT, found.model.df)
+
+    @property
+    def variance(self) -> Tensor:
+        """Of z given x if the noise were normal, ``(L,)``."""
+        return torch.full_like(self.loadings[0], 1 - _SHARE)
+
+    @property
+    def encoder(self) -> Tensor:
+        """A, ``(L, D)``: the mean of z given x is A (x - m)."""
+        return _SHARE * self.loadings.mT / self.loadings.square().sum(0).unsqueeze(-1)
+
+
 def start_at_factors(vae: VAE, train: Any, val: Any = None, seed: int = 0) -> None:
     """Sets a VAE of real elements to the factor analysis of its training data.
 
@@ -111,22 +155,71 @@ def start_at_factors(vae: VAE, train: Any, val: Any = None, seed: int = 0) -> No
     Raises:
         ValueError: for a VAE with other parts.
     """
-    shared = getattr(vae.likelihood, "powers", vae)
-    if shared is getattr(vae.posterior, "powers", None):
-        # Both work on another scale: the start is that of their bases there.
-        powers, bases = cast(Any, shared), (vae.posterior.base, vae.likelihood.base)
-        other = None if val is None else powers.split(val)
-        start_at_factors(VAE(vae.prior, *cast(Any, bases)), powers.split(train), other, seed)
-        return
+    vae, train, val = _within(vae, train, val)
     likelihood, posterior, prior = _checked(vae)
     rows = _standardised(likelihood, train)[:_MOST_ROWS]
     found = Factors.of(rows, min(posterior.latent_dim, max(1, rows.shape[1] - 1)))
     with torch.no_grad():
-        _start_likelihood(likelihood, found)
+        _start_mean(likelihood, found)
+        _start_scale(likelihood, found.noise.sqrt())
         _start_posterior(posterior, likelihood, found)
         if hasattr(prior, "logits") and hasattr(prior, "log_scale"):
             other = None if val is None else _standardised(likelihood, val)
             _start_prior(prior, found, rows, other, seed)
+
+
+def start_at_student_t(vae: VAE, train: Any, val: Any = None, seed: int = 0) -> None:
+    """Sets a VAE of real elements to one multivariate t, fitted to its training data.
+
+    The t's first principal components are shared out between z and the likelihood's noise, half of
+    their variance each, so that z is in use; centre, scatter and degrees of freedom are the t's. It
+    is the start for signals, whose elements share their noise. Gaps count as the mean of their
+    element.
+
+    >>> x = torch.randn(200, 8).cumsum(-1)
+    >>> likelihood = pv.StudentTLikelihood(pv.SkipMLP(2, [8]), (8,))
+    >>> likelihood.initialize_from(x)
+    >>> vae = pv.VAE(pv.NormalPrior(2), pv.NormalPosterior(pv.SkipMLP(8, [8]), 2), likelihood)
+    >>> pv.start_at_student_t(vae, x[:150], x[150:])
+    >>> classical = pv.best_density(x[:150], x[150:], only="multivariate t").log_prob(x)
+    >>> (pv.log_marginal(vae, x, num_samples=100) - classical).mean().abs() < 0.5
+    tensor(True)
+
+    Args:
+        vae: as in :func:`start_at_factors`, with a ``StudentTLikelihood`` of full covariance. A
+            standard normal prior is the one that the start is for.
+        train: training data, or a split.
+        val: validation data, by which the floor under the scatter is chosen; the training data if
+            None.
+        seed: of the rows that the fit looks at, if they are many.
+
+    Raises:
+        ValueError: for a VAE with other parts.
+    """
+    vae, train, val = _within(vae, train, val)
+    likelihood, posterior, _ = _checked(vae)
+    if getattr(likelihood, "below", None) is None or not hasattr(likelihood, "log_df"):
+        raise ValueError(
+            "Expected a StudentTLikelihood with full=True to start at a multivariate t; got "
+            f"{type(likelihood).__name__}, or a diagonal one."
+        )
+    rows = _standardised(likelihood, train)
+    other = rows if val is None else _standardised(likelihood, val)
+    found = Components.of(best_density(rows, other, seed, "multivariate t"), posterior.latent_dim)
+    with torch.no_grad():
+        _start_mean(likelihood, found)
+        _start_noise(likelihood, found)
+        _start_posterior(posterior, likelihood, found)
+
+
+def _within(vae: VAE, train: Any, val: Any) -> tuple[VAE, Any, Any]:
+    """Parts that share a power transform as their bases, and the data on its scale."""
+    shared = getattr(vae.likelihood, "powers", vae)
+    if shared is not getattr(vae.posterior, "powers", None):
+        return vae, train, val
+    powers, bases = cast(Any, shared), (vae.posterior.base, vae.likelihood.base)
+    other = None if val is None else powers.split(val)
+    return VAE(vae.prior, *cast(Any, bases)), powers.split(train), other
 
 
 def _checked(vae: VAE) -> tuple[Any, Any, Any]:
@@ -154,19 +247,30 @@ def _standardised(likelihood: Any, x: Any) -> Tensor:
     return rows.flatten(1).nan_to_num(0.0)
 
 
-def _start_likelihood(likelihood: Any, found: Factors) -> None:
-    """The mean m + W z, and the noise."""
+def _start_mean(likelihood: Any, found: Factors | Components) -> None:
+    """The mean m + W z."""
     weight, size = likelihood.head.weight, found.loadings.shape[1]
     weight[:, : likelihood.network.in_features] = 0
     weight[:, likelihood.network.in_features :] *= _SMALL
     weight[:, :size] = found.loadings.to(weight)
     likelihood.head.bias.copy_(found.mean)
-    scale = (found.noise.sqrt() - likelihood.min_scale).clamp(min=likelihood.min_scale)
+
+
+def _start_scale(likelihood: Any, scale: Tensor) -> None:
+    scale = (scale - likelihood.min_scale).clamp(min=likelihood.min_scale)
     likelihood.log_scale.copy_((scale.log() / likelihood.PACE).view_as(likelihood.log_scale))
 
 
-def _start_posterior(posterior: Any, likelihood: Any, found: Factors) -> None:
-    """The exact posterior of the factor analysis, in what the posterior sees of x."""
+def _start_noise(likelihood: Any, found: Components) -> None:
+    """The noise of a t, which the likelihood has by its covariance."""
+    factor = torch.linalg.cholesky(found.scatter * found.df / (found.df - 2))
+    _start_scale(likelihood, factor.diagonal())
+    likelihood.below.copy_(factor.tril(-1))
+    likelihood.log_df.fill_(math.log(found.df - 2) / likelihood.PACE)
+
+
+def _start_posterior(posterior: Any, likelihood: Any, found: Factors | Components) -> None:
+    """The linear model's posterior, exact for normal noise, in what the posterior sees of x."""
     center, spread = (t.detach().flatten().double().cpu() for t in likelihood.units)
     seen_center, seen_spread = (
         t.detach().double().cpu().expand(likelihood.event_shape).flatten()

@@ -142,7 +142,7 @@ def evaluate_command(
         some = rows_within(minutes, vae.to(place), rows, **options)
         result = evaluate(vae, some, **options)
     what["num_rows"] = len(rows)
-    if own is not None and config.training.start == "factors":
+    if own is not None and config.training.start != "random":
         what |= compared(own, some, result, vae.cpu().likelihood)
     if as_json:
         figures = {**result.to_dict(), **what, "seed": seed}

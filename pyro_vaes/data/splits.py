@@ -108,8 +108,11 @@ def _read_weights(value: Any, n: int) -> Tensor:
         raise DataError(
             f"Expected a weight for each of {n} rows, shape ({n},); got {tuple(weights.shape)}."
         )
-    if not bool(((weights >= 0) & weights.isfinite()).all() and weights.any()):
-        raise DataError("Expected finite weights of 0 or more, one of them above 0; got others.")
+    wrong = weights[~((weights >= 0) & weights.isfinite())]
+    if len(wrong):
+        raise DataError(f"Expected finite weights of 0 or more; got {wrong[0]:g} among them.")
+    if not weights.any():
+        raise DataError("Expected weights of which one is above 0; all weights are zero.")
     return weights.contiguous()
 
 

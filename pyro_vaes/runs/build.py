@@ -11,7 +11,7 @@ import torch
 from pyro.infer import RenyiELBO
 
 from pyro_vaes.classical.comparison import on_scale
-from pyro_vaes.classical.start import start_at_factors
+from pyro_vaes.classical.start import start_at_factors, start_at_student_t
 from pyro_vaes.core.errors import DataError
 from pyro_vaes.core.labels import Conditions
 from pyro_vaes.data.dataset import NAMES, DataSet
@@ -36,6 +36,7 @@ from pyro_vaes.vae import VAE
 __all__ = ["build", "build_objective", "data_of", "device_of_flag", "frozen_tensors"]
 
 
+_STARTS = {"factors": start_at_factors, "student_t": start_at_student_t}
 # This many labels are always accepted.
 _FEW_LABELS = 20
 
@@ -104,8 +105,8 @@ def build(config: RunConfig, data: DataSet, out: str | Path | None = None) -> tu
             PowerLikelihood(likelihood, powers),
         )
     vae = _joined(prior, posterior, likelihood, conditions)
-    if config.training.start == "factors":
-        _start_at_factors(vae, config, data, remarks)
+    if config.training.start != "random":
+        _start_at_classical(vae, config, data, remarks)
     if out is None or not (Path(out) / CHECKPOINT).exists():
         _start_from_init(vae, config)
     return vae, remarks
@@ -200,7 +201,7 @@ def _likelihood(config: RunConfig, data: DataSet, remarks: list[str]) -> str:
     if name == "auto":
         name = data.default_likelihood
         values = _values(data)
-        if config.training.start == "factors" and name == "normal":
+        if config.training.start != "random" and name == "normal":
             name = "student_t"  # A few rows far out decide a normal's.
         remarks.append(f"Likelihood: {name}, since the data hold {values}.")
         return name
@@ -221,15 +222,15 @@ def _remark_on_images(config: RunConfig, data: DataSet, remarks: list[str]) -> N
         remarks.append(f"Training images are moved a little (--augment {augment:g}; 0 for none).")
 
 
-def _start_at_factors(vae: VAE, config: RunConfig, data: DataSet, remarks: list[str]) -> None:
+def _start_at_classical(vae: VAE, config: RunConfig, data: DataSet, remarks: list[str]) -> None:
     if data.kind != "real":
         remarks.append(
-            f"Training starts at random weights: --start factors is for real values, and the data "
-            f"hold {_values(data)}."
+            f"Training starts at random weights: --start {config.training.start} is for real "
+            f"values, and the data hold {_values(data)}."
         )
         return
     try:
-        start_at_factors(vae, data.train, data.val, config.training.seed)
+        _STARTS[config.training.start](vae, data.train, data.val, config.training.seed)
     except ValueError as error:
         raise ConfigError(f"Invalid value for '--start': {error}") from error
 

@@ -72,6 +72,23 @@ RECIPES: dict[str, Recipe] = {
             warmup_epochs=0.0,  # it starts where z is in use
         ),
     ),
+    "signal": Recipe(
+        "windows of a smooth signal: starts at one multivariate t with a full covariance, has one "
+        "Student's t for the window, small steps, and is compared with the best classical density",
+        dict(
+            network="skip",
+            hidden_dims=(32,),
+            latent_dim=2,
+            prior="standard",
+            start="student_t",
+            epochs=400,
+            patience=60,
+            learning_rate=3e-4,  # larger steps spoil a covariance that is known precisely
+            augment=0.0,
+            ema_decay=0.98,
+            warmup_epochs=0.0,
+        ),
+    ),
     "course": Recipe(
         "what the course's notebook does: MLP 64-256-256, latent 16, categorical, standard prior",
         dict(

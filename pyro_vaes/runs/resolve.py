@@ -263,7 +263,7 @@ def _check_levels(flat: Values, explicit: Collection[str]) -> None:
     if "start" in explicit:
         raise ConfigError(
             f"Invalid value for '--start': expected random with --levels {got}, since a factor "
-            f"analysis has one level; got {flat['start']}."
+            f"analysis or t has one level; got {flat['start']}."
         )
     flat["start"] = "random"
 

@@ -314,8 +314,8 @@ class TrainingConfig(Section):
     )
     start: str = option(
         "random",
-        "Weights at the start: random, or factors: those of a factor analysis of real numbers.",
-        choices=("random", "factors"),
+        "Weights at the start: random, or those of a factor analysis or t of real numbers.",
+        choices=("random", "factors", "student_t"),
         only_with=("network", ("skip",)),
     )
     init: str = option("none", "A run folder whose weights training starts from, or none.")

@@ -181,7 +181,7 @@ def rows_said(count: int, total: int) -> str:
 
 def _compares(config: RunConfig) -> bool:
     """Whether a run is compared with a classical density: where it starts at one."""
-    return config.training.start == "factors"
+    return config.training.start != "random"
 
 
 def _before(config: RunConfig, rows: Split, result: Evaluation, **options: Any) -> dict[str, Any]:

@@ -196,3 +196,65 @@ def test_other_parts_are_refused(change, message):
     change(vae)
     with pytest.raises(ValueError, match=message):
         pv.start_at_factors(vae, rows())
+
+
+def signal(n=240, seed=0):
+    """Smooth rows with heavy tails."""
+    generator = torch.Generator().manual_seed(seed)
+    steps = torch.randn(n, D, generator=generator).cumsum(-1)
+    return steps * torch.randn(n, 1, generator=generator).exp() + torch.arange(D)
+
+
+def test_at_a_t_of_normal_rows_the_bound_is_its_log_likelihood_for_every_draw():
+    x, val = rows(4000), rows(200, seed=1)
+    vae = build(x, likelihood=StudentTLikelihood)
+    pv.start_at_student_t(vae, x, val)
+    t = pv.best_density(x, val, only="multivariate t")
+    assert t.model.df > 100
+    with torch.no_grad():
+        found = bound(without_corrections(vae), val)
+    # The sum of a normal and a t is nearly one if the t is nearly normal.
+    assert (found - t.log_prob(val)).abs().mean() < 0.05
+
+
+def test_at_a_t_of_heavy_tails_the_model_is_close_to_it_and_z_in_use():
+    x, val = signal(2000), signal(400, seed=1)
+    vae = build(x, likelihood=StudentTLikelihood)
+    pv.start_at_student_t(vae, x, val)
+    expected = pv.best_density(x, val, only="multivariate t").log_prob(val)
+    assert (pv.log_marginal(vae, val, num_samples=400) - expected).mean().abs() < 0.2
+    assert pv.evaluate(vae, val, num_samples=50).kl > 0.5
+
+
+def test_a_t_in_other_units_is_the_same_start():
+    x, unit = signal(), torch.tensor([8.0, 0.5, 1.0, 2.0, 1024.0])
+    scores = []
+    for rows in (x, x * unit):
+        vae = build(rows, likelihood=StudentTLikelihood)
+        pv.start_at_student_t(vae, rows[:180], rows[180:])
+        scores.append(pv.log_marginal(vae, rows[180:], num_samples=20, proposal="encoder"))
+    torch.testing.assert_close(scores[0], scores[1] + unit.log().sum())
+
+
+def test_a_t_on_the_scale_of_a_power_transform_is_one_there():
+    x = signal().exp().clamp(max=1e3)
+    powers = pv.YeoJohnson.of(x)
+    likelihood = pv.PowerLikelihood(StudentTLikelihood(pv.SkipMLP(L, [8]), (D,)), powers)
+    likelihood.initialize_from(x)
+    posterior = pv.PowerPosterior(pv.NormalPosterior(pv.SkipMLP(D, [8]), L), powers)
+    vae = pv.VAE(pv.NormalPrior(L), posterior, likelihood)
+    pv.start_at_student_t(vae, x[:180], x[180:])
+    moved = powers(x)
+    classical = pv.best_density(moved[:180], moved[180:], only="multivariate t")
+    expected = classical.log_prob(moved) + powers.log_slope(x)
+    assert (pv.log_marginal(vae, x, num_samples=200) - expected).mean().abs() < 0.3
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "options"),
+    [(NormalLikelihood, {}), (StudentTLikelihood, {"full": False}), (LowRankNormalLikelihood, {})],
+)
+def test_parts_that_cannot_be_a_t_are_refused(likelihood, options):
+    vae = build(signal(), likelihood=likelihood, **options)
+    with pytest.raises(ValueError, match="StudentTLikelihood with full=True"):
+        pv.start_at_student_t(vae, signal())

@@ -31,10 +31,10 @@ __all__ = [
 
 
 # Numbers computed for the aggregated posterior of normals, and pairs (draw, datum) for any other,
-# each of which may cost a pass of a flow's network: seconds on one core.
-_NORMAL_BUDGET = 3e7
-_PAIR_BUDGET = 2e5
-_MIN_DRAWS = 500
+# each of which may cost a pass of a flow's or level's network: seconds on one core. Of very many
+# data it is more, for no fewer draws than these.
+_NORMAL_BUDGET, _MIN_DRAWS = 3e7, 500
+_PAIR_BUDGET, _MIN_PAIR_DRAWS = 2e5, 100
 
 # Numbers in a chunk of the aggregated posterior per decoder evaluation in a chunk: far fewer than a
 # decoder needs, since a chunk that fits into a cache is twice as fast.
@@ -55,10 +55,10 @@ def aggregate_plan(
     """
     per_datum = min(num_samples, BLOCK_SAMPLES)
     if diagonal_normal(posterior) is not None:
-        budget = _NORMAL_BUDGET / (num_data * math.prod(posterior.event_shape))
+        numbers = num_data * math.prod(posterior.event_shape)
+        total = max(_MIN_DRAWS, int(_NORMAL_BUDGET / numbers))
     else:
-        budget = _PAIR_BUDGET / num_data
-    total = max(_MIN_DRAWS, int(budget))
+        total = max(_MIN_PAIR_DRAWS, int(_PAIR_BUDGET / num_data))
     if total >= num_data:
         return min(per_datum, total // num_data), torch.arange(num_data)
     generator = torch.Generator().manual_seed(seed_of(int(seed), "aggregate"))

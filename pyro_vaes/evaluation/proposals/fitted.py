@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_vaes.core.choices import PROPOSALS
+from pyro_vaes.distributions.chains import Chain
 from pyro_vaes.evaluation.draws import RowBlock, generator_of
 from pyro_vaes.evaluation.pareto import pareto_k, tail_size
 from pyro_vaes.evaluation.proposals.joint import Joint
@@ -223,6 +224,8 @@ def _support(distribution: Any) -> Any:
 
 def _place(distribution: Any, must_say: bool = False) -> str | None:
     """Why z is no vector of R^D, according to its distribution."""
+    if isinstance(distribution, Chain):
+        return next(filter(None, map(_place, distribution.distributions())), None)
     kind, support = type(distribution).__name__, _support(distribution)
     while hasattr(distribution, "base_dist"):
         distribution = distribution.base_dist

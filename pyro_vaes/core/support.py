@@ -76,6 +76,8 @@ def place(distribution: Any, must_say: bool = False) -> str | None:
         distribution: of z.
         must_say: whether an unknown support is a reason, too.
     """
+    if hasattr(distribution, "distributions"):  # Of the levels of a chain.
+        return next(filter(None, map(place, distribution.distributions())), None)
     support, kind = support_of(distribution), type(distribution).__name__
     if is_angle(distribution):
         return "z is an angle"

@@ -66,6 +66,13 @@ def _frame(p: Any) -> Any:
     return None
 
 
+def _of_elements(support: Any) -> Any:
+    """The support of the elements of a vector."""
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return support
+
+
 def _rsample(p: Any, shape: Size) -> Tensor:
     """Differentiable draws of a level.
 
@@ -104,7 +111,6 @@ class Chain(dist.TorchDistribution):
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
-    support = constraints.real_vector
 
     def __init__(
         self,
@@ -125,6 +131,23 @@ class Chain(dist.TorchDistribution):
         A later level is known once it is drawn: then ``rsample`` raises ``NotImplementedError``.
         """
         return bool(self.first.has_rsample)
+
+    @property
+    def support(self) -> Any:  # type: ignore[override]
+        """All of R^D, or that of each level, which a draw has if none was made before."""
+        supports = [_of_elements(p.support) for p in self.distributions()]
+        if all(isinstance(support, type(constraints.real)) for support in supports):
+            return constraints.real_vector
+        ordered = [(s[::-1] if self.reverse else s) for s in (supports, list(self.sizes))]
+        return constraints.independent(constraints.cat(ordered[0], -1, ordered[1]), 1)
+
+    @torch.no_grad()
+    def distributions(self) -> list[Any]:
+        """Those of the levels in drawing order, given some draw."""
+        if self._drawn is None:
+            with torch.random.fork_rng():
+                self.sample()
+        return cast(_Drawn, self._drawn).distributions
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Chain:
         """The same links under a larger batch shape."""
@@ -227,6 +250,9 @@ class Chain(dist.TorchDistribution):
         return levels[::-1] if self.reverse else levels
 
     def log_prob(self, value: Tensor) -> Tensor:
-        if self._validate_args:
-            self._validate_sample(value)
+        if self._validate_args and value.shape[-1:] != self.event_shape:
+            raise ValueError(
+                f"Expected values of event shape {tuple(self.event_shape)}; got "
+                f"{tuple(value.shape)}."
+            )  # Each level looks at its own values.
         return self.level_log_probs(value).sum(-1)

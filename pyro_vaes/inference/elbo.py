@@ -281,9 +281,8 @@ class ELBO(Trace_ELBO):
         free_bits: nats of KL per datum without cost: the batch's mean KL is replaced by
             ``max(KL, free_bits)`` (Kingma et al. 2016, section 4, with z as one group).
         capacity: nats of KL per datum to aim at: the loss has ``kl_weight |KL - capacity|`` of the
-            batch's mean KL (Burgess et al. 2018); a number, or a function of the epoch
-            that has its last value at ``math.inf``, such as :class:`CapacityRamp`. None for a KL
-            to be as small as it can.
+            batch's mean KL (Burgess et al. 2018); a number, or a function of the epoch that has its
+            last value at ``math.inf``, such as :class:`CapacityRamp`. None for the smallest KL.
         schedule: a function of the epoch, the factor on ``kl_weight``, such as
             :class:`CyclicalWeight`. ``fit`` calls both before each step; with plain ``SVI`` call
             :meth:`set_epoch`. Before, and in validation, the factor is 1 and the capacity the last.
@@ -292,7 +291,8 @@ class ELBO(Trace_ELBO):
             Duvenaud, "Sticking the landing", 2017, equation 8). q is scored a second time, so it
             must score any z; with an inverse autoregressive flow that takes D steps. Sites drawn
             given each other are refused: make them one event.
-        **options: those of Pyro's ``ELBO`` (``num_particles``, ``vectorize_particles``, ...).
+        **options: those of Pyro's ``ELBO`` (``num_particles``, ``vectorize_particles``, ...). Free
+            bits and a capacity apply to each particle, or to the mean of vectorised ones.
 
     Attributes:
         kl_weight: the full weight, a tensor.

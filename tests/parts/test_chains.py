@@ -352,3 +352,54 @@ def test_labels_of_a_link_alone_make_one_level_for_each():
             terms = vae.p_z(y[i]).log_prob(plane) + vae.p_x(plane).log_prob(x[i])
             truth = terms.logsumexp(0) + 2 * (grid[1] - grid[0]).log()
             torch.testing.assert_close(found, truth.detach(), atol=0.05, rtol=0)
+
+
+class Positive(nn.Module):
+    """A top of one's own that lives on positive values."""
+
+    latent_dim = 1
+
+    def __init__(self):
+        super().__init__()
+        self.rate = nn.Parameter(torch.tensor([1.5]))
+
+    def forward(self):
+        return dist.Exponential(self.rate).to_event(1)
+
+
+def lognormal_of(loc, log_scale):
+    return dist.LogNormal(loc, log_scale.exp()).to_event(1)
+
+
+def test_no_proposal_over_all_values_is_fitted_to_levels_that_are_positive():
+    """PyTorch's exponential has a density below 0, too, where nobody validates."""
+    prior = pv.ChainPrior(Positive(), Own(1, 1, normal_of))
+    posterior = pv.ChainPosterior(Own(4, 1, lognormal_of), Own(5, 1, normal_of))
+    for parameter in [*posterior.parameters(), *prior.links.parameters()]:
+        nn.init.zeros_(parameter)  # A good proposal.
+    vae = pv.VAE(prior, posterior, pv.NormalLikelihood(pv.MLP(2, [4]), (4,))).double()
+    for chain in (vae.p_z(), vae.q_z(torch.zeros(2, 4).double())):
+        value = torch.tensor([[-1.0, -1.0], [1.0, -1.0]]).double()
+        assert chain.support.check(value).tolist() == [False, True]
+    x = torch.randn(5, 4).double()
+    report = pv.evaluate(vae, x, num_samples=4000)
+    assert report.proposal == "encoder"
+    assert "not in all of R^D" in " ".join([*report.warnings, *report.proposal_notes])
+    grid = torch.linspace(-9, 9, 361).double()
+    plane = torch.cartesian_prod(grid[grid > 0] - 0.025, grid)
+    log_z = vae.p_z().log_prob(plane)
+    for seen, found in zip(x, report.log_marginal, strict=True):
+        terms = log_z + vae.p_x(plane).log_prob(seen)
+        truth = terms.logsumexp(0) + 2 * (grid[1] - grid[0]).log()
+        torch.testing.assert_close(found, truth.detach(), atol=0.1, rtol=0)
+
+
+def test_the_support_of_usual_levels_is_all_of_r_d():
+    for names in (("chain", "chain"), ("chain_of_vamp", "chain_upward")):
+        vae = chain_vae(*names)
+        for chain in (vae.p_z(), vae.q_z(torch.randn(5, 4).double())):
+            state = torch.get_rng_state()
+            assert chain.support is dist.constraints.real_vector
+            assert torch.equal(state, torch.get_rng_state())
+            with pytest.raises(ValueError, match=r"event shape \(3,\); got \(5, 2\)"):
+                chain.log_prob(torch.zeros(5, 2).double())

@@ -18,7 +18,7 @@ from pyro_vaes.core.described import Described
 from pyro_vaes.core.labels import Conditions, labels_in_range, takes_labels, with_labels
 from pyro_vaes.core.looking import in_evaluation_mode, in_pieces, mean_of
 from pyro_vaes.core.paths import bulk_of, line, walks
-from pyro_vaes.core.support import check_support
+from pyro_vaes.core.support import check_densities, check_support
 
 __all__ = ["VAE", "check_data", "check_labels", "drawn", "evaluating", "mean_of"]
 
@@ -408,13 +408,15 @@ def check_data(vae: VAE, x: Tensor, y: Tensor | None = None) -> None:
 
     Raises:
         ValueError: for another event shape, for labels that are missing or out of range, for
-            values outside the levels of a likelihood over levels, or for gaps (NaN) that a part
-            cannot take.
+            values that a likelihood cannot have, for gaps (NaN) that a part cannot take, or for
+            parts that return distributions of other shapes.
     """
     check_labels(vae, x, y)
     with evaluating(vae):
         label = None if y is None else y[:1]
-        likelihood = vae.p_x(drawn(vae.q_z(vae._data(x[:1]), label)), label)
+        posterior = vae.q_z(vae._data(x[:1]), label)
+        likelihood = vae.p_x(drawn(posterior), label)
+        check_densities(vae.p_z(label), posterior, likelihood, x.shape[1:])
         for first in range(0, len(x), _PIECE):
             rows = vae._data(x[first : first + _PIECE])
             check_support(likelihood, rows, first)

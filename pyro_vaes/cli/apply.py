@@ -228,11 +228,8 @@ def score_command(
     columns = _columns(scores)
     if compared is not None and others is not None:
         columns["p_value"] = scores.p_values(others).cpu().numpy()
-        low = int((columns["p_value"] <= _UNUSUAL).sum())
-        click.echo(
-            f"{compared[2]} {low} of {len(scores)} are {_UNUSUAL} or less; of rows like those of "
-            f"the run about {_UNUSUAL * len(scores):.3g} would be."
-        )
+        count = int((~(others.gaps | others.log_p.isnan())).sum())
+        click.echo(f"{compared[2]} {_unusual(columns['p_value'], count)}")
         if count := int(scores.gaps.sum()):
             click.echo(f"Rows with gaps ({count}) have no p-value: their log p(x) is of less.")
     if used.suffix == ".npy":
@@ -245,6 +242,23 @@ def score_command(
     for warning in scores.warnings:
         click.echo(f"Warning: {warning}")
     click.echo(f"{len(scores)} rows scored by {scores.proposal} draws, in nats: {out}")
+
+
+def _unusual(p_values: Any, count: int) -> str:
+    """How many p-values from ``count`` rows are low, and how many would be by chance."""
+    import numpy as np
+
+    known = int((~np.isnan(p_values)).sum())
+    share = int(_UNUSUAL * (count + 1)) / (count + 1)  # They are multiples of 1 / (count + 1).
+    if not share:
+        return (
+            f"None can be {_UNUSUAL} or less, which takes {round(1 / _UNUSUAL) - 1} rows to "
+            f"compare with; the least is {1 / (count + 1):.2g}."
+        )
+    return (
+        f"{int((p_values <= _UNUSUAL).sum())} of {known} are {_UNUSUAL} or less; of rows like "
+        f"those of the run about {share * known:.3g} would be."
+    )
 
 
 def _columns(scores: Scores) -> dict[str, Any]:

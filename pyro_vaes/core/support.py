@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import Independent, TransformedDistribution, VonMises, constraints
 
 __all__ = [
+    "check_densities",
     "check_density",
     "check_support",
     "inside",
@@ -128,6 +129,20 @@ def check_density(role: str, distribution: Any, batch: Sequence[Any], event: Any
             f"Expected a {role} that is a density; got one with a mask, whose log_prob is 0 "
             "where it hides. A mask belongs to the likelihood."
         )
+
+
+def check_densities(prior: Any, posterior: Any, likelihood: Any, event: Any) -> None:
+    """The same of all that the parts return for one datum; Pyro may broadcast what does not fit.
+
+    Args:
+        prior: p(z), with or without a batch dimension.
+        posterior: q(z | x).
+        likelihood: p(x | z) at one z.
+        event: the shape of a datum.
+    """
+    check_density("posterior", posterior, [(1,)], None)
+    check_density("prior", prior, [(), (1,)], posterior.event_shape)
+    check_density("likelihood", likelihood, [(1,)], event)
 
 
 def support_of(distribution: Any) -> Any:

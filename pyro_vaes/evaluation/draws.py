@@ -13,7 +13,9 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import pyro
 import torch
+from pyro import poutine
 from torch import Tensor
 
 from pyro_vaes.core.support import check_density, check_support, scored, singular
@@ -23,6 +25,7 @@ __all__ = [
     "Cost",
     "Draws",
     "RowBlock",
+    "check_overrides",
     "chunk_of",
     "draws",
     "generator_of",
@@ -140,6 +143,46 @@ def row_blocks(vae: VAE, x: Tensor, y: Tensor | None) -> Iterator[RowBlock]:
             posterior=vae.q_z(x_rows, y_rows),
             prior=vae.p_z(y_rows) if prior is None else prior,
         )
+
+
+def check_overrides(vae: VAE, x: Tensor, y: Tensor | None) -> None:
+    """Refuses a subclass with another model or guide than that of its parts, which are evaluated.
+
+    Call inside :func:`~pyro_vaes.vae.evaluating`.
+
+    Raises:
+        ValueError: naming the method.
+    """
+    methods = ("model", "guide")
+    own = [m for m in methods if getattr(getattr(vae, m), "__func__", None) is not getattr(VAE, m)]
+    if not own:
+        return
+    block = next(row_blocks(vae, x[:2], None if y is None else y[:2]))
+    given = (block.x,) if y is None or not vae.conditional else (block.x, block.y)
+    with pyro.get_param_store().scope():
+        guide = poutine.trace(vae.guide).get_trace(*given)
+        model = poutine.trace(poutine.replay(vae.model, trace=guide)).get_trace(*given)
+    if "z" in guide.nodes and _scores_alike(vae, block, model, guide):
+        return
+    raise ValueError(
+        f"Expected a {' and '.join(own)} of {type(vae).__name__} that score what the parts do, "
+        "p(z), q(z | x) and p(x | z), by which a VAE is evaluated; got others. Change the parts, "
+        "or p_z, q_z and p_x."
+    )
+
+
+def _scores_alike(vae: VAE, block: RowBlock, model: Any, guide: Any) -> bool:
+    """Whether traces of model and guide have the densities of the parts."""
+    site = guide.nodes["z"]
+    z = site["value"]
+    log_x = vae.p_x(z, block.y).log_prob(block.x)
+    try:
+        log_q = block.posterior.log_prob(z)
+    except (NotImplementedError, KeyError):  # A flow that scores its own draws only.
+        log_q = site["fn"].log_prob(z)
+    ours = torch.stack([(log_x + block.prior.log_prob(z)).sum(), log_q.sum()])
+    theirs = torch.stack([torch.as_tensor(t.log_prob_sum()) for t in (model, guide)]).to(ours)
+    return torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def draws(

@@ -26,6 +26,7 @@ from pyro_vaes.evaluation.draws import (
     Cost,
     Draws,
     RowBlock,
+    check_overrides,
     draws,
     generator_of,
     joined,
@@ -136,6 +137,7 @@ class Pass:
         Raises:
             ValueError: for a proposal that does not fit the model.
         """
+        check_overrides(self.vae, x, y)
         kind, notes = self._kind(x, y)
         parts: list[dict[str, Tensor]] = []
         found = Found({}, [], kind, notes)
@@ -167,6 +169,7 @@ class Pass:
         Raises:
             ValueError: for a proposal that is not available with this model.
         """
+        check_overrides(self.vae, x, y)
         kind, notes = self._kind(x, y)
         cost, blocks = Cost(), row_blocks(self.vae, x, y)
         with ExitStack() as stack:

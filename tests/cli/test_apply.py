@@ -16,6 +16,7 @@ from commands import refused, run
 from PIL import Image
 
 import pyro_vaes as pv
+from pyro_vaes.cli import apply
 from pyro_vaes.runs.build import build, data_of
 from pyro_vaes.runs.run import train
 from pyro_vaes.runs.schema import from_values
@@ -495,3 +496,15 @@ def test_a_word_that_the_run_does_not_know_is_refused(capsys, mixed, tmp_path):
     asked = ["encode", mixed / "run", "--data", tmp_path / "new.csv", "--out", tmp_path / "a.csv"]
     line = refused(capsys, *asked)
     assert "'island'" in line and "'z'" in line and not (tmp_path / "a.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [
+        (50, "None can be 0.01 or less, which takes 99 rows to compare with; the least is 0.02."),
+        (120, "1 of 3 are 0.01 or less; of rows like those of the run about 0.0248 would be."),
+    ],
+)
+def test_what_is_said_of_low_p_values_is_what_there_can_be(count, said):
+    """With n rows to compare with, a p-value is a multiple of 1 / (n + 1)."""
+    assert apply._unusual(np.array([1 / (count + 1), 0.3, 1.0, np.nan]), count) == said

@@ -375,3 +375,48 @@ def test_labels_that_are_missing_or_unknown_are_refused():
         for judge in (pv.evaluate, pv.log_marginal):
             with pytest.raises(ValueError, match=message):
                 judge(vae, data, num_samples=2)
+
+
+# --- subclasses -----------------------------------------------------------------------------------
+
+
+class Scaled(pv.VAE):
+    """A subclass whose model weighs the data by a half."""
+
+    def model(self, x, y=None):
+        with pyro.poutine.scale(scale=0.5):
+            return super().model(x, y)
+
+
+class Watched(pv.VAE):
+    """A subclass whose model and guide are those of its parts."""
+
+    def model(self, x, y=None):
+        return super().model(x, y)
+
+    def guide(self, x, y=None):
+        return super().guide(x, y)
+
+
+class Renamed(pv.VAE):
+    def guide(self, x, y=None):
+        with pyro.plate("data", len(x)):
+            return pyro.sample("code", self.q_z(x, y))
+
+
+@pytest.mark.parametrize("judge", [pv.evaluate, pv.score, pv.log_marginal])
+@pytest.mark.parametrize(("kind", "method"), [(Scaled, "model"), (Renamed, "guide")])
+def test_a_subclass_with_another_model_than_its_parts_is_refused(judge, kind, method):
+    vae = make_vae()
+    other = kind(vae.prior, vae.posterior, vae.likelihood)
+    with pytest.raises(ValueError, match=f"Expected a {method} of {kind.__name__} that"):
+        judge(other, digits_like(5), num_samples=5, proposal="encoder")
+
+
+def test_a_subclass_with_the_model_of_its_parts_has_their_figures():
+    vae, x = make_vae(), digits_like(5)
+    same = Watched(vae.prior, vae.posterior, vae.likelihood)
+    store = dict(pyro.get_param_store().items())
+    figures = [pv.evaluate(v, x, num_samples=30, proposal="encoder").nll for v in (vae, same)]
+    assert figures[0] == figures[1]
+    assert dict(pyro.get_param_store().items()).keys() == store.keys()

@@ -169,3 +169,16 @@ def test_a_part_that_declares_no_event_is_refused_in_a_line(role, proposal):
     vae = pv.VAE(*map(Part, parts.values()))
     with pytest.raises(ValueError, match=rf"Expected a {role} of batch shape .*\.to_event"):
         pv.evaluate(vae, torch.randn(5, 1), num_samples=30, proposal=proposal)
+
+
+@pytest.mark.parametrize("role", ["prior", "posterior", "likelihood"])
+def test_training_refuses_a_part_that_declares_no_event(role):
+    """With one element Pyro broadcasts its plate against it, and sums n^2 terms for n data."""
+    torch.set_default_dtype(torch.float32)
+    parts = {"prior": normal, "posterior": near, "likelihood": noisy}
+    of = parts[role]
+    parts[role] = lambda *inputs: of(*inputs).base_dist
+    vae = pv.VAE(*map(Part, parts.values()))
+    vae.weight = nn.Parameter(torch.ones(()))
+    with pytest.raises(ValueError, match=rf"Expected a {role} of batch shape .*\.to_event"):
+        pv.fit(vae, torch.randn(5, 1), epochs=1, progress=False)

@@ -369,11 +369,21 @@ def signal(cells: Cells) -> Iterator[dict[str, Any]]:
     for name, windows in SIGNALS.items():
         data = pv.load_data(windows(), kind="real", split="time")
         runs: dict[str, dict[tuple[int, int], np.ndarray]] = {}
+        chosen: dict[str, list[float]] = {title: [] for title in _FOR_SIGNALS}
         for seed, (title, options) in itertools.product(cells.seeds, _FOR_SIGNALS.items()):
-            made = cells("signal", name, title, seed)
-            runs.setdefault(title, {})[0, seed] = made(
-                lambda d=data, s=seed, o=options: log_p(ours(cells, d, s, **o), d.test)
-            )
+            for split in ("test", "val"):
+                made = cells("signal", name, title, seed, *(["val"] if split == "val" else []))
+                found = made(
+                    lambda d=data, s=seed, o=options, p=split: log_p(
+                        ours(cells, d, s, **o), getattr(d, p)
+                    )
+                )
+                if split == "test":
+                    runs.setdefault(title, {})[0, seed] = found
+                else:
+                    chosen[title].append(float(found.mean()))
+        best = max(chosen, key=lambda title: float(np.mean(chosen[title])))
+        runs[f"by validation: {best}"] = runs[best]
         made = cells("signal, classical", name)
         for title, found in zip(CLASSICAL, made(lambda d=data: classical(d)), strict=True):
             runs.setdefault(title, {})[0, 0] = found

@@ -108,6 +108,11 @@ class Row(dist.TorchDistribution):
         batch = self.blocks[0].elements.batch_shape[:-1]
         super().__init__(batch, Size((len(self.names),)), validate_args=validate_args)
 
+    @property
+    def all_discrete(self) -> bool:
+        """Whether no column has a density; the support is checked like a discrete one anyway."""
+        return all(block.elements.support.is_discrete for block in self.blocks)
+
     @constraints.dependent_property(is_discrete=True, event_dim=1)
     def support(self) -> Any:
         """Rows whose values are of their columns' kinds."""

@@ -32,7 +32,7 @@ from pyro_vaes.evaluation.passes import Found, Pass, best_elbos
 from pyro_vaes.evaluation.proposals.annealed import TOLERANCE
 from pyro_vaes.evaluation.proposals.fitted import check_proposal
 from pyro_vaes.evaluation.reliability import reliability
-from pyro_vaes.evaluation.results import Evaluation, Unavailable
+from pyro_vaes.evaluation.results import Evaluation, Unavailable, why_no_bits
 from pyro_vaes.vae import VAE, check_labels, evaluating
 
 __all__ = ["evaluate", "log_marginal"]
@@ -109,7 +109,7 @@ def evaluate(
         values = found.values
         figures = _Figures(values)
         gaps_in_x = num_gaps(x)
-        figures.bounds(math.prod(x.shape[1:]), gaps_in_x)
+        figures.bounds(math.prod(x.shape[1:]), why_no_bits(vae, x, labels))
         figures.proposed(found, num_samples)
         if diagnostics:
             figures.curve(num_samples)
@@ -230,7 +230,7 @@ class _Figures:
         except Unavailable as reason:
             self.reasons.update(dict.fromkeys(names, str(reason)))
 
-    def bounds(self, num_dimensions: int, num_gaps: int) -> None:
+    def bounds(self, num_dimensions: int, no_bits: str) -> None:
         """The bounds and their terms; the three forms of the ELBO where they are known."""
         v = self.values
         kl = v["log_posterior"] - v["log_prior"]
@@ -239,9 +239,9 @@ class _Figures:
         self.put("elbo", elbo)
         for name, value in (("nll_bpd", -v["log_marginal"]), ("elbo_bpd", elbo)):
             self.put(name, value / (num_dimensions * math.log(2)))
-            if num_gaps:  # Data differ in how many dimensions were seen of them.
+            if no_bits:
                 self.found[name] = self.found[f"{name}_se"] = math.nan
-                self.reasons[name] = f"{num_gaps} values were not seen"
+                self.reasons[name] = no_bits
         self.put("reconstruction", v["log_likelihood"])
         self.put("kl", kl)
         if "bound" not in v:

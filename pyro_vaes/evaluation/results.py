@@ -8,11 +8,14 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from pyro_vaes.data.tables import num_gaps
 from pyro_vaes.evaluation.reliability import is_trusted, k_hat_lines
+from pyro_vaes.vae import VAE
 
-__all__ = ["Evaluation", "Unavailable", "bound_lines", "level_lines", "shared"]
+__all__ = ["Evaluation", "Unavailable", "bound_lines", "level_lines", "shared", "why_no_bits"]
 
 
 _NO_ERROR = "one datum has no standard error"
@@ -48,9 +51,9 @@ class Evaluation:
         num_gaps: values that were not seen (NaN), left out of log p(x).
         given_label: whether all is given the label.
         nll: minus the importance-weighted estimate of log p(x).
-        nll_bpd: the same in bits per dimension.
+        nll_bpd: the same in bits per dimension, where all elements are discrete.
         elbo: the evidence lower bound, E_q[log p(x, z) - log q(z | x)]: form (1).
-        elbo_bpd: the same in bits per dimension.
+        elbo_bpd: the same in bits per dimension, likewise.
         reconstruction: E_q[log p(x | z)].
         kl: E_q[log q(z | x) - log p(z)].
         elbo_2: form (2), E_q[log p(x | z) + log p(z)] + H(q), the entropy in closed form.
@@ -345,6 +348,30 @@ def _finite(value: Any) -> bool:
     if isinstance(value, list):
         return all(_finite(item) for item in value)
     return value is not None and (not isinstance(value, float) or math.isfinite(value))
+
+
+def why_no_bits(vae: VAE, x: Tensor, y: Tensor | None) -> str:
+    """Why log p(x) has no bits per dimension; empty if it has.
+
+    Those of a density depend on the unit of each element: only probabilities have them.
+
+    Args:
+        vae: the model.
+        x: data.
+        y: their labels, if all is given these.
+    """
+    gaps = num_gaps(x)
+    if gaps:  # Data differ in how many dimensions were seen of them.
+        return f"{gaps} values were not seen"
+    some = None if y is None else y[:1]
+    z = torch.zeros(1, *vae.p_z(some).event_shape, dtype=vae.dtype, device=vae.device)
+    likelihood = vae.p_x(z, some)
+    try:
+        discrete = getattr(likelihood, "all_discrete", None)
+        discrete = likelihood.support.is_discrete if discrete is None else discrete
+    except (AttributeError, NotImplementedError):
+        return "the likelihood says not whether it is a probability or a density"
+    return "" if discrete else "log p(x) is a density, which depends on the units of x"
 
 
 class Unavailable(Exception):

@@ -143,3 +143,30 @@ def test_the_recipe_of_files_and_flags_is_one_configuration(tmp_path: Path) -> N
     config, _ = resolve("table")
     assert (config.training.start, config.network.kind) == ("factors", "skip")
     assert config.objective.warmup_epochs == 0
+
+
+def windows(rows: int) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(rows, 8)).cumsum(1)
+
+
+def test_the_recipe_for_signals_starts_at_a_t_and_names_the_classical_density(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "w.npy", windows(120))
+    flags = ["--recipe", "signal", "--data", tmp_path / "w.npy", "--split", "time", "--epochs", 1]
+    assert run("train", *flags, "--out", tmp_path / "run") == 0
+    said = capsys.readouterr().out
+    assert "Likelihood: student_t" in said and "best classical density" in said
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert abs(summary["above_classical"]) < 1  # It is one of these, after a single epoch.
+    assert run("evaluate", tmp_path / "run", "--samples", 50) == 0
+    assert "best classical density" in capsys.readouterr().out
+
+
+def test_rows_too_few_for_a_full_covariance_are_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "w.npy", windows(30))
+    code = run("train", "--recipe", "signal", "--data", tmp_path / "w.npy", "--out", tmp_path / "r")
+    assert code == 2 and not (tmp_path / "r").exists()
+    assert "StudentTLikelihood with full=True" in capsys.readouterr().err

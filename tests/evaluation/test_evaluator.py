@@ -173,6 +173,21 @@ def test_bits_per_dimension():
         assert bits == pytest.approx(getattr(report, name) / (6 * math.log(2)))
 
 
+@pytest.mark.parametrize("kinds", [("count", "binary"), ("count", "real"), ("hurdle", "category")])
+def test_bits_per_dimension_are_of_probabilities_alone(kinds):
+    columns = {str(i): (kind, 3) if kind == "category" else kind for i, kind in enumerate(kinds)}
+    likelihood = pv.TableLikelihood(pv.MLP(2, [8]), columns)
+    table = pv.VAE(pv.NormalPrior(2), pv.NormalPosterior(pv.MLP(2, [8]), 2), likelihood)
+    normal = pv.NormalLikelihood(pv.MLP(2, [8]), (2,))
+    real = pv.VAE(pv.NormalPrior(2), pv.NormalPosterior(pv.MLP(2, [8]), 2), normal)
+    x = torch.randint(0, 2, (20, 2)).float()
+    reports = [pv.evaluate(vae, x, num_samples=5, proposal="encoder") for vae in (table, real)]
+    discrete = [kinds == ("count", "binary"), False]
+    assert ["bits/dim" in str(report) for report in reports] == discrete
+    assert [report.to_dict()["elbo_bpd"] is not None for report in reports] == discrete
+    assert "depends on the units" in reports[1].to_dict()["nll_bpd_reason"]
+
+
 # --- the curve of the bound, and its reliability --------------------------------------------------
 
 

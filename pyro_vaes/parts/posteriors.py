@@ -25,6 +25,10 @@ from pyro_vaes.networks.mlp import Network, check_network, shape_of
 
 __all__ = ["FlowPosterior", "FullNormalPosterior", "NormalPosterior", "Posterior"]
 
+# The largest log of a variance, either way: in single precision a scale of zero or infinity would
+# score what lies far off by NaN.
+_MOST = 80.0
+
 
 class _Scaled(Described):
     """A part whose networks see x through an affine map, ``(x - center) / half_range``."""
@@ -189,6 +193,10 @@ class Posterior(_Scaled):
         return self.from_features(self.features(x, y))
 
 
+def _scale(log_variance: Tensor) -> Tensor:
+    return (0.5 * log_variance.clamp(-_MOST, _MOST)).exp()
+
+
 class NormalPosterior(Posterior):
     """The diagonal normal q(z | x) = N(mu(x), diag(sigma(x)^2)).
 
@@ -215,7 +223,7 @@ class NormalPosterior(Posterior):
 
     def from_features(self, features: Tensor) -> Any:
         loc, log_variance = self.head(features).chunk(2, dim=-1)
-        return dist.Normal(loc, (0.5 * log_variance).exp()).to_event(1)
+        return dist.Normal(loc, _scale(log_variance)).to_event(1)
 
 
 class FullNormalPosterior(Posterior):
@@ -256,7 +264,7 @@ class FullNormalPosterior(Posterior):
 
     def from_features(self, features: Tensor) -> Any:
         loc, log_variance = self.head(features).chunk(2, dim=-1)
-        scale = (0.5 * log_variance).exp()
+        scale = _scale(log_variance)
         scale_tril = scale.diag_embed()
         if self.below is not None:
             below = F.pad(self.below(features), (0, 1)).index_select(-1, self.place)

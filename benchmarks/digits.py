@@ -73,6 +73,12 @@ _POSTERIORS: Mapping[str, Mapping[str, Any]] = {
         "train_samples": 5,
         "gradient": "path",
     },
+    "the same, images moved by more": {
+        "posterior": "full_normal",
+        "train_samples": 5,
+        "gradient": "path",
+        "augment": 2.2,
+    },
 }
 
 
@@ -136,7 +142,7 @@ STUDIES = {
         "Posteriors of the convolutional recipe",
         "What do a closer posterior and a tighter bound add?",
         _POSTERIORS,
-        ("full covariance", "full covariance, five draws"),
+        ("full covariance", "full covariance, five draws", "the same, images moved by more"),
         "digits-conv",
     ),
 }

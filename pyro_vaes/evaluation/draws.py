@@ -113,8 +113,20 @@ class Draws:
     log_posterior: Tensor
 
     @property
+    def undefined(self) -> Tensor:
+        """Which draws have a weight that is not a number, ``(samples, data)``."""
+        return self._weight.isnan()
+
+    @property
     def log_weight(self) -> Tensor:
-        """Log p(x | z) + log p(z) - log q(z | x)."""
+        """Log p(x | z) + log p(z) - log q(z | x); minus infinity where that is not a number.
+
+        One draw that no density can score must not spoil the mean of all data: its datum is marked.
+        """
+        return self._weight.masked_fill(self.undefined, -math.inf)
+
+    @property
+    def _weight(self) -> Tensor:
         return self.log_likelihood + self.log_prior - self.log_posterior
 
     def first(self, num: int) -> Draws:

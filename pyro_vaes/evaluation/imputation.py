@@ -142,6 +142,7 @@ def _fill(vae: VAE, found: Weighted, index: Tensor, out: Imputation, chunk: int,
         k = pareto_k(weight.topk(tail_size(len(z)) + 1, dim=0).values.mT)
         out.pareto_k[place] = k
         out.unreliable[place] = k > reliable_k(len(z))
+    out.unreliable[place] |= found.draws.undefined.any(0)
     out.unreliable[place] |= (
         unreached(block, seed) if found.fitted is None else found.fitted.unexplored
     )

@@ -49,7 +49,7 @@ from pyro_vaes.evaluation.proposals.fitted import (
 from pyro_vaes.evaluation.proposals.joint import GRADIENT_COST, Joint, frozen
 from pyro_vaes.evaluation.proposals.reach import reach_warnings, unreached
 from pyro_vaes.evaluation.proposals.refined import FIT_COST, MAX_FULL, RANK, Student, axes
-from pyro_vaes.evaluation.tally import Tally
+from pyro_vaes.evaluation.tally import Tally, undefined_warnings
 from pyro_vaes.vae import VAE, check_data, drawn
 
 __all__ = ["Found", "Pass", "Weighted", "best_elbos"]
@@ -64,7 +64,7 @@ _GAP_ROWS = 64
 # Simulated data on which annealing is tested.
 _SIMULATED = 32
 
-_ESTIMATE = ("log_marginal", "pareto_k", "effective_sample_size")
+_ESTIMATE = ("log_marginal", "pareto_k", "effective_sample_size", "undefined")
 
 
 @dataclasses.dataclass
@@ -158,6 +158,8 @@ class Pass:
                         found.posteriors.append(block.posterior)
         found.values = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         found.warnings += reach_warnings(kind, block.singular, found.values["unreached"])
+        if "undefined" in found.values:
+            found.warnings += undefined_warnings(found.values["undefined"])
         found.evaluations = cost.evaluations
         return found
 

@@ -47,6 +47,7 @@ def reliability(
     wrong = {"": over | unexplored | (unreached if proposal == "encoder" else False)}
     if "encoder_pareto_k" in values:
         wrong["encoder_"] = (values["encoder_pareto_k"] > limit) | unreached
+    wrong = {who: bad | values.get(f"{who}undefined", False) for who, bad in wrong.items()}
     for who, unreliable in wrong.items():
         k = values[f"{who}pareto_k"]
         found[f"{who}pareto_k_median"], found[f"{who}pareto_k_max"] = (

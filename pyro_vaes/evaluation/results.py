@@ -80,8 +80,9 @@ class Evaluation:
         pareto_k_max: the largest.
         pareto_k_limit: the k-hat over which an estimate from S draws is not to be trusted, the
             smaller of 1 - 1 / log10 S and 0.7.
-        num_unreliable: for how many data k-hat exceeds it, modes may have been missed, or the
-            encoder, if it is the proposal, cannot reach all z that the prior can.
+        num_unreliable: for how many data k-hat exceeds it, modes may have been missed, a draw's
+            weight is not a number, or the encoder, if it is the proposal, cannot reach all z that
+            the prior can.
         share_unreliable: the same as a share of the data.
         num_unexplored: for how many data modes may have been missed: a mode was found only once.
         encoder_pareto_k_median: as above, of the encoder's draws.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from pyro_vaes.evaluation.draws import Draws, RowBlock
 from pyro_vaes.evaluation.pareto import MIN_SAMPLES, pareto_k, tail_size
 
-__all__ = ["Curve", "Tally"]
+__all__ = ["Curve", "Tally", "undefined_warnings"]
 
 
 class Curve:
@@ -74,6 +75,7 @@ class Tally:
         self._range = (
             torch.tensor([math.inf, -math.inf], device=device).double()[:, None].repeat(1, n)
         )
+        self._undefined = torch.zeros(n, dtype=torch.long, device=device)
         self._top = torch.zeros(0, n, dtype=torch.float64, device=device)
         self._z_sums: Tensor | None = None
         self._curve = Curve()
@@ -82,6 +84,7 @@ class Tally:
     def add(self, block: Draws) -> None:
         """Adds draws."""
         weight = block.log_weight
+        self._undefined += block.undefined.sum(0)
         terms = (block.log_likelihood, block.log_prior, block.log_posterior)
         self._sums += torch.stack([term.sum(0) for term in terms])
         orders = torch.stack([weight.logsumexp(0), (2 * weight).logsumexp(0)])
@@ -107,8 +110,12 @@ class Tally:
     def result(self) -> dict[str, Tensor]:
         """Figures of each datum, the data along the first dimension, in nats."""
         log_likelihood, log_prior, log_posterior = self._sums / self._num_samples
+        log_marginal = self._totals[0] - math.log(self._num_samples)
         figures = {
-            "log_marginal": self._totals[0] - math.log(self._num_samples),
+            "log_marginal": log_marginal.masked_fill(
+                self._undefined == self._num_samples, math.nan
+            ),
+            "undefined": self._undefined > 0,
             "log_likelihood": log_likelihood,
             "log_prior": log_prior,
             "log_posterior": log_posterior,
@@ -127,3 +134,13 @@ class Tally:
         # The variance of a single draw is unknown: 0 / 0 is not a number, as it should be.
         figures["z_variance"] = (z_squares - z_sum * mean) / (self._num_samples - 1)
         return figures | self._kept
+
+
+def undefined_warnings(undefined: Tensor) -> Iterator[str]:
+    """What there is to say of data ``(n,)`` with draws whose weight is not a number."""
+    if bool(undefined.any()):
+        yield (
+            f"p(x, z) or the density of its proposal is not a number at some draws of z for "
+            f"{int(undefined.sum())} of {len(undefined)} data: those draws count as weights of 0, "
+            "and log p(x) of these data is not to be trusted"
+        )

@@ -182,3 +182,34 @@ def test_training_refuses_a_part_that_declares_no_event(role):
     vae.weight = nn.Parameter(torch.ones(()))
     with pytest.raises(ValueError, match=rf"Expected a {role} of batch shape .*\.to_event"):
         pv.fit(vae, torch.randn(5, 1), epochs=1, progress=False)
+
+
+class Holed(dist.Normal):
+    """Not a number far out, as a network's scale of 0 or infinity makes it."""
+
+    def log_prob(self, value):
+        return super().log_prob(value).masked_fill(value.abs() > 3, torch.nan)
+
+
+@pytest.mark.parametrize("proposal", ["auto", "encoder"])
+def test_a_draw_that_cannot_be_scored_is_marked_and_spoils_no_mean(proposal):
+    posterior = Part(lambda x: dist.Independent(Holed(0.8 * x, 0.45), 1))
+    vae = pv.VAE(Part(normal), posterior, Part(noisy))
+    x = torch.linspace(-3.4, 3.4, 41).unsqueeze(-1)
+    right = dist.Normal(0.0, math.sqrt(1.25)).log_prob(x)[:, 0]
+    found = pv.evaluate(vae, x, num_samples=2000, proposal=proposal)
+    marked = found.unreliable
+    assert math.isfinite(found.nll) and 0 < marked.sum() < len(x)
+    torch.testing.assert_close(found.log_marginal[~marked], right[~marked], atol=0.03, rtol=0)
+    assert any("not a number" in warning for warning in found.warnings)
+    with pytest.warns(UserWarning, match="not a number at some draws"):
+        some = pv.log_marginal(vae, x, num_samples=2000, proposal=proposal)
+    torch.testing.assert_close(some, found.log_marginal)
+
+
+def test_without_a_draw_that_can_be_scored_log_p_is_unknown():
+    vae = pv.VAE(
+        Part(normal), Part(near), Part(lambda z: dist.Normal(z * torch.nan, 1).to_event(1))
+    )
+    with pytest.warns(UserWarning, match="not a number"):
+        assert pv.log_marginal(vae, torch.zeros(2, 1), num_samples=30).isnan().all()

@@ -133,8 +133,8 @@ def _days(city: str) -> Callable[[], np.ndarray]:
 
 
 def _sunspots() -> np.ndarray:
-    """Sunspots of 24 months, one window a row."""
-    return _windows(_of_r("sunspot.month")().iloc[:, 1], 24)
+    """Sunspots of twelve months, one window a row; they are too few for a covariance of longer."""
+    return _windows(_of_r("sunspot.month")().iloc[:, 1], 12)
 
 
 def _pulse() -> np.ndarray:

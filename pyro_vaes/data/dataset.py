@@ -340,7 +340,7 @@ def load_data(
         train, val, test = splits
     if train.transform is not None:
         reason += " (for training, grey ones are drawn anew at each batch)"
-    notes += oddities(train, splits, found, label_names)
+    notes += oddities(train, splits, found, label_names, columns.names if columns else None)
     return DataSet(
         name=name,
         train=train,

@@ -49,14 +49,20 @@ _FAR_OUT = 1e6
 _ROUNDING = (1e-4, 1e-2)
 # Fewer rows than this may have two values by chance.
 _FEW_ROWS = 10
+# Numbers that often stand for what was not seen, if they lie apart from all others.
+_CODES = [sign * (10**digits - 1) for digits in range(1, 7) for sign in (-1, 1)]
 # Most rows from which typical distances are estimated.
 _SOME = 10_000
 
 
 def oddities(
-    train: Split, splits: Sequence[Split], kind: str, names: tuple[str, ...] | None
+    train: Split,
+    splits: Sequence[Split],
+    kind: str,
+    names: tuple[str, ...] | None,
+    columns: Sequence[str] | None = None,
 ) -> list[str]:
-    """Oddities in the data, in sentences."""
+    """Oddities in the data, in sentences, with the names of labels and columns."""
     notes, x = [], filled(train.x).flatten(1)
     never = _in_all_rows(train.x.flatten(1), torch.isnan)
     if bool(never.any()):
@@ -80,6 +86,8 @@ def oddities(
             f"A value of {found[0]:.4g} in element {found[1]} lies more than {_FAR_OUT:.0e} times "
             "farther out than the others do: is it right?"
         )
+    if kind not in ("binary", "levels"):
+        notes += _codes(train.x.flatten(1), columns)
     if train.y is not None and train.y.dim() > 1:
         return notes
     seen = set() if train.y is None else set(train.y.unique().tolist())
@@ -103,6 +111,25 @@ def _two_valued(rows: Tensor, without: Tensor) -> list[str]:
         f"{int(two.sum())} of {x.shape[1]} elements have two values only (element {i}: "
         f"{low[i]:g} and {high[i]:g}): a density of them means little. A table with "
         "kind='table' (--kind table) gives them a probability."
+    ]
+
+
+def _codes(rows: Tensor, columns: Sequence[str] | None) -> list[str]:
+    """A sentence on numbers like -999 that stand apart from the rest of their element."""
+    x, found = rows[:: -(-len(rows) // _SOME)], []
+    for code in _CODES:
+        for i in ((x == code).sum(0) > 1).nonzero()[:, 0].tolist():
+            others = x[~x[:, i].isnan() & (x[:, i] != code), i]
+            low, high = map(float, others.aminmax()) if len(others) else (0.0, 0.0)
+            if max(low - code, code - high) > high - low > 0:
+                where = f"element {i}" if columns is None else f"column {columns[i]!r}"
+                found.append(f"{code} in {where}, whose others lie from {low:g} to {high:g}")
+    if not found:
+        return []
+    more = f", and {len(found) - 3} more" if len(found) > 3 else ""
+    return [
+        f"Taken for numbers: {'; '.join(found[:3])}{more}. If they mark values that were not seen, "
+        "leave such cells blank (NaN)."
     ]
 
 

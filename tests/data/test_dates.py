@@ -113,3 +113,9 @@ def test_dates_among_which_a_cell_is_none_are_refused():
     with pytest.raises(DataError, match=r"dates in column 'd', as most .*got 'never' in line 4 "):
         coded(column)
     assert coded(pd.Series(column).where(column != "never"))[2].startswith("Columns were taken for")
+
+
+@pytest.mark.parametrize("words", [("03/04/67", "23/11/71"), ("1-Jan-68", "2-Feb-70"), ("67-3-4",)])
+def test_years_of_two_digits_are_no_dates_and_that_is_said(words):
+    guess = guess_kind(pd.Series([*words, "05/12/20"] * 5))
+    assert guess.kind == "category" and guess.unsure and "four digits" in guess.why

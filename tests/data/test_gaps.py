@@ -158,3 +158,20 @@ def test_counts_with_rounding_noise_are_counts():
 def test_small_numbers_are_not_rounded_away(x):
     data = pv.load_data(x)
     assert data.kind == "real" and "rounded" not in data.describe()
+
+
+@pytest.mark.parametrize("code", [-999, 9999, 99])
+def test_a_number_that_may_mark_a_gap_is_said(tmp_path, code):
+    numbers = np.random.default_rng(0)
+    frame = pd.DataFrame({"a": numbers.normal(3, 1, 200), "age": numbers.integers(20, 120, 200)})
+    frame.loc[::20, "a"] = code
+    frame.to_csv(tmp_path / "rows.csv", index=False)
+    notes = pv.load_data(tmp_path / "rows.csv").notes
+    (said,) = (note for note in notes if "Taken for numbers" in note)
+    assert f"{code} in column 'a', whose others lie from " in said and "age" not in said
+
+
+def test_numbers_among_others_are_no_marks_of_gaps():
+    x = np.random.default_rng(0).integers(-12, 12, (400, 3)) + 0.5 * (np.arange(400) % 2)[:, None]
+    assert (x == 9).any() and (x == -9).any()
+    assert not any("Taken for numbers" in note for note in pv.load_data(x).notes)

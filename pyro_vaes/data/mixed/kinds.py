@@ -34,6 +34,8 @@ _ZEROS = 0.1
 _SKEWED = 2.0
 # Share of rows with a word of their own from which words are names, not categories.
 _NAMES = 0.5
+# 31/1/24, 31-Jan-24, whose century is not known.
+_SHORT_DATE = r"^\s*(?:\d{1,2}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-\s.][A-Za-z]{3,9}[-\s.]\d\d)\b"
 # A number with something next to it, or with separators of thousands: 12.5%, $ 3.10, 1.234,5.
 _WITHIN = (
     r"^\s*(?P<before>[^\w\s.+-]*)\s*(?:[+-]?\d+(?:[.,'\s]\d{3})*(?:[.,]\d+)?)"
@@ -98,6 +100,9 @@ def _words(seen: Any) -> Guess:
         if are_dates(seen, first):
             return Guess("month_first", f"{seen.iloc[0]} was read so, or is it day_first?", True)
     distinct = seen.nunique()
+    if seen.str.match(_SHORT_DATE).all():
+        why = f"{seen.iloc[0]} may be a date: write years of four digits"
+        return Guess("drop" if distinct > _NAMES * len(seen) else "category", why, True)
     if distinct > 2 and distinct > _NAMES * len(seen):
         _refuse_spoilt(seen, dates)
         return Guess("drop", f"{distinct} of {len(seen)} words are different: names?", True)

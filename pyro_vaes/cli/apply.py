@@ -12,9 +12,9 @@ import click
 from pyro_vaes.cli.evaluate import LABEL_HELP, label_given, open_run
 from pyro_vaes.cli.flags import PLACE, SEED, Whole, with_options
 from pyro_vaes.cli.outputs import PICTURES, TABLES, check_out, write_array, write_table
-from pyro_vaes.core.choices import PROPOSALS
+from pyro_vaes.core.choices import DEVICES, PROPOSALS
 from pyro_vaes.runs.options import ConfigError
-from pyro_vaes.runs.schema import DEVICES, read_config
+from pyro_vaes.runs.schema import read_config
 
 if TYPE_CHECKING:
     from pyro_vaes.evaluation.scores import Scores

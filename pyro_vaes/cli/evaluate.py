@@ -12,10 +12,10 @@ import click
 
 from pyro_vaes.cli.flags import PLACE, SEED, Real, Whole
 from pyro_vaes.cli.outputs import PICTURES, TABLES, check_out, write_array, write_table
-from pyro_vaes.core.choices import PROPOSALS
+from pyro_vaes.core.choices import DEVICES, PROPOSALS
 from pyro_vaes.core.errors import DataError, RunError
 from pyro_vaes.runs.options import ConfigError
-from pyro_vaes.runs.schema import DEVICES, read_config
+from pyro_vaes.runs.schema import read_config
 from pyro_vaes.storage.files import RunFolderError
 
 if TYPE_CHECKING:

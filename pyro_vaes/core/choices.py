@@ -56,3 +56,5 @@ PRECISIONS = ("float32", "tf32", "bf16")
 Mode = Literal["auto", "eager", "traced", "compiled", "cuda_graph"]
 #: How training steps are run.
 MODES: tuple[Mode, ...] = ("auto", "eager", "traced", "compiled", "cuda_graph")
+#: Where to compute.
+DEVICES = ("auto", "cpu", "cuda", "mps")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_vaes.data.tables import num_gaps
+from pyro_vaes.distributions.counts import Exposed
 from pyro_vaes.evaluation.reliability import is_trusted, k_hat_lines
 from pyro_vaes.vae import VAE
 
@@ -367,6 +368,8 @@ def why_no_bits(vae: VAE, x: Tensor, y: Tensor | None) -> str:
     some = None if y is None else y[:1]
     z = torch.zeros(1, *vae.p_z(some).event_shape, dtype=vae.dtype, device=vae.device)
     likelihood = vae.p_x(z, some)
+    if isinstance(likelihood, Exposed):
+        return "one element is an exposure, which is given"
     try:
         discrete = getattr(likelihood, "all_discrete", None)
         discrete = likelihood.support.is_discrete if discrete is None else discrete

@@ -26,6 +26,7 @@ from pyro_vaes.runs.builders import Plan, base_posterior, flow_of, power_transfo
 from pyro_vaes.runs.data_source import load_for
 from pyro_vaes.runs.options import ConfigError, text
 from pyro_vaes.runs.registry import REGISTRY, builder_of
+from pyro_vaes.runs.resolve import idle
 from pyro_vaes.runs.schema import RunConfig
 from pyro_vaes.storage.files import RunFolderError
 from pyro_vaes.storage.weights import load
@@ -204,11 +205,16 @@ def _likelihood(config: RunConfig, data: DataSet, remarks: list[str]) -> str:
         if config.training.start != "random" and name == "normal":
             name = "student_t"  # A few rows far out decide a normal's.
         remarks.append(f"Likelihood: {name}, since the data hold {values}.")
-        return name
-    if data.kind not in REGISTRY["likelihood"][name].kinds:
+        remarks += idle(config, "likelihood", name)
+    elif data.kind not in REGISTRY["likelihood"][name].kinds:
         raise ConfigError(
             f"Invalid value for '--likelihood': expected one for {_values(data)}, since "
             f"{data.reason}; got {name!r}."
+        )
+    if config.parts.exposure and "exposure" not in REGISTRY["likelihood"][name].options:
+        raise ConfigError(
+            "Invalid value for '--exposure': expected a likelihood of counts with it "
+            f"(--kind counts); got {name}."
         )
     return name
 

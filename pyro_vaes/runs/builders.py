@@ -383,9 +383,23 @@ def inflated_likelihood(kind: type[CountLikelihood], plan: Plan) -> nn.Module:
 
 
 def _of_counts(kind: type[CountLikelihood], plan: Plan, inflated: bool) -> nn.Module:
-    likelihood = kind(plan.network(decoder=True), plan.event_shape, plan.labels, inflated)
+    exposure = plan.config.parts.exposure
+    if exposure:
+        _check_exposure(plan.data)
+    likelihood = kind(plan.network(decoder=True), plan.event_shape, plan.labels, inflated, exposure)
     likelihood.initialize_from(plan.data.train, shared=plan.pixels)
     return likelihood
+
+
+def _check_exposure(data: DataSet) -> None:
+    expected = "Invalid value for '--exposure': expected"
+    if len(data.event_shape) != 1 or data.event_shape[0] < 2:
+        shape = tuple(data.event_shape)
+        raise ConfigError(f"{expected} rows of counts and their exposure; got shape {shape}.")
+    for split in (data.train, data.val, data.test):
+        if bool((wrong := ~(split.x[:, -1] > 0)).any()):
+            got = float(split.x[wrong, -1][0])
+            raise ConfigError(f"{expected} numbers above 0 in the last column; got {got:g}.")
 
 
 def table_likelihood(kind: type[TableLikelihood], plan: Plan) -> nn.Module:

@@ -144,23 +144,31 @@ REGISTRY: dict[str, dict[str, Row]] = {
             ("counts", "real"),
         ),
         "poisson": Row(
-            "parts.counts.PoissonLikelihood", "Lambert 1992", "count_likelihood", (), _COUNTS
+            "parts.counts.PoissonLikelihood",
+            "Lambert 1992",
+            "count_likelihood",
+            ("exposure",),
+            _COUNTS,
         ),
         "negative_binomial": Row(
             "parts.counts.NegativeBinomialLikelihood",
             "Lopez et al. 2018",
             "count_likelihood",
-            (),
+            ("exposure",),
             _COUNTS,
         ),
         "zero_inflated_poisson": Row(
-            "parts.counts.PoissonLikelihood", "Lambert 1992", "inflated_likelihood", (), _COUNTS
+            "parts.counts.PoissonLikelihood",
+            "Lambert 1992",
+            "inflated_likelihood",
+            ("exposure",),
+            _COUNTS,
         ),
         "zero_inflated_negative_binomial": Row(
             "parts.counts.NegativeBinomialLikelihood",
             "Lopez et al. 2018",
             "inflated_likelihood",
-            (),
+            ("exposure",),
             _COUNTS,
         ),
         "table": Row(

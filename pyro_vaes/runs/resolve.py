@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from pyro_vaes.runs.options import ConfigError, Values, load_yaml, text
+from pyro_vaes.runs.options import ConfigError, Option, Values, load_yaml, text
 from pyro_vaes.runs.recipes import DEFAULT_RECIPE, recipe_values
 from pyro_vaes.runs.schema import (
     MAY_DIFFER,
@@ -25,6 +25,7 @@ __all__ = [
     "check_warmup_steps",
     "differences",
     "from_yaml",
+    "idle",
     "resolve",
 ]
 
@@ -125,9 +126,26 @@ def check_combination(
     defaults = flatten(RunConfig())
     for name, one in OPTIONS.items():
         other, values = one.only_with or (name, (flat[name],))
-        if name in explicit and flat[other] not in values and flat[name] != defaults[name]:
-            remarks.append(f"{one.flag} has no effect with {OPTIONS[other].flag} {flat[other]}.")
+        works = flat[other] == "auto" or flat[other] in values  # The data decide on auto.
+        if name in explicit and not works and flat[name] != defaults[name]:
+            remarks.append(_no_effect(one, flat[other]))
     return unflatten(flat), remarks
+
+
+def idle(config: RunConfig, flag: str, value: str) -> list[str]:
+    """Remarks on options, not at their defaults, that a value chosen for an ``auto`` ignores."""
+    flat, defaults = flatten(config), flatten(RunConfig())
+    return [
+        _no_effect(one, value)
+        for name, one in OPTIONS.items()
+        if one.only_with and one.only_with[0] == flag and value not in one.only_with[1]
+        if flat[name] != defaults[name]
+    ]
+
+
+def _no_effect(option: Option, value: Any) -> str:
+    other = option.only_with[0] if option.only_with else ""
+    return f"{option.flag} has no effect with {OPTIONS[other].flag} {value}."
 
 
 def check_warmup_steps(

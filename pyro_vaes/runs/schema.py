@@ -13,6 +13,7 @@ import yaml
 
 from pyro_vaes.core.choices import (
     ACTIVATIONS,
+    DEVICES,
     FREEZABLE,
     GRADIENTS,
     KERNELS,
@@ -52,7 +53,6 @@ __all__ = [
 
 
 GREY_IMAGES = ("mnist", "fashion_mnist", "omniglot")
-DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 def _only(flag: str, option: str) -> tuple[str, tuple[str, ...]]:
@@ -156,6 +156,11 @@ class PartsConfig(Section):
     )
     noise_order: int = option(
         1, "Lags of noise over time.", least=1, only_with=_only("likelihood", "noise_order")
+    )
+    exposure: bool = option(
+        False,
+        "The last column is each row's exposure (library size), given and not modelled.",
+        only_with=_only("likelihood", "exposure"),
     )
     transform: str = option(
         "none",
@@ -305,9 +310,7 @@ class TrainingConfig(Section):
     learning_rate: float = option(1e-3, "Step size of the optimiser.", above=0)
     optimizer: str = option("adam", "Optimiser.", choices=tuple(OPTIMIZERS))
     weight_decay: float = option(0.0, "Weight decay of the optimiser.", least=0)
-    schedule: str = option(
-        "constant", "Of the learning rate, over all epochs.", choices=tuple(SCHEDULES)
-    )
+    schedule: str = option("constant", "Of the learning rate.", choices=tuple(SCHEDULES))
     clip_norm: float = option(0.0, "Largest norm of a gradient; 0 for no limit.", least=0)
     ema_decay: float = option(
         0.995, "Decay of a moving average of the weights; 0 for none.", least=0, below=1
@@ -397,10 +400,9 @@ def from_values(values: Mapping[str, Any]) -> RunConfig:
 
 def to_yaml(config: RunConfig) -> str:
     """Writes the options as a flat YAML file, in the order of the tree."""
-    plain = dict(flatten(config))
     # An unlimited width keeps each option on one line; only lists are in flow style.
     style: dict[str, Any] = {"default_flow_style": None, "allow_unicode": True, "width": 10**6}
-    written: str = yaml.safe_dump(plain, sort_keys=False, **style)
+    written: str = yaml.safe_dump(dict(flatten(config)), sort_keys=False, **style)
     return written
 
 

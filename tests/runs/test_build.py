@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -46,5 +48,41 @@ def test_noise_of_signals_has_the_order_that_is_asked_for():
     assert likelihood.order == 3 and likelihood.partial.shape == (3,)
     with pytest.raises(ConfigError, match=r"'--noise-order': expected less than 8, .*; got 8"):
         built(data, **{**options, "noise_order": 8})
-    _, remarks = check_combination(*resolve(None, None, {"noise_order": 3}))
-    assert "--noise-order has no effect with --likelihood auto." in remarks
+
+
+@pytest.mark.parametrize(
+    ("kind", "flags", "said"),
+    [
+        ("levels", {"noise_order": 3}, "--noise-order has no effect with --likelihood ordinal."),
+        ("counts", {"sharpness": True}, "--sharpness has no effect with --likelihood negative_"),
+        ("levels", {"sharpness": True}, None),
+    ],
+)
+def test_auto_says_what_has_no_effect_once_the_data_have_decided(kind, flags, said):
+    data = pv.load_data(np.arange(120).reshape(-1, 3) % 7, kind=kind)
+    config, remarks = check_combination(*resolve(None, None, flags))
+    assert not remarks
+    remarks = [line for line in build(config, data)[1] if "no effect" in line]
+    assert len(remarks) == (said is not None) and all(said in line for line in remarks)
+
+
+def test_the_last_column_may_be_an_exposure():
+    numbers = np.random.default_rng(0)
+    depth = numbers.integers(1, 50, (90, 1))
+    rows = np.concatenate([numbers.poisson(depth * [[0.1, 3.0, 1.0]]), depth], 1)
+    data = pv.load_data(rows, kind="counts")
+    likelihood = built(data, exposure=True).likelihood
+    assert likelihood.counted == (3,) and float(likelihood.typical) == data.train.x[:, 3].median()
+    torch.testing.assert_close(
+        likelihood.log_mean.exp(), torch.tensor([0.1, 3.0, 1.0]), atol=0.2, rtol=0.1
+    )
+    found = pv.evaluate(built(data, exposure=True), data.test, num_samples=30)
+    assert found.nll_bpd is None or math.isnan(found.nll_bpd)
+    assert "exposure" in found.reasons["nll_bpd"]
+    rows[4, 3] = 0
+    with pytest.raises(ConfigError, match=r"'--exposure': expected numbers above 0 .*; got 0\."):
+        built(pv.load_data(rows, kind="counts"), exposure=True)
+    with pytest.raises(ConfigError, match=r"'--exposure': .* counts .*; got ordinal"):
+        built(pv.load_data("digits"), exposure=True)
+    with pytest.raises(ConfigError, match="'--exposure': expected rows of counts"):
+        built(pv.load_data(rows[:, :1], kind="counts"), exposure=True)

@@ -734,6 +734,9 @@ def _run(given: argparse.Namespace, rows: Mapping[str, Row], samples: int) -> No
             print(f"{run}: {history.epochs} epochs, {WHY[history.stopped]}", flush=True)
             if history.stopped == "time":
                 break
+        if not history.records:
+            print("The time budget ended within the first epoch. The same command goes on.")
+            return
         if name != given.row:
             print(f"{given.row} starts from that run, once it has ended. The same command goes on.")
             return

@@ -115,9 +115,9 @@ def search(asked: Search, say: Callable[[str], Any] = print) -> Path:
         left = candidates
         for number, (count, length) in enumerate(rungs):
             last = number == len(rungs) - 1
-            left = _ranked(left)[:count]
+            left = _ranked(left, len(rungs) - 1)[:count]
             _train(asked, left, number, None if last else length, contents, last)
-        order = _ranked(candidates)
+        order = _ranked(candidates, len(rungs) - 1)
         if order[0].failed:
             raise RunFolderError(f"Expected a run with figures; got none: {reason_of(order[0])}.")
         rows = write_table(asked, order, rungs)
@@ -133,9 +133,8 @@ def _check_out(out: Path) -> None:
         )
 
 
-def _ranked(candidates: Collection[Candidate]) -> list[Candidate]:
-    """The best first: those that came farther, then by their score there."""
-    last = max(c.rung for c in candidates)
+def _ranked(candidates: Collection[Candidate], last: int) -> list[Candidate]:
+    """The best first: those that came farther, then by their score there; NLL in the last rung."""
     return sorted(candidates, key=lambda c: (-c.rung, c.score(c.rung == last)))
 
 

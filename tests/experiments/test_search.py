@@ -120,6 +120,31 @@ def test_each_rung_keeps_the_best_by_what_it_is_said_to_be_ranked_by(tmp_path, m
     assert [c.point["latent_dim"] for c in seen] == [3, 2, 4, 5, 6, 7]
 
 
+def test_a_search_makes_of_data_and_options_what_train_makes_of_them(tmp_path):
+    """Conditions make a model conditional, and a warm-up in steps fits each rung."""
+    random = np.random.default_rng(0)
+    table = pd.DataFrame(random.normal(size=(100, 3)), columns=["a", "b", "age"])
+    table.assign(site=random.choice(["x", "y"], 100)).to_csv(tmp_path / "t.csv", index=False)
+    data = pv.load_data(tmp_path / "t.csv", label_column=["site", "age"])
+    asked = Search({}, {"warmup_steps": 20, "epochs": 30}, tmp_path, tmp_path, recipe="course")
+    config, remarks = asked.configured({}, data=data)
+    assert config.data.conditional and config.objective.warmup_steps == 20
+    assert any("site, age" in line for line in remarks)
+    # 60 rows train, in one step an epoch.
+    assert asked.config({}, 10, data).objective.warmup_steps == 5
+
+
+def test_what_train_would_remark_is_said(tmp_path):
+    random = np.random.default_rng(0)
+    np.save(tmp_path / "x.npy", random.normal(size=(60, 3)).astype("float32"))
+    options = {"data": str(tmp_path / "x.npy"), "epochs": 2, "pseudo_inputs": "mean"}
+    asked = Search({"prior": ("standard", "vamp")}, options, tmp_path, tmp_path)
+    candidates = search._candidates(asked)
+    said = search._checked(asked, pv.load_data(tmp_path / "x.npy"), candidates)
+    effect = "--pseudo-inputs has no effect with --prior standard. (1 of 2 configurations)"
+    assert effect in said and any(line.endswith("training has 2.") for line in said)
+
+
 def test_a_start_that_is_kept_has_a_validation_elbo_too(tmp_path):
     """The recipe for tables keeps its start if no epoch is better, which no record describes."""
     random = np.random.default_rng(0)

@@ -37,6 +37,7 @@ from pyro_vaes.training.history import History, NonFiniteError
 from pyro_vaes.training.options import COMPILE_FROM_STEPS
 from pyro_vaes.training.run_folder import METRICS
 from pyro_vaes.training.sweep import fit_many
+from pyro_vaes.training.validation import on_device, validate
 from pyro_vaes.vae import VAE
 
 __all__ = ["Run", "contents_of", "perform"]
@@ -138,7 +139,7 @@ def _is_mean_of(nll: float | None, log_marginal: Sequence[float]) -> bool:
 
 
 def _is_training(facts: Any) -> bool:
-    numbers = ("epochs", "seconds", "seconds_per_epoch", "parameters")
+    numbers = ("epochs", "seconds", "seconds_per_epoch", "parameters", "val_elbo")
     return isinstance(facts, dict) and all(_is_number(facts.get(name)) for name in numbers)
 
 
@@ -202,7 +203,12 @@ def _train(run: Run, data: DataSet) -> dict[str, Any]:
     history = train(vae, data, run.config, out=run.folder, resume=True, progress=False)
     if history.stopped == "interrupted":
         raise KeyboardInterrupt
-    return _facts(vae, history)
+    facts = _facts(vae, history)
+    if history.best_epoch == 0:  # The start was kept, which no record describes.
+        rows, objective = on_device(data.val, vae), build_objective(run.config)
+        found = validate(vae, objective, rows, run.config.training.seed)
+        facts["val_elbo"] = found["val_elbo"]
+    return facts
 
 
 def _train_together(runs: Sequence[Run], data: DataSet) -> dict[Run, dict[str, Any]]:

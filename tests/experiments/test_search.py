@@ -94,11 +94,71 @@ def test_candidates_are_ranked_by_how_far_they_came_then_by_validation():
     best, close = candidate(1, -99.0, nll=90.0), candidate(1, -95.0, nll=91.0)
     early, failed = candidate(0, -50.0, nll=40.0), Candidate({}, 1, result={"error": "NaN"})
     unknown = candidate(1, -90.0, nll=None)
-    ranked = search._ranked([early, failed, close, best, unknown])
+    ranked = search._ranked([early, failed, close, best, unknown], 1)
     assert ranked[:2] == [best, close] and ranked[-1] is early
     assert math.isinf(failed.score(True)) and math.isinf(unknown.score(True))
-    # Before the last rung the ELBO decides: for one rung of equals it is not used at all.
-    assert search._ranked([candidate(0, -3.0, 1.0), candidate(0, -2.0, 2.0)])[0].score(True) == 1.0
+    # Before the last rung the ELBO decides, whatever a few draws say of log p(x).
+    equals = [candidate(0, -3.0, nll=1.0), candidate(0, -2.0, nll=2.0)]
+    assert search._ranked(equals, 1) == equals[::-1] and search._ranked(equals, 0) == equals
+
+
+def test_each_rung_keeps_the_best_by_what_it_is_said_to_be_ranked_by(tmp_path, monkeypatch):
+    def performed(runs_, **_options):
+        # The smaller z, the better the ELBO and the worse log p(x).
+        sizes = {run.key: run.config.network.latent_dim for run in runs_}
+        figures = {key: {"nll": -size, "share_unreliable": 0.0} for key, size in sizes.items()}
+        return {k: {"figures": figures[k], "training": {"val_elbo": -n}} for k, n in sizes.items()}
+
+    seen = []
+    monkeypatch.setattr(search, "run_all", performed)
+    monkeypatch.setattr(search, "write_table", lambda asked, order, rungs: seen.extend(order))
+    monkeypatch.setattr(search, "_best", lambda *_: {})
+    monkeypatch.setattr(search, "write_page", lambda *_: tmp_path)
+    axes = {"latent_dim": (2, 3, 4, 5, 6, 7)}
+    asked = Search(axes, {"epochs": 60}, tmp_path / "out", tmp_path / "runs", recipe="course")
+    search.search(asked, lambda _line: None)
+    assert [c.point["latent_dim"] for c in seen] == [3, 2, 4, 5, 6, 7]
+
+
+def test_a_search_makes_of_data_and_options_what_train_makes_of_them(tmp_path):
+    """Conditions make a model conditional, and a warm-up in steps fits each rung."""
+    random = np.random.default_rng(0)
+    table = pd.DataFrame(random.normal(size=(100, 3)), columns=["a", "b", "age"])
+    table.assign(site=random.choice(["x", "y"], 100)).to_csv(tmp_path / "t.csv", index=False)
+    data = pv.load_data(tmp_path / "t.csv", label_column=["site", "age"])
+    asked = Search({}, {"warmup_steps": 20, "epochs": 30}, tmp_path, tmp_path, recipe="course")
+    config, remarks = asked.configured({}, data=data)
+    assert config.data.conditional and config.objective.warmup_steps == 20
+    assert any("site, age" in line for line in remarks)
+    # 60 rows train, in one step an epoch.
+    assert asked.config({}, 10, data).objective.warmup_steps == 5
+
+
+def test_what_train_would_remark_is_said(tmp_path):
+    random = np.random.default_rng(0)
+    np.save(tmp_path / "x.npy", random.normal(size=(60, 3)).astype("float32"))
+    options = {"data": str(tmp_path / "x.npy"), "epochs": 2, "pseudo_inputs": "mean"}
+    asked = Search({"prior": ("standard", "vamp")}, options, tmp_path, tmp_path)
+    candidates = search._candidates(asked)
+    said = search._checked(asked, pv.load_data(tmp_path / "x.npy"), candidates)
+    effect = "--pseudo-inputs has no effect with --prior standard. (1 of 2 configurations)"
+    assert effect in said and any(line.endswith("training has 2.") for line in said)
+
+
+def test_a_start_that_is_kept_has_a_validation_elbo_too(tmp_path):
+    """The recipe for tables keeps its start if no epoch is better, which no record describes."""
+    random = np.random.default_rng(0)
+    x = random.normal(size=(120, 2)) @ random.normal(size=(2, 4)) + random.normal(size=(120, 4))
+    np.save(tmp_path / "x.npy", x.astype("float32"))
+    asked = {"data": str(tmp_path / "x.npy"), "epochs": 2, "learning_rate": 1.0, "latent_dim": 2}
+    asked |= {"ema_decay": 0.0, "hidden_dims": (8,), "transform": "none"}
+    config = Search({}, asked, tmp_path, tmp_path, recipe="table").config({})
+    data = pv.load_data(tmp_path / "x.npy")
+    run_ = runs.Run(config, runs.contents_of(data), tmp_path / "runs", 30, (), "encoder", "val")
+    (found,) = runs.perform((run_,))
+    assert found["training"]["best_epoch"] == 0
+    close = found["figures"]["elbo_se"]
+    assert found["training"]["val_elbo"] == pytest.approx(found["figures"]["elbo"], abs=close)
 
 
 def test_an_option_without_effect_makes_no_other_model(tmp_path):

@@ -11,10 +11,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pyro_vaes.data.dataset import DataSet
 from pyro_vaes.evaluation.reliability import UNRELIABLE
 from pyro_vaes.experiments.runs import Run
 from pyro_vaes.runs.options import ConfigError, text
-from pyro_vaes.runs.resolve import check_combination, resolve
+from pyro_vaes.runs.resolve import (
+    check_combination,
+    check_conditional,
+    check_warmup_steps,
+    resolve,
+)
 from pyro_vaes.runs.schema import OPTIONS, RunConfig, flatten, from_values
 
 __all__ = [
@@ -134,11 +140,24 @@ class Search(NamedTuple):
     engine: str = "local"
     progress: bool = True
 
-    def config(self, point: Mapping[str, Any], epochs: int | None = None) -> RunConfig:
-        """The options of a point; with fewer epochs a warm-up is shortened to fit.
+    def config(
+        self, point: Mapping[str, Any], epochs: int | None = None, data: DataSet | None = None
+    ) -> RunConfig:
+        """The options of a point; see :meth:`configured`."""
+        return self.configured(point, epochs, data)[0]
+
+    def configured(
+        self, point: Mapping[str, Any], epochs: int | None = None, data: DataSet | None = None
+    ) -> tuple[RunConfig, list[str]]:
+        """The options of a point, as ``train`` takes them, and what it remarks on them.
+
+        Args:
+            point: the options that vary.
+            epochs: of a rung; with fewer a warm-up is shortened to fit.
+            data: the data; None before they are read.
 
         Raises:
-            ConfigError: for options that contradict each other.
+            ConfigError: for options that contradict each other, or the data.
         """
         asked = {**self.fixed, **point}
         config, explicit = resolve(self.recipe, self.file, asked)
@@ -146,7 +165,13 @@ class Search(NamedTuple):
         if epochs is not None and epochs < whole:
             config = from_values({**flatten(config), "epochs": epochs})
             explicit -= {"warmup_epochs", "warmup_steps"}
-        return check_combination(config, explicit)[0]
+        config, remarks = check_combination(config, explicit)
+        if data is None:
+            return config, remarks
+        steps = math.ceil(len(data.train) / config.training.batch_size)
+        config, more = check_warmup_steps(config, explicit, steps)
+        config, given = check_conditional(config, explicit, data.condition_names)
+        return config, [*remarks, *more, *given]
 
 
 @dataclasses.dataclass

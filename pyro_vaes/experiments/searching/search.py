@@ -11,8 +11,8 @@ the winner is a run like any other. The rungs are ranked by the validation ELBO,
 from __future__ import annotations
 
 import json
-import math
 import shutil
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,6 @@ from pyro_vaes.experiments.searching.points import (
 )
 from pyro_vaes.runs.build import build, data_of, device_of_flag
 from pyro_vaes.runs.options import ConfigError
-from pyro_vaes.runs.resolve import check_warmup_steps
 from pyro_vaes.runs.run import trainer_of
 from pyro_vaes.runs.schema import OPTIONS, digest, flatten
 from pyro_vaes.runs.summary import finished, summarise
@@ -64,19 +63,29 @@ def _candidates(asked: Search) -> list[Candidate]:
     return list(found.values())
 
 
-def _checked(asked: Search, data: DataSet, candidates: Sequence[Candidate]) -> None:
-    """Builds every configuration once, so that what would be refused is refused at once."""
+def _checked(asked: Search, data: DataSet, candidates: Sequence[Candidate]) -> list[str]:
+    """Builds every configuration once, so that what would be refused is refused at once.
+
+    Returns:
+        What ``train`` would remark on them, and for how many if not for all.
+    """
     import torch
 
+    found: Counter[str] = Counter()
     with torch.random.fork_rng():
         for candidate in candidates:
             try:
-                config = asked.config(candidate.point)
-                steps = math.ceil(len(data.train) / config.training.batch_size)
-                check_warmup_steps(config, (*asked.fixed, *candidate.point), steps)
-                trainer_of(build(config, data)[0], data, config)
+                config, remarks = asked.configured(candidate.point, data=data)
+                vae, choices = build(config, data)
+                trainer_of(vae, data, config)
             except ConfigError as error:
                 raise ConfigError(f"{words_of(candidate.point)}: {error}") from error
+            found.update({*remarks, *choices})
+    total = len(candidates)
+    return [
+        line if count == total else f"{line} ({count} of {total} configurations)"
+        for line, count in sorted(found.items())
+    ]
 
 
 # --- the search -----------------------------------------------------------------------------------
@@ -105,19 +114,19 @@ def search(asked: Search, say: Callable[[str], Any] = print) -> Path:
             "values: --prior standard,vamp."
         )
     data = data_of(asked.config(candidates[0].point), "Invalid value for '--data'")
-    _checked(asked, data, candidates)
+    remarks = _checked(asked, data, candidates)
     epochs = {asked.config(c.point).training.epochs for c in candidates}
     rungs = rungs_of(len(candidates), max(epochs), asked.factor if len(epochs) == 1 else 1)
-    contents = contents_of(data)
     _check_out(asked.out)
-    say(plan_text(len(candidates), rungs))
+    for line in (data.describe(), *remarks, plan_text(len(candidates), rungs)):
+        say(line)
     with locked(asked.out, "search"):
         left = candidates
         for number, (count, length) in enumerate(rungs):
             last = number == len(rungs) - 1
-            left = _ranked(left)[:count]
-            _train(asked, left, number, None if last else length, contents, last)
-        order = _ranked(candidates)
+            left = _ranked(left, len(rungs) - 1)[:count]
+            _train(asked, data, left, number, None if last else length, last)
+        order = _ranked(candidates, len(rungs) - 1)
         if order[0].failed:
             raise RunFolderError(f"Expected a run with figures; got none: {reason_of(order[0])}.")
         rows = write_table(asked, order, rungs)
@@ -133,23 +142,23 @@ def _check_out(out: Path) -> None:
         )
 
 
-def _ranked(candidates: Collection[Candidate]) -> list[Candidate]:
-    """The best first: those that came farther, then by their score there."""
-    last = max(c.rung for c in candidates)
+def _ranked(candidates: Collection[Candidate], last: int) -> list[Candidate]:
+    """The best first: those that came farther, then by their score there; NLL in the last rung."""
     return sorted(candidates, key=lambda c: (-c.rung, c.score(c.rung == last)))
 
 
 def _train(
     asked: Search,
+    data: DataSet,
     left: Sequence[Candidate],
     rung: int,
     epochs: int | None,
-    contents: str,
     last: bool,
 ) -> None:
     few = (asked.samples, asked.proposal) if last else (_FEW, "encoder")
+    contents = contents_of(data)
     for candidate in left:
-        config = asked.config(candidate.point, epochs)
+        config = asked.config(candidate.point, epochs, data)
         candidate.run = Run(config, contents, asked.runs, few[0], (), few[1], "val")
         candidate.rung, candidate.epochs = rung, config.training.epochs
     results = run_all(

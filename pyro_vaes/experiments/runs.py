@@ -255,6 +255,7 @@ def _facts(vae: VAE, history: History) -> dict[str, Any]:
         "best_epoch": history.best_epoch,
         "stopped": history.stopped,
         "mode": history.mode,
+        "precision_shift": history.precision_shift,
         "seconds": round(history.seconds, 3),
         # The median is robust to the first epoch, which traces, and to a busy machine.
         "seconds_per_epoch": statistics.median(r["seconds"] for r in history.records),

@@ -119,6 +119,7 @@ def summarise(
     summary = {
         **result.to_dict(),
         "split": "test",
+        "asked_proposal": proposal,
         "num_rows": len(data.test),
         **(compared(data, rows, result, vae.likelihood) if _compares(config) else {}),
         **_before(config, rows, result, **options),

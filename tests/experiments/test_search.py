@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -256,6 +257,28 @@ def test_the_same_command_trains_and_looks_no_more(searched):
     assert run(*command) == 0
     assert {name: len(found) for name, found in rows.items()} == counts
     assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.parametrize(
+    ("options", "again"),
+    [({}, False), ({"samples": 40}, True), ({"proposal": "auto"}, True)],
+)
+def test_other_draws_make_other_test_figures(options, again, tmp_path, monkeypatch):
+    """The folder of the best run has figures as the last command asks, not those of the first."""
+    for folder in (tmp_path / "run", tmp_path / "out" / "best"):
+        folder.mkdir(parents=True)
+        for name in ("config.yaml", "metrics.jsonl", search.WEIGHTS):
+            (folder / name).touch()
+    first = {"num_samples": 30, "asked_proposal": "encoder"}
+    monkeypatch.setattr(search, "finished", lambda *_: first)
+    monkeypatch.setattr(search, "load", lambda _: None)
+    monkeypatch.setattr(search, "summarise", lambda *args: {"draws": args[-2:]})
+    given = {"samples": 30, "proposal": "encoder", **options}
+    asked = Search({}, {}, tmp_path / "out", tmp_path, **given)
+    run_ = SimpleNamespace(folder=tmp_path / "run", config=asked.config({}))
+    training = {"best_epoch": 1, "stopped": "epochs", "mode": "eager"}
+    found = search._best(asked, None, Candidate({}, run=run_, result={"training": training}))
+    assert found == ({"draws": (asked.samples, asked.proposal)} if again else first)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import datetime
 import itertools
 import math
 import os
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -206,7 +207,7 @@ def _say_stopped(history: History, out: Path) -> None:
     A run that was stopped is not evaluated on the test rows.
     """
     after = f"after {history.epochs} epoch{'s' * (history.epochs != 1)}"
-    resume = f"pyro-vaes train --resume --out {out}"
+    resume = f"pyro-vaes train --resume --out {shlex.quote(str(out))}"
     if history.stopped == "time":
         click.echo(f"Stopped by --minutes {after}.\nTo resume: {resume}")
         return

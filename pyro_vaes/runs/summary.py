@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import platform
+import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -271,7 +272,9 @@ def report_text(summary: Mapping[str, Any], out: Path) -> str:
     # A run from before k-hat was recorded stays as it is.
     if "share_unreliable" in summary and is_trusted(summary) is False:
         remedy = "--samples 5000 or --proposal annealed"
-        lines.append(f"    For a better figure: pyro-vaes evaluate {out} with {remedy}")
+        lines.append(
+            f"    For a better figure: pyro-vaes evaluate {shlex.quote(str(out))} with {remedy}"
+        )
     if summary.get("pseudo_inputs_moved") is not None:
         lines.append(
             f"  The median pseudo-input moved {summary['pseudo_inputs_moved']:.2f} standard "

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -21,6 +21,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from pyro_vaes.core.choices import OPTIMIZERS, SCHEDULES
 from pyro_vaes.core.described import plain
+from pyro_vaes.core.looking import in_evaluation_mode
 from pyro_vaes.data.splits import Split, as_split
 from pyro_vaes.inference.elbo import ELBO
 from pyro_vaes.inference.info import BetaTCELBO
@@ -137,23 +138,38 @@ class _Terms(nn.Module):
 
 
 @contextmanager
-def _given_noise(noise: Tensor) -> Iterator[None]:
-    """Makes normal distributions use ``noise`` for their next draw.
+def _given_noise(noise: Tensor, sizes: Sequence[int]) -> Iterator[None]:
+    """Makes normal distributions use ``noise`` for their next draws, a part of it for each level.
 
     PyTorch fills a tensor in place there, which a batched function must not do; and each model gets
     the noise of its own seed.
     """
+    parts = iter(noise.split(list(sizes), -1))
 
     def given(shape: Any, dtype: Any, device: Any) -> Tensor:
-        if tuple(shape) != tuple(noise.shape):
+        part = next(parts, None)
+        if part is None or tuple(shape) != tuple(part.shape):
             raise ValueError(
-                f"Expected a posterior that draws noise of shape {tuple(noise.shape)}; "
-                f"got {tuple(shape)}."
+                "Expected a posterior that draws the same noise at each step; got noise of shape "
+                f"{tuple(shape)} instead of {None if part is None else tuple(part.shape)}."
             )
-        return noise
+        return part
 
     with normals_drawn_by(given):
         yield
+
+
+def _noise_sizes(vae: VAE, split: Split) -> list[int]:
+    """The sizes of the normals that a posterior draws for a datum, in turn: one for each level."""
+    sizes: list[int] = []
+
+    def noted(shape: Any, dtype: Any, device: Any) -> Tensor:
+        sizes.append(shape[-1])
+        return torch.zeros(shape, dtype=dtype, device=device)
+
+    with in_evaluation_mode(vae), normals_drawn_by(noted):
+        vae.q_z(split.numbers(split.x[:1]), None if split.y is None else split.y[:1]).rsample()
+    return sizes
 
 
 class _Sweep:
@@ -190,6 +206,7 @@ class _Sweep:
             vae.to(self.device)
         self.train = self._placed(train)
         self.val = None if val is None else self._placed(val)
+        self.noise_sizes = _noise_sizes(vaes[0], self.train)
         self.module = _Terms(vaes[0])
         params, buffers = stack_module_state([_Terms(vae) for vae in vaes])
         self.params = {name: p.detach() for name, p in params.items()}
@@ -224,7 +241,7 @@ class _Sweep:
     def _loss(
         self, params: Any, buffers: Any, x: Tensor, y: Tensor | None, noise: Tensor, weight: Tensor
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        with _given_noise(noise):
+        with _given_noise(noise, self.noise_sizes):
             # A part that occurs twice (a VampPrior's posterior) is one module under two names,
             # which PyTorch's weight tying would swap twice and restore wrongly.
             log_likelihood, kl = functional_call(
@@ -266,8 +283,11 @@ class _Sweep:
         return self._programs[key](*tensors)
 
     def _noise(self, rows: int, generators: Sequence[Generator]) -> Tensor:
-        dim, dtype = cast(int, self.vaes[0].posterior.latent_dim), self.vaes[0].dtype
-        draws = [torch.randn(rows, dim, generator=g, dtype=dtype) for g in generators]
+        dtype = self.vaes[0].dtype
+        draws = [
+            torch.cat([torch.randn(rows, n, generator=g, dtype=dtype) for n in self.noise_sizes], 1)
+            for g in generators
+        ]
         return torch.stack(draws).to(self.device)
 
     def _step(self, order: Tensor, weight: Tensor, rates: list[float]) -> Tensor:

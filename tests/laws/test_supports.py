@@ -85,6 +85,24 @@ def test_a_posterior_on_less_than_the_priors_support_is_no_bias(posterior):
         pv.log_marginal(vae, x, 200, proposal="encoder")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1e-7, 1e-20])
+def test_draws_that_coincide_are_marked(dtype, scale):
+    """Their weights are all equal, as those of p(z | x) itself are, and tens of nats off."""
+    torch.set_default_dtype(dtype)
+    x = 1 + torch.rand(20, 1)
+    vae = pv.VAE(Part(normal), Part(lambda x: dist.Normal(x, scale).to_event(1)), Part(noisy))
+    report = pv.evaluate(vae, x, num_samples=400)
+    truth = dist.Normal(0.0, 1.25**0.5).log_prob(x[:, 0])
+    assert (report.log_marginal - truth).abs().max() < 0.25
+    alone = pv.evaluate(vae, x, num_samples=400, proposal="encoder")
+    assert alone.trusted is False
+    if scale < torch.finfo(dtype).eps:
+        assert alone.num_unreliable == report.encoder_num_unreliable == len(x)
+        with pytest.warns(UserWarning, match="coincide"):
+            pv.log_marginal(vae, x, 400, proposal="encoder")
+
+
 def test_the_bound_of_a_point_is_no_number():
     vae = pv.VAE(Part(normal), Part(POSTERIORS["point"]), Part(noisy))
     report = pv.evaluate(vae, torch.randn(10, 1), num_samples=50)

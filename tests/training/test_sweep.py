@@ -24,9 +24,28 @@ def make_vae(seed, prior="standard", posterior="normal"):
         "inverse": lambda: pv.FlowPrior(2, pv.flows.iaf(2, 2)),
     }
     flows = {"iaf": pv.flows.iaf(2, 2), "planar": pv.flows.planar(2, 2)}
-    q = base if posterior == "normal" else pv.FlowPosterior(base, flows[posterior])
-    likelihood = pv.CategoricalLikelihood(pv.MLP(2, [12]), (6,), 4)
-    return pv.VAE(priors[prior](), q, likelihood).double()
+    if posterior.startswith("chain"):
+        p, q = levels(priors["mixture"]() if prior == "standard" else priors[prior](), posterior)
+    else:
+        p = priors[prior]()
+        q = base if posterior == "normal" else pv.FlowPosterior(base, flows[posterior])
+    likelihood = pv.CategoricalLikelihood(pv.MLP(p.latent_dim, [12]), (6,), 4)
+    return pv.VAE(p, q, likelihood).double()
+
+
+def levels(top, kind):
+    """Three levels of sizes 2, 1 and 3 from the top, drawn from either end."""
+    prior = pv.ChainPrior(
+        top, *(pv.NormalPosterior(pv.MLP(a, [8]), b) for a, b in [(2, 1), (3, 3)])
+    )
+    sizes = [3, 1, 2] if kind == "chain_upward" else [2, 1, 3]
+    first = getattr(top, "posterior", pv.NormalPosterior(pv.MLP(6, [12]), sizes[0]))
+    links = [
+        pv.NormalPosterior(pv.MLP(12 + sum(sizes[:i]), [8]), sizes[i], (12 + sum(sizes[:i]),))
+        for i in (1, 2)
+    ]
+    options = {"chain_upward": {"upward": True}, "chain_given_prior": {"prior": prior}}
+    return prior, pv.ChainPosterior(first, *links, **options.get(kind, {}))
 
 
 @pytest.mark.parametrize(
@@ -38,6 +57,9 @@ def make_vae(seed, prior="standard", posterior="normal"):
         ("flow", "iaf"),
         ("inverse", "normal"),
         ("standard", "planar"),
+        ("vamp", "chain"),
+        ("standard", "chain_upward"),
+        ("flow", "chain_given_prior"),
     ],
 )
 def test_each_model_takes_its_own_steps(prior, posterior):

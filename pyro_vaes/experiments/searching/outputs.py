@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,7 @@ def _page(
     units, active = flatten(asked.config(winner.point))["latent_dim"], summary.get("active_units")
     if isinstance(active, int) and active < units:
         yield f"{active} of {units} units of z are active: `--latent-dim {max(1, active)}` may do."
-    yield f"To look into it: `pyro-vaes explore {asked.out / 'best'}`."
+    yield f"To look into it: `pyro-vaes explore {shlex.quote(str(asked.out / 'best'))}`."
 
 
 def _cells(row: Mapping[str, Any], candidate: Candidate) -> list[str]:

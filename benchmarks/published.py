@@ -349,13 +349,14 @@ ROWS |= {
         compared=("fashion-standard-falling", "fashion-vamp-falling"),
     ),
     "digits-conv-full": Row(
-        "digits, convolutions, full covariance, five draws",
+        "digits, convolutions, full covariance, five draws, images moved by more",
         "digits-conv",
         {
             "posterior": "full_normal",
             "train_samples": 5,
             "gradient": "path",
             "warmup_epochs": 0.0,
+            "augment": 2.2,
         },
         80.74,
         model="ours before, convolutions; nobody else has published one",

@@ -54,8 +54,14 @@ def _coincide(block: RowBlock, seed: int) -> Tensor:
     z = drawn(block.posterior, _FEW)
     if not z.is_floating_point() or getattr(support_of(block.posterior), "is_discrete", False):
         return torch.zeros(z.shape[1], dtype=torch.bool, device=z.device)
-    repeated = (z.sort(0).values.diff(dim=0) == 0).double().mean(0)
-    return (repeated > _REPEATED).flatten(1).any(1)
+    generator = generator_of(z.device, int(seed), "repeats", block.first)
+    return _repeat(z) & ~_repeat(prior_draws(block.prior, _FEW, len(block.x), generator))
+
+
+def _repeat(z: Tensor) -> Tensor:
+    """Whether many draws ``(num, n, D)`` of a datum are equal in some dimension, ``(n,)``."""
+    equal = (z.sort(0).values.diff(dim=0) == 0).double().mean(0)
+    return (equal > _REPEATED).flatten(1).any(1)
 
 
 def reach_warnings(kind: str, why: str | None, missed: Tensor) -> Iterator[str]:

@@ -25,6 +25,7 @@ import json
 import math
 import statistics
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -443,7 +444,10 @@ def trained(
             begin_at(vae, start)
         # The budget always leaves one more epoch, so that each call makes progress.
         left = None if end is None else max(1e-9, end - time.monotonic()) / 60
-        history = train(vae, data, config, out=run, resume=True, minutes=left)
+        with warnings.catch_warnings():
+            # The step size rises on purpose where a row restarts.
+            warnings.filterwarnings("ignore", "The cosine schedule of the learning rate now ends")
+            history = train(vae, data, config, out=run, resume=True, minutes=left)
         if history.stopped == "interrupted":
             raise Stopped(
                 f"{run}: stopped by the user after {history.epochs} epochs; the same command goes "

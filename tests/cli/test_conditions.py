@@ -11,6 +11,7 @@ import torch
 from commands import refused, run
 
 import pyro_vaes as pv
+from pyro_vaes.runs.schema import read_config
 from pyro_vaes.storage.weights import load_record
 
 SMALL = ["--hidden-dims", "8", "--latent-dim", "2", "--mode", "eager", "--epochs", "3"]
@@ -201,8 +202,10 @@ def test_a_page_has_conditions_for_no_classes(home):
     assert len(found.scores) == len(own)
 
 
-def test_a_search_needs_to_be_asked_for_conditions(home, tmp_path, capsys):
+def test_a_search_models_conditions_as_a_training_does(home, tmp_path, capsys):
     asked = ["search", "--data", home / "all.csv", *LABELS, *SMALL[:8], "--warmup-epochs", "0"]
     asked += ["--learning-rate", "1e-3,1e-2", "--out", tmp_path / "search", "--samples", "25"]
-    line = refused(capsys, *asked)
-    assert "'--conditional': expected true with conditions (sex, site, age)" in line
+    run(*asked)
+    said = "The model is conditional, since the data have conditions: sex, site, age."
+    assert said in capsys.readouterr().out
+    assert read_config(tmp_path / "search" / "best").data.conditional

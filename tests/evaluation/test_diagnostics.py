@@ -500,4 +500,4 @@ def test_a_mixture_prior_is_made_once_however_small_the_chunks(monkeypatch):
         made.clear()
         pv.evaluate(vae, x, num_samples=5, chunk_size=chunk_size, proposal="encoder")
         counts.append(len(made))
-    assert counts[0] == counts[1] <= 4
+    assert counts[0] == counts[1] <= 5

@@ -154,7 +154,7 @@ def test_the_top_is_refitted_with_the_other_parts_frozen(
         ({"levels": "4,8", "latent_dim": 16}, "sizes that sum to --latent-dim 16; got 4,8"),
         (
             {"levels": "4,8", "network": "skip", "start": "factors"},
-            "'--start': expected random with --levels 4,8, since a factor analysis has one level",
+            "'--start': expected random with --levels 4,8, since a factor analysis or t has one",
         ),
     ],
 )

@@ -332,6 +332,7 @@ def test_links_without_rsample_serve_where_draws_need_no_gradient():
         pv.ELBO().loss(vae.model, vae.guide, x)
 
 
+@pytest.mark.slow
 def test_labels_of_a_link_alone_make_one_level_for_each():
     """The top is one for all labels; everything that draws from p(z | y) draws one for each."""
     top, link = pv.NormalPrior(1), pv.NormalPosterior(pv.MLP(1 + 3, [4]), 1, (1,), 3)

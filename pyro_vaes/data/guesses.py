@@ -117,9 +117,10 @@ def _two_valued(rows: Tensor, without: Tensor) -> list[str]:
 def _codes(rows: Tensor, columns: Sequence[str] | None) -> list[str]:
     """A sentence on numbers like -999 that stand apart from the rest of their element."""
     x, found = rows[:: -(-len(rows) // _SOME)], []
+    usual = ~(x.isnan() | torch.isin(x, x.new_tensor(_CODES)))
     for code in _CODES:
         for i in ((x == code).sum(0) > 1).nonzero()[:, 0].tolist():
-            others = x[~x[:, i].isnan() & (x[:, i] != code), i]
+            others = x[usual[:, i], i]
             low, high = map(float, others.aminmax()) if len(others) else (0.0, 0.0)
             if max(low - code, code - high) > high - low > 0:
                 where = f"element {i}" if columns is None else f"column {columns[i]!r}"

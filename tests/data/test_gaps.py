@@ -171,6 +171,13 @@ def test_a_number_that_may_mark_a_gap_is_said(tmp_path, code):
     assert f"{code} in column 'a', whose others lie from " in said and "age" not in said
 
 
+def test_two_marks_of_gaps_in_a_column_are_both_said():
+    x = np.random.default_rng(0).normal(size=(100, 2))
+    x[:5, 1], x[5:10, 1] = -999, -9999
+    (said,) = (note for note in pv.load_data(x).notes if "Taken for numbers" in note)
+    assert "-999 in element 1" in said and "-9999 in element 1" in said
+
+
 def test_numbers_among_others_are_no_marks_of_gaps():
     x = np.random.default_rng(0).integers(-12, 12, (400, 3)) + 0.5 * (np.arange(400) % 2)[:, None]
     assert (x == 9).any() and (x == -9).any()

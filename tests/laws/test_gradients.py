@@ -18,13 +18,7 @@ from pyro_vaes.runs.options import ConfigError
 from pyro_vaes.runs.schema import from_values
 from pyro_vaes.storage.files import RunFolderError
 
-
-@pytest.fixture(autouse=True)
-def _double():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def linear(latent_dim=2, data_dim=3):

@@ -18,13 +18,7 @@ from pyro_vaes.exact.linear_gaussian import LinearGaussian, LinearPosterior, dia
 from pyro_vaes.exact.quadrature import Quadrature
 from pyro_vaes.vae import evaluating
 
-
-@pytest.fixture(autouse=True)
-def _double():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def linear(latent_dim=3, data_dim=6):

@@ -13,13 +13,7 @@ from torch.distributions import transforms
 
 import pyro_vaes as pv
 
-
-@pytest.fixture(autouse=True)
-def _double():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 class Part(nn.Module):

@@ -116,7 +116,7 @@ def _two_valued(rows: Tensor, without: Tensor) -> list[str]:
 
 def _codes(rows: Tensor, columns: Sequence[str] | None) -> list[str]:
     """A sentence on numbers like -999 that stand apart from the rest of their element."""
-    x, found = rows[:: -(-len(rows) // _SOME)], []
+    x, found = rows[:: -(-len(rows) // _SOME)].double(), []  # Bytes have no room for the codes.
     usual = ~(x.isnan() | torch.isin(x, x.new_tensor(_CODES)))
     for code in _CODES:
         for i in ((x == code).sum(0) > 1).nonzero()[:, 0].tolist():

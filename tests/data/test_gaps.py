@@ -178,6 +178,16 @@ def test_two_marks_of_gaps_in_a_column_are_both_said():
     assert "-999 in element 1" in said and "-9999 in element 1" in said
 
 
+def test_bytes_are_searched_for_marks_of_gaps():
+    x = np.random.default_rng(0).integers(0, 20, (100, 2), dtype=np.uint8)
+    notes = pv.load_data(x, kind="counts").notes
+    assert not any("Taken for numbers" in note for note in notes)
+    x[:5, 1] = 99
+    notes = pv.load_data(x, kind="counts").notes
+    (said,) = (note for note in notes if "Taken for numbers" in note)
+    assert "99 in element 1, whose others lie from 0 to 19" in said
+
+
 def test_numbers_among_others_are_no_marks_of_gaps():
     x = np.random.default_rng(0).integers(-12, 12, (400, 3)) + 0.5 * (np.arange(400) % 2)[:, None]
     assert (x == 9).any() and (x == -9).any()

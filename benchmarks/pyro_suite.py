@@ -272,11 +272,14 @@ def _read(log: Path) -> Results:
 
 
 def difference(theirs: dict[str, Any], ours: dict[str, Any]) -> float:
-    """The largest difference of two programs' losses, relative to the largest loss."""
+    """The largest difference of two programs' losses, relative to the largest loss or to a nat.
+
+    Terms may cancel: a loss of 0 is one of 1e-16 where they are added in another order.
+    """
     pairs = list(zip(theirs["losses"], ours["losses"], strict=False))
     largest = max((abs(one) for one, _ in pairs if one == one), default=0.0)
     apart = [abs(a - b) for a, b in pairs if a != b and (a == a or b == b)]
-    return max(apart, default=0.0) / max(largest, 1e-12)
+    return max(apart, default=0.0) / max(largest, 1.0)
 
 
 def compare(theirs: Results, ours: Results, mode: str, options: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from pyro_vaes.cli.flags import PLACE, ConfigCommand, Real, Whole, check_drawing, given, options
 from pyro_vaes.cli.rehearsal import plan_text
@@ -168,11 +169,21 @@ def _train(
         if history.stopped not in ("epochs", "patience"):
             _say_stopped(history, out)
             return
-        summary = finished(out, history)
+        summary = finished(out, history, **_asked_again())
         if summary is None:
             options: dict[str, Any] = {"proposal": proposal, "minutes": evaluation_minutes}
             summary = summarise(vae, data, config, history, out, samples, **options)
     click.echo(report_text(summary, out))
+
+
+def _asked_again() -> dict[str, Any]:
+    """How test figures must have been made, by what was given on the command line."""
+    context = click.get_current_context()
+    return {
+        name: context.params[name]
+        for name in ("samples", "proposal")
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    }
 
 
 def _configured(

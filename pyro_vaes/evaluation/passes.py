@@ -89,6 +89,16 @@ class Found:
     gap: float | None = None
     warnings: list[str] = dataclasses.field(default_factory=list)
 
+    def warn(self, singular: str | None) -> None:
+        """Adds what there is to say of the reach of the draws, and of those without a weight.
+
+        Args:
+            singular: why the posterior has no density, if it has none.
+        """
+        self.warnings += reach_warnings(self.proposal, singular, self.values["unreached"])
+        if "undefined" in self.values:
+            self.warnings += undefined_warnings(self.values["undefined"])
+
 
 @dataclasses.dataclass(frozen=True)
 class Weighted:
@@ -157,9 +167,7 @@ class Pass:
                     if self.diagnostics:
                         found.posteriors.append(block.posterior)
         found.values = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        found.warnings += reach_warnings(kind, block.singular, found.values["unreached"])
-        if "undefined" in found.values:
-            found.warnings += undefined_warnings(found.values["undefined"])
+        found.warn(block.singular)
         found.evaluations = cost.evaluations
         return found
 

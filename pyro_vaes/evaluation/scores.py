@@ -15,6 +15,7 @@ from pyro_vaes.evaluation.draws import draws, row_blocks
 from pyro_vaes.evaluation.evaluator import _checked, _on_device
 from pyro_vaes.evaluation.passes import Found, Pass
 from pyro_vaes.evaluation.proposals.annealed import CHAINS, TOLERANCE
+from pyro_vaes.evaluation.proposals.reach import unreached
 from pyro_vaes.evaluation.reliability import reliability
 from pyro_vaes.evaluation.tally import Tally
 from pyro_vaes.inference.noise import normals_drawn_by
@@ -160,9 +161,11 @@ def score_alone(vae: VAE, x: Any, *, num_samples: int, seed: int = 0) -> Scores:
             first = dataclasses.replace(block, first=0)  # Each block has the noise of the first.
             for some in draws(vae, first, num_samples, seed, chunk_size):
                 tally.add(some)
-            parts.append(tally.result())
+            parts.append(tally.result() | {"unreached": unreached(first, seed)})
     values = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return _scores(Found(values, [], "encoder", []), x, num_samples)
+    found = Found(values, [], "encoder", [])
+    found.warn(first.singular)
+    return _scores(found, x, num_samples)
 
 
 def _for_all_rows(shape: Any, dtype: Any, device: Any) -> Tensor:

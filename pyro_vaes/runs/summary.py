@@ -53,10 +53,23 @@ _OPTIONAL = ("best_epoch", "processes", "precision_shift", *_ALSO)
 _REPORTED = {*_RUN, *(f"{key}{end}" for key in _FIGURES for end in ("", "_se"))}
 
 
-def finished(out: Path, history: History) -> dict[str, Any] | None:
-    """The summary of a run that had already ended, which stays as it is; None without one."""
+def finished(
+    out: Path, history: History, samples: int | None = None, proposal: str | None = None
+) -> dict[str, Any] | None:
+    """The summary of a run that had already ended, which stays as it is; None without one.
+
+    Args:
+        out: the run folder.
+        history: of its training.
+        samples: draws that its figures must be made of; None for any number.
+        proposal: that they must be asked of; None for any, as in files that do not say.
+    """
     summary = read_json(out / _SUMMARY)
-    return summary if _is_summary(summary) and summary["epochs"] == history.epochs else None
+    if not _is_summary(summary) or summary["epochs"] != history.epochs:
+        return None
+    made = summary["num_samples"], summary.get("asked_proposal", proposal)
+    asked = samples or made[0], proposal or made[1]
+    return summary if made == asked else None
 
 
 def _is_summary(summary: Any) -> bool:

@@ -309,6 +309,20 @@ def test_a_run_out_of_time_says_how_to_go_on(capsys, tmp_path):
         assert "'--minutes'" in line and not (tmp_path / "other").exists()
 
 
+def test_a_finished_run_is_evaluated_anew_only_if_asked_otherwise(tmp_path):
+    out = tmp_path / "run"
+    again = ["train", "--resume", "--out", out]
+    assert run("train", *QUICK, "--proposal", "encoder", "--out", out) == 0
+    made = (out / "summary.json").read_bytes()
+    for same in ([], ["--samples", "20"], ["--proposal", "encoder", "--samples", "20"]):
+        main([*map(str, again), *same])
+        assert (out / "summary.json").read_bytes() == made
+    for samples, proposal in ((40, "encoder"), (40, "refined")):
+        assert run(*again, "--samples", samples, "--proposal", proposal) == 0
+        summary = json.loads((out / "summary.json").read_text("utf-8"))
+        assert (summary["num_samples"], summary["asked_proposal"]) == (samples, proposal)
+
+
 def test_an_evaluation_out_of_time_is_of_some_rows_at_random(capsys, tmp_path):
     out = tmp_path / "run"
     assert run("train", *QUICK, "--evaluation-minutes", 1e-9, "--samples", 30, "--out", out) == 0

@@ -270,7 +270,8 @@ def test_other_draws_make_other_test_figures(options, again, tmp_path, monkeypat
         for name in ("config.yaml", "metrics.jsonl", search.WEIGHTS):
             (folder / name).touch()
     first = {"num_samples": 30, "asked_proposal": "encoder"}
-    monkeypatch.setattr(search, "finished", lambda *_: first)
+    made = tuple(first.values())
+    monkeypatch.setattr(search, "finished", lambda *args: first if args[2:] == made else None)
     monkeypatch.setattr(search, "load", lambda _: None)
     monkeypatch.setattr(search, "summarise", lambda *args: {"draws": args[-2:]})
     given = {"samples": 30, "proposal": "encoder", **options}

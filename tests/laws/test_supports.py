@@ -12,6 +12,7 @@ from torch import nn
 from torch.distributions import transforms
 
 import pyro_vaes as pv
+from pyro_vaes.evaluation.scores import score_alone
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -95,6 +96,8 @@ def test_draws_that_coincide_are_marked(dtype, scale):
         assert alone.num_unreliable == report.encoder_num_unreliable == len(x)
         with pytest.warns(UserWarning, match="coincide"):
             pv.log_marginal(vae, x, 400, proposal="encoder")
+        each = score_alone(vae, x, num_samples=400)
+        assert each.unreliable.all() and "coincide" in each.warnings[0]
 
 
 def test_the_bound_of_a_point_is_no_number():

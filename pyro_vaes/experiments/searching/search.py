@@ -188,9 +188,10 @@ def _best(asked: Search, data: DataSet, winner: Candidate) -> Mapping[str, Any]:
         precision_shift=training.get("precision_shift"),
         device=device_of_flag(config.training.device).type,
     )
-    before = finished(out, history) if _same(out, winner.run.folder) else None
-    if before is not None and _as_asked(before, asked):
-        return before
+    if _same(out, winner.run.folder):
+        before = finished(out, history, asked.samples, asked.proposal)
+        if before is not None:
+            return before
     with locked(out):
         shutil.rmtree(out / "checkpoint", ignore_errors=True)
         (out / "summary.json").unlink(missing_ok=True)
@@ -199,12 +200,6 @@ def _best(asked: Search, data: DataSet, winner: Candidate) -> Mapping[str, Any]:
         if (winner.run.folder / "checkpoint").is_dir():
             shutil.copytree(winner.run.folder / "checkpoint", out / "checkpoint")
         return summarise(load(out), data, config, history, out, asked.samples, asked.proposal)
-
-
-def _as_asked(summary: Mapping[str, Any], asked: Search) -> bool:
-    """Whether test figures were made as a search asks; those of an older version do not say."""
-    wanted = asked.samples, asked.proposal
-    return (summary["num_samples"], summary.get("asked_proposal", asked.proposal)) == wanted
 
 
 def _same(out: Path, folder: Path) -> bool:

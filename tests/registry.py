@@ -362,6 +362,12 @@ POSTERIORS: dict[str, Case] = {
     "chain_given_prior": Case(
         lambda *args: _chain_posterior(*args, relative=True), min_latent_dim=2
     ),
+    "chain_of_full_given_prior": Case(
+        lambda d, *args: _chain_posterior(
+            d, *args, lambda base: FullNormalPosterior(base.network, d - 1, (9,), args[-1]), True
+        ),
+        min_latent_dim=2,
+    ),
     "chain_of_planar": Case(
         lambda d, *args: _chain_posterior(
             d, *args, link=lambda base: FlowPosterior(base, flows.planar(d - 1, 1))

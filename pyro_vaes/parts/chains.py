@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pyro_vaes.core.described import Described
 from pyro_vaes.core.labels import takes_labels, with_labels
+from pyro_vaes.core.looking import diagonal_normal
 from pyro_vaes.distributions.chains import Chain
 
 __all__ = ["ChainPosterior", "ChainPrior"]
@@ -135,7 +136,7 @@ class ChainPosterior(Described):
             together with the levels drawn before it.
         upward: draw the bottom level first: q(z_1 | x) prod_l q(z_l | x, z_<l).
         prior: a :class:`ChainPrior` of diagonal normal links, whose parameters the posterior then
-            shares; None for links that stand alone.
+            shares, its own links being normals of any covariance; None for links that stand alone.
 
     Attributes:
         scores: whether the distribution scores any z, not only its own draws.
@@ -216,12 +217,17 @@ class ChainPosterior(Described):
 
 
 def _relative(q: Any, link: nn.Module, above: Tensor, y: Tensor | None) -> Any:
-    """A diagonal normal read as a distance from the prior's, in units of the prior's scale."""
+    """A normal read as a distance from the prior's diagonal one, in units of the prior's scale."""
     p = with_labels(link, y, above)
-    for one in (q, p):
-        if not isinstance(getattr(one, "base_dist", None), dist.Normal):
-            raise ValueError(
-                "Expected links that are diagonal normals, in posterior and prior, with prior=; "
-                f"got {type(one).__name__}. Leave prior out."
-            )
-    return dist.Normal(p.mean + p.stddev * q.mean, p.stddev * q.stddev).to_event(1)
+    place = diagonal_normal(p)
+    if place is not None:
+        loc, scale = place
+        if (distance := diagonal_normal(q)) is not None:
+            return dist.Normal(loc + scale * distance[0], scale * distance[1]).to_event(1)
+        if isinstance(q, dist.MultivariateNormal):
+            factor = scale.unsqueeze(-1) * q.scale_tril
+            return dist.MultivariateNormal(loc + scale * q.loc, scale_tril=factor)
+    raise ValueError(
+        "Expected links that are normals, those of the prior diagonal, with prior=; got "
+        f"{type(q).__name__} and {type(p).__name__}. Leave prior out."
+    )

@@ -154,8 +154,8 @@ def _chains(plan: Plan) -> tuple[Any, Any]:
     """Prior and posterior of the levels that ``--levels`` asks for.
 
     The top has the prior and the posterior of one level. Below, p(z_l | z_>l) is a normal, and
-    q(z_l | x, z_>l) of the kind of ``--posterior``: a diagonal normal relative to the prior's
-    (Vahdat and Kautz 2020), any other by itself.
+    q(z_l | x, z_>l) of the kind of ``--posterior``: a normal relative to the prior's (Vahdat and
+    Kautz 2020), a flow by itself.
     """
     network, labels = plan.config.network, plan.prior_labels
     sizes, hidden = network.levels, list(network.hidden_dims)
@@ -175,8 +175,8 @@ def _chains(plan: Plan) -> tuple[Any, Any]:
         ),
     )
     links = [_link(plan, first.out_features + seen, size) for seen, size in above]
-    relative = prior if plan.config.parts.posterior == "normal" else None
-    return prior, ChainPosterior(first, *links, prior=relative)
+    flow = any(isinstance(link, FlowPosterior) for link in links)
+    return prior, ChainPosterior(first, *links, prior=None if flow else prior)
 
 
 def _link(plan: Plan, seen: int, size: int) -> Any:

@@ -112,12 +112,14 @@ def test_a_draw_whose_own_gradient_is_asked_for_is_scored_as_any_value(ask):
     torch.testing.assert_close(slopes[0] if slopes else z.grad, truth)
 
 
-def test_a_link_given_the_prior_starts_at_it():
+@pytest.mark.parametrize("posterior", ["chain_given_prior", "chain_of_full_given_prior"])
+def test_a_link_given_the_prior_starts_at_it(posterior):
     """Where the posterior's links say (0, 1), the levels below the top are those of the prior."""
-    vae = chain_vae(posterior="chain_given_prior")
+    vae = chain_vae(posterior=posterior)
     for link in vae.posterior.links:
-        for parameter in link.head.parameters():
-            nn.init.zeros_(parameter)
+        for name, parameter in link.named_parameters():
+            if not name.startswith("network"):
+                nn.init.zeros_(parameter)
     q, p = vae.q_z(torch.randn(5, 4).double()), vae.posterior.prior()
     z = q.rsample((3,))
     torch.testing.assert_close(q.level_log_probs(z)[..., 1], p.level_log_probs(z)[..., 1])
@@ -191,7 +193,7 @@ def test_recorded_steps_of_levels_are_those_of_svi(mode, labels):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("posterior", ["chain", "chain_given_prior"])
+@pytest.mark.parametrize("posterior", ["chain", "chain_given_prior", "chain_of_full_given_prior"])
 def test_the_top_is_refitted_under_the_links_that_the_posterior_shares(posterior):
     vae = make_vae("chain", posterior, "normal", latent_dim=3).double()
     links = (vae.posterior.prior or vae.prior).links
@@ -201,7 +203,7 @@ def test_the_top_is_refitted_under_the_links_that_the_posterior_shares(posterior
     x = torch.randn(40, 4).double()
     better, _ = pv.refit_prior(vae, pv.ChainPrior(top, *links), x, epochs=1, progress=False)
     assert not any(map(torch.equal, top.parameters(), start))
-    if posterior == "chain_given_prior":
+    if posterior != "chain":
         after = [*vae.posterior.parameters(), *links.parameters()]
         assert all(map(torch.equal, after, before))
     assert len(pv.evaluate(better, x, num_samples=20, proposal="encoder").level_kls) == 2
@@ -239,7 +241,7 @@ def test_parts_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"levels \(2, 3\); got \(2, 1\)"):
         pv.ChainPosterior(encoder, wide, prior=prior)
     flow = pv.FlowPosterior(pv.NormalPosterior(pv.MLP(10, [8]), 1), pv.flows.iaf(1, 1))
-    with pytest.raises(ValueError, match="diagonal normals"):
+    with pytest.raises(ValueError, match="those of the prior diagonal"):
         pv.ChainPosterior(encoder, flow, prior=prior)(torch.zeros(3, 4)).sample()
 
 

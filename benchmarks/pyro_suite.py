@@ -217,6 +217,8 @@ def run_examples(checkout: Path, mode: str, options: argparse.Namespace) -> Resu
         name, *arguments = example.split()
         if options.only and not any(name.startswith(only) for only in options.only):
             continue
+        if options.keyword and options.keyword not in example:
+            continue
         with tempfile.TemporaryDirectory() as folder:
             log = Path(folder, "log.jsonl")
             path = checkout / "examples" / name
@@ -337,7 +339,7 @@ def main() -> None:
     parser.add_argument("checkout", type=Path)
     parser.add_argument("--examples", action="store_true", help="the examples, not the tests")
     parser.add_argument("--only", nargs="+", help="files of tests/, or beginnings of examples")
-    parser.add_argument("--keyword", help="pytest's -k")
+    parser.add_argument("--keyword", help="pytest's -k; a part of an example's command")
     parser.add_argument("--modes", nargs="+", default=["eager", "traced"])
     parser.add_argument("--seconds", type=int, default=120, help="for one test or example")
     parser.add_argument("--steps", type=int, default=0, help="most of a program; 0: no limit")

@@ -22,8 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vaes.core.support import scored
 from pyro_vaes.data.tables import filled
-from pyro_vaes.evaluation.draws import BLOCK_SAMPLES, seed_of
+from pyro_vaes.evaluation.draws import BLOCK_SAMPLES, generator_of, row_blocks, seed_of
+from pyro_vaes.evaluation.proposals.fitted import prior_draws
 from pyro_vaes.evaluation.results import Unavailable, shared
 from pyro_vaes.inference.divergences import mmd2
 from pyro_vaes.vae import VAE
@@ -33,11 +35,18 @@ __all__ = [
     "classifier",
     "closed_forms",
     "generate",
+    "ignores_z",
     "latent_mmd2",
     "slope",
     "unit_variances",
 ]
 
+
+# Variation of log p(x | z) over draws of z, relative to its size, that rounding alone explains.
+_ROUNDING = 1e-5
+
+# Draws of the prior for each of some data that are asked whether their decoder reads z.
+_PRIOR_DRAWS = 16
 
 _MMD_DATA = 1000
 _CLASSIFIER_ROWS = 10_000
@@ -117,6 +126,28 @@ def unit_variances(mean: Tensor, noise: Tensor | None, labels: Tensor | None) ->
         shares = (1 - 1 / counts)[groups].unsqueeze(-1)
         variance = variance - (noise * shares).sum(0) / freedom
     return variance
+
+
+def ignores_z(vae: VAE, x: Tensor, y: Tensor | None, values: dict[str, Tensor], seed: int) -> bool:
+    """Whether log p(x | z) does not depend on z: on draws of the posterior, nor of the prior.
+
+    Draws of a narrow posterior are too much alike to tell.
+
+    Args:
+        vae: the model.
+        x: the data.
+        y: labels ``(n,)`` or None.
+        values: the range of log p(x | z) over the posterior's draws of each datum, and its mean.
+        seed: seed of the prior's draws.
+    """
+    most = _ROUNDING * (values["log_likelihood"].abs() + 1)
+    if not bool((values["likelihood_range"] <= most).all()):
+        return False
+    block = next(row_blocks(vae, x, y))
+    generator = generator_of(x.device, int(seed), "ignores")
+    z = prior_draws(block.prior, _PRIOR_DRAWS, len(block.x), generator)
+    low, high = scored(vae.p_x(z, block.y), block.x).double().aminmax(dim=0)
+    return bool((high - low <= most[: len(block.x)]).all())
 
 
 def latent_mmd2(vae: VAE, z: Tensor, y: Tensor | None, seed: int) -> tuple[float, float]:

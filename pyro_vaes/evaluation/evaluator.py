@@ -43,9 +43,6 @@ _ACTIVE = 0.01
 
 _TERMS = ("log_likelihood", "log_prior", "log_posterior", "log_marginal")
 
-# Variation of log p(x | z) over the draws, relative to its size, that rounding alone explains.
-_ROUNDING = 1e-5
-
 
 def evaluate(
     vae: VAE,
@@ -113,7 +110,7 @@ def evaluate(
         figures.proposed(found, num_samples)
         if diagnostics:
             figures.curve(num_samples)
-            figures.activity(labels, num_samples)
+            figures.activity(vae, x, labels, num_samples, seed)
             figures.aggregate(vae, found.posteriors, labels, num_samples, seed, chunk_size)
             with figures.unless_unavailable("level_kls"):
                 figures.found |= aggregate.level_kls(vae, found.posteriors, labels, values["z"])
@@ -322,7 +319,9 @@ class _Figures:
         else:
             self.reasons["bound_se"] = "one datum has no standard error"
 
-    def activity(self, labels: Tensor | None, num_samples: int) -> None:
+    def activity(
+        self, vae: VAE, x: Tensor, labels: Tensor | None, num_samples: int, seed: int
+    ) -> None:
         """Active units, and the verdict on posterior collapse."""
         v = self.values
         exact = v.get("closed_mean")
@@ -338,8 +337,7 @@ class _Figures:
                 "active": active,
                 "unit_variances": variance.tolist(),
             }
-        size = v["log_likelihood"].abs() + 1
-        ignored = num_samples > 1 and bool((v["likelihood_range"] <= _ROUNDING * size).all())
+        ignored = diag.ignores_z(vae, x, labels, v, seed)
         self.found["verdict"] = _verdict(self.found.get("active"), v["z_mean"].shape[-1], ignored)
 
     def aggregate(

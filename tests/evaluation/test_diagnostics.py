@@ -320,6 +320,16 @@ def test_a_decoder_that_ignores_z_is_told_of():
     assert "the decoder ignores z" in written.verdict
 
 
+def test_a_decoder_that_reads_z_does_not_ignore_that_of_a_narrow_encoder():
+    """Nor can one draw tell."""
+    for scale, num_samples in ((1e-9, 30), (0.5, 1)):
+        loc = torch.randn(50, 2)
+        vae = table_vae(loc, torch.full_like(loc, scale))
+        report = evaluate(vae, rows(50, 2), num_samples)
+        assert "ignores z" not in report.verdict
+        assert report.active_units == 2
+
+
 def test_noise_of_an_estimated_mean_is_no_activity():
     loc = torch.zeros(400, 2)
     loc[:, 0] = torch.randn(400)

@@ -15,6 +15,7 @@ from pyro_vaes.core.labels import append_labels
 from pyro_vaes.data.rows import thinned
 from pyro_vaes.data.splits import as_split
 from pyro_vaes.data.units import units_of
+from pyro_vaes.distributions.counts import NegativeBinomial
 from pyro_vaes.distributions.levels import CategoricalLevels, OrdinalLevels
 from pyro_vaes.distributions.rows import Block, Hurdle, Row
 from pyro_vaes.networks.mlp import Network
@@ -135,7 +136,7 @@ class _Count(_Kind):
 
     def elements(self, outputs: Tensor) -> Any:
         logits = cast(Tensor, self.center) + outputs[..., 0] - _PACE * self.log_total
-        return dist.NegativeBinomial((_PACE * self.log_total).exp(), logits=logits)
+        return NegativeBinomial((_PACE * self.log_total).exp(), logits=logits)
 
 
 class _Binary(_Kind):

@@ -18,6 +18,7 @@ from pyro_vaes.data.units import units_of
 from pyro_vaes.distributions.counts import NegativeBinomial
 from pyro_vaes.distributions.levels import CategoricalLevels, OrdinalLevels
 from pyro_vaes.distributions.rows import Block, Hurdle, Row
+from pyro_vaes.distributions.scaled_normal import ScaledStudentT
 from pyro_vaes.networks.mlp import Network
 from pyro_vaes.parts.likelihoods import Likelihood
 from pyro_vaes.parts.units import ElementUnits
@@ -81,7 +82,7 @@ class _Real(_Kind):
     def elements(self, outputs: Tensor) -> Any:
         df = 2 + (_PACE * self.log_df).exp()
         scale = ((df - 2) / df).sqrt() * cast(Tensor, self.spread) * self.scale
-        return dist.StudentT(df, self.located(outputs[..., 0]), scale)
+        return ScaledStudentT(df, self.located(outputs[..., 0]), scale)
 
 
 class _Positive(_Kind):

@@ -18,7 +18,7 @@ from pyro_vaes.data.units import units_of
 from pyro_vaes.distributions.counts import NegativeBinomial
 from pyro_vaes.distributions.levels import CategoricalLevels, OrdinalLevels
 from pyro_vaes.distributions.rows import Block, Hurdle, Row
-from pyro_vaes.distributions.scaled_normal import ScaledStudentT
+from pyro_vaes.distributions.scaled_normal import ScaledNormal, ScaledStudentT
 from pyro_vaes.networks.mlp import Network
 from pyro_vaes.parts.likelihoods import Likelihood
 from pyro_vaes.parts.units import ElementUnits
@@ -117,7 +117,8 @@ class _Hurdle(_Kind):
         cast(Tensor, self.log_odds).copy_((zeros / seen).logit())
 
     def elements(self, outputs: Tensor) -> Any:
-        base = dist.Normal(self.located(outputs[..., 0]), cast(Tensor, self.spread) * self.scale)
+        scale = cast(Tensor, self.spread) * self.scale
+        base = ScaledNormal(self.located(outputs[..., 0]), scale)
         return Hurdle(cast(Tensor, self.log_odds) + outputs[..., 1], base)
 
 

@@ -257,8 +257,8 @@ def score_surrogate(model_trace: Any, guide_trace: Any, kl_weight: Tensor) -> Te
 
 def _constant(capacity: float | Schedule | None) -> Schedule | None:
     """A capacity as a function of the epoch."""
-    given = capacity is None or callable(capacity)
-    return capacity if given else CapacityRamp(float(capacity), 0.0)
+    known = capacity is None or callable(capacity)
+    return cast("Schedule | None", capacity) if known else CapacityRamp(cast(float, capacity), 0.0)
 
 
 def _scheduled(name: str, schedule: Schedule, epoch: float) -> float:

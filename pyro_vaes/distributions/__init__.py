@@ -12,7 +12,7 @@ from pyro_vaes.distributions.correlated import (
     SharedNormal,
     SharedStudentT,
 )
-from pyro_vaes.distributions.counts import Exposed, ZeroInflated
+from pyro_vaes.distributions.counts import Exposed, NegativeBinomial, Poisson, ZeroInflated
 from pyro_vaes.distributions.elements import Elements
 from pyro_vaes.distributions.levels import (
     CategoricalLevels,
@@ -33,7 +33,9 @@ __all__ = [
     "FlowDistribution",
     "Given",
     "Mixture",
+    "NegativeBinomial",
     "OrdinalLevels",
+    "Poisson",
     "Powered",
     "Shaped",
     "SharedAutoregressiveNormal",

@@ -16,6 +16,8 @@ import torch
 from torch import Size, Tensor
 from torch.distributions import constraints
 
+from pyro_vaes.distributions.scaled_normal import student_constant
+
 __all__ = ["Given", "Shaped", "SharedLowRankNormal", "SharedNormal", "SharedStudentT"]
 
 # Numbers in the covariances of rows with gaps that are made at once.
@@ -334,10 +336,8 @@ class SharedStudentT(_GappyFactor, dist.MultivariateStudentT):
         return self._scored(square, factor.diagonal().log().sum(), count)
 
     def _scored(self, square: Tensor, log_det: Tensor, count: Tensor) -> Tensor:
-        df = self.df
-        constant = torch.lgamma((df + count) / 2) - torch.lgamma(df / 2)
-        constant = constant - 0.5 * count * (df * math.pi).log() - log_det
-        return constant - 0.5 * (df + count) * torch.log1p(square / df)
+        tail = 0.5 * (self.df + count) * torch.log1p(square / self.df)
+        return student_constant(self.df, count) - log_det - tail
 
     def _tail(self, square: Tensor, count: Tensor) -> Tensor:
         # What was seen says how far out the row is.

@@ -12,7 +12,51 @@ from torch.distributions import constraints
 
 from pyro_vaes.distributions.elements import Elements, joined_shape
 
-__all__ = ["Exposed", "ZeroInflated"]
+__all__ = ["Exposed", "NegativeBinomial", "Poisson", "ZeroInflated"]
+
+
+class Poisson(dist.Poisson):
+    """A Poisson that scores in double precision.
+
+    Powers and factorials of a count of a million have logarithms of ten million, of which single
+    precision keeps 1: their difference, a log-probability of -8, would be wrong by a nat.
+
+    >>> millions = torch.tensor([1e6, 1e7])
+    >>> pv.distributions.Poisson(millions).log_prob(millions)
+    tensor([-7.8267, -8.9780])
+    """
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        wide = dist.Poisson(_wide(self.rate), validate_args=False)
+        return _narrow(wide.log_prob(_wide(value)), self.rate, value)
+
+
+class NegativeBinomial(dist.NegativeBinomial):
+    """A negative binomial that scores in double precision, for the same reason.
+
+    >>> r, mean = torch.tensor(1e7), torch.tensor(3.0)  # All but a Poisson.
+    >>> p = pv.distributions.NegativeBinomial(r, logits=(mean / r).log())
+    >>> round(p.log_prob(torch.tensor(3.0)).exp().item(), 3)
+    0.224
+    """
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        total, logits = _wide(self.total_count), _wide(self.logits)
+        wide = dist.NegativeBinomial(total, logits=logits, validate_args=False)
+        return _narrow(wide.log_prob(_wide(value)), self.logits, value)
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values if values.device.type == "mps" else values.double()  # Metal has no float64.
+
+
+def _narrow(scores: Tensor, parameter: Tensor, value: Tensor) -> Tensor:
+    """Scores in the precision that they would have been computed in."""
+    return scores.to(torch.result_type(parameter, value))
 
 
 class ZeroInflated(dist.ZeroInflatedDistribution):

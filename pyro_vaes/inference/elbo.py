@@ -120,8 +120,8 @@ class Terms(NamedTuple):
     """Log densities of the observed sites."""
     kl: Tensor
     """Log density under the guide minus under the model, of the latent sites, a sampled KL."""
-    pairs: int
-    """Number of (datum, particle) pairs in the sums."""
+    largest: Any
+    """The latent site of the model with the most (datum, particle) pairs; None without any."""
 
 
 class NotReparameterizedError(ValueError):
@@ -136,20 +136,25 @@ def bound_terms(model_trace: Any, guide_trace: Any) -> Terms:
     """
     log_likelihood: Any = 0.0
     kl: Any = 0.0
-    pairs = 1
+    latent = []
     check_reparameterized(guide_trace, scored=True)
     for site in guide_trace.nodes.values():
         if site["type"] == "sample":
             kl = kl + site["log_prob_sum"]
     for site in model_trace.nodes.values():
-        if site["type"] != "sample":
-            continue
-        if site["is_observed"]:
+        if site["type"] == "sample" and site["is_observed"]:
             log_likelihood = log_likelihood + site["log_prob_sum"]
-        else:
+        elif site["type"] == "sample":
             kl = kl - site["log_prob_sum"]
-            pairs = max(pairs, site["log_prob"].numel())
-    return Terms(log_likelihood, kl, pairs)
+            latent.append(site)
+    largest = max(latent, key=lambda site: site["log_prob"].numel(), default=None)
+    return Terms(log_likelihood, kl, largest)
+
+
+def pairs_at(site: Any) -> Tensor:
+    """Number of (datum, particle) pairs at a site, scaled and masked as its log density is."""
+    ones = torch.ones_like(site["log_prob"])
+    return cast(Tensor, scale_and_mask(ones, site["scale"], site["mask"]).sum())
 
 
 def check_reparameterized(guide_trace: Any, scored: bool = False) -> None:
@@ -252,9 +257,8 @@ def score_surrogate(model_trace: Any, guide_trace: Any, kl_weight: Tensor) -> Te
 
 def _constant(capacity: float | Schedule | None) -> Schedule | None:
     """A capacity as a function of the epoch."""
-    if capacity is None or callable(capacity):
-        return capacity
-    return CapacityRamp(float(capacity), 0.0)
+    known = capacity is None or callable(capacity)
+    return cast("Schedule | None", capacity) if known else CapacityRamp(cast(float, capacity), 0.0)
 
 
 def _scheduled(name: str, schedule: Schedule, epoch: float) -> float:
@@ -367,9 +371,8 @@ class ELBO(Trace_ELBO):
             self.kl_goal.fill_(_scheduled("capacity", self.kl_capacity, epoch))
 
     def _last_capacity(self) -> float:
-        return (
-            0.0 if self.kl_capacity is None else _scheduled("capacity", self.kl_capacity, math.inf)
-        )
+        last = self.kl_capacity
+        return 0.0 if last is None else _scheduled("capacity", last, math.inf)
 
     @contextmanager
     def full_weights(self) -> Iterator[None]:
@@ -391,16 +394,14 @@ class ELBO(Trace_ELBO):
         if self.gradient == "path":
             check_reparameterized(guide_trace)
             kl = kl - sum(score_term(*site).sum() for site in path_sites(guide_trace))
+        if self.free_bits or self.kl_capacity is not None:
+            check_reparameterized(guide_trace)  # Scores need a sum of terms, which these break.
         if self.free_bits:
-            check_reparameterized(guide_trace)  # Scores need a sum of terms, which free bits break.
-            free = self.free_bits * terms.pairs
-            if self.total is None:
-                kl = kl.clamp(min=free)
-            else:  # Free bits apply to the whole batch.
-                kl = torch.where(self.total(kl.detach() - free) > 0, kl, free)
+            free = self.free_bits * pairs_at(terms.largest)
+            over = kl.detach() - free  # Free bits apply to the whole batch.
+            kl = torch.where((over if self.total is None else self.total(over)) > 0, kl, free)
         if self.kl_capacity is not None:
-            check_reparameterized(guide_trace)  # As for free bits.
-            kl = kl - self.kl_goal * terms.pairs
+            kl = kl - self.kl_goal * pairs_at(terms.largest)
             whole = kl.detach() if self.total is None else self.total(kl.detach())
             kl = kl * torch.where(whole < 0, -1.0, 1.0)
         loss = weight * kl - terms.log_likelihood
@@ -415,8 +416,7 @@ class ELBO(Trace_ELBO):
 
     def loss_of(self, pairs: Iterable[tuple[Any, Any]]) -> Tensor:
         """The same of the traces of model and guide, one pair for each particle."""
-        losses = [self.trace_loss(*pair) for pair in pairs]
-        return cast(Tensor, sum(losses) / self.num_particles)
+        return cast(Tensor, sum(self.trace_loss(*pair) for pair in pairs) / self.num_particles)
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         loss = self.tensor_loss(model, guide, *args, **kwargs)

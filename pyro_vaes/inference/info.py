@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_vaes.core.checks import positive
 from pyro_vaes.core.looking import diagonal_normal, normal_marginals
 from pyro_vaes.inference.divergences import Divergence
-from pyro_vaes.inference.elbo import ELBO, bound_terms, check_reparameterized
+from pyro_vaes.inference.elbo import ELBO, bound_terms, check_reparameterized, pairs_at
 
 __all__ = ["BetaTCELBO", "InfoELBO", "KLParts"]
 
@@ -99,10 +99,9 @@ class InfoELBO(ELBO):
             return loss
         site = latent_site(model_trace, self.site)
         check_reparameterized(guide_trace)  # Scores need a sum of terms, which D is not.
-        z = site["value"]
-        # All pairs of datum and particle, as in the other terms, which count a subsample's scale.
-        pairs = z[..., 0].numel() * site["scale"]
-        return loss + self.divergence_weight * pairs * self.divergence(z, site["fn"])
+        # Once per pair of datum and particle, as the other terms.
+        divergence = self.divergence(site["value"], site["fn"])
+        return loss + self.divergence_weight * pairs_at(site) * divergence
 
 
 def info_weight(alpha: float, lambda_: float) -> float:

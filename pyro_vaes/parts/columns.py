@@ -15,8 +15,10 @@ from pyro_vaes.core.labels import append_labels
 from pyro_vaes.data.rows import thinned
 from pyro_vaes.data.splits import as_split
 from pyro_vaes.data.units import units_of
+from pyro_vaes.distributions.counts import NegativeBinomial
 from pyro_vaes.distributions.levels import CategoricalLevels, OrdinalLevels
 from pyro_vaes.distributions.rows import Block, Hurdle, Row
+from pyro_vaes.distributions.scaled_normal import ScaledNormal, ScaledStudentT
 from pyro_vaes.networks.mlp import Network
 from pyro_vaes.parts.likelihoods import Likelihood
 from pyro_vaes.parts.units import ElementUnits
@@ -80,7 +82,7 @@ class _Real(_Kind):
     def elements(self, outputs: Tensor) -> Any:
         df = 2 + (_PACE * self.log_df).exp()
         scale = ((df - 2) / df).sqrt() * cast(Tensor, self.spread) * self.scale
-        return dist.StudentT(df, self.located(outputs[..., 0]), scale)
+        return ScaledStudentT(df, self.located(outputs[..., 0]), scale)
 
 
 class _Positive(_Kind):
@@ -115,7 +117,8 @@ class _Hurdle(_Kind):
         cast(Tensor, self.log_odds).copy_((zeros / seen).logit())
 
     def elements(self, outputs: Tensor) -> Any:
-        base = dist.Normal(self.located(outputs[..., 0]), cast(Tensor, self.spread) * self.scale)
+        scale = cast(Tensor, self.spread) * self.scale
+        base = ScaledNormal(self.located(outputs[..., 0]), scale)
         return Hurdle(cast(Tensor, self.log_odds) + outputs[..., 1], base)
 
 
@@ -135,7 +138,7 @@ class _Count(_Kind):
 
     def elements(self, outputs: Tensor) -> Any:
         logits = cast(Tensor, self.center) + outputs[..., 0] - _PACE * self.log_total
-        return dist.NegativeBinomial((_PACE * self.log_total).exp(), logits=logits)
+        return NegativeBinomial((_PACE * self.log_total).exp(), logits=logits)
 
 
 class _Binary(_Kind):

@@ -192,6 +192,22 @@ class LowRankNormalLikelihood(CorrelatedLikelihood):
         )
         self.below = nn.Parameter(start)
 
+    def initialize_from(self, x: Any, shared: bool = False) -> None:
+        """See the base.
+
+        Raises:
+            ValueError: for data so small or large that their variances cannot be stored.
+        """
+        super().initialize_from(x, shared)
+        least, most = (self.min_scale * self.spreads).square(), self.spreads.square()
+        wrong = (least < torch.finfo(least.dtype).tiny) | ~most.isfinite()
+        if self.rank is not None and bool(wrong.any()):
+            i = int(wrong.nonzero()[0])
+            raise ValueError(
+                f"Expected elements whose variances {least.dtype} can hold; got a standard "
+                f"deviation of {self.spreads[i]:.3g} in element {i}. Give them in another unit."
+            )
+
     def around(self, loc: Tensor) -> Any:
         if self.rank is None:
             return SharedNormal(loc, self.factor(cast(Tensor, self.below)), self.gaps)

@@ -10,14 +10,13 @@ import functools
 from collections.abc import Sequence
 from typing import Any, cast
 
-import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
 from pyro_vaes.core.labels import append_labels
 from pyro_vaes.data.rows import thinned
 from pyro_vaes.data.splits import as_split
-from pyro_vaes.distributions.counts import Exposed, ZeroInflated
+from pyro_vaes.distributions.counts import Exposed, NegativeBinomial, Poisson, ZeroInflated
 from pyro_vaes.distributions.elements import Elements
 from pyro_vaes.networks.mlp import Network, shape_of
 from pyro_vaes.parts.likelihoods import Likelihood
@@ -134,7 +133,7 @@ class PoissonLikelihood(CountLikelihood):
     """
 
     def counts(self, log_rate: Tensor) -> Any:
-        return dist.Poisson(log_rate.exp())
+        return Poisson(log_rate.exp())
 
 
 class NegativeBinomialLikelihood(CountLikelihood):
@@ -179,4 +178,4 @@ class NegativeBinomialLikelihood(CountLikelihood):
 
     def counts(self, log_rate: Tensor) -> Any:
         logits = log_rate - self.PACE * self.log_total
-        return dist.NegativeBinomial(self.total_count, logits=logits)
+        return NegativeBinomial(self.total_count, logits=logits)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from pyro.optim import Adam
 from registry import LIKELIHOODS, POSTERIORS, PRIORS, data, make_vae
@@ -298,6 +300,37 @@ def test_a_model_that_is_no_vae():
 
     ours, pyros = (seeded(loss().loss, model, guide) for loss in (ELBO, Trace_ELBO))
     assert ours == pytest.approx(pyros, abs=1e-9)
+
+
+@pytest.mark.parametrize("options", [{"free_bits": 5.0}, {"capacity": 5.0}])
+@pytest.mark.parametrize("how", ["subsample", "scale", "scales", "mask"])
+def test_nats_per_datum_are_counted_as_the_data_are(how, options):
+    """A datum that counts for ten, or not at all, has ten times the free nats, or none."""
+    counts = torch.tensor([0.0, 0.0, 1.0, 1.0]) if how == "mask" else torch.full((4,), 2.5)
+
+    @contextmanager
+    def data():
+        size = 10 if how == "subsample" else 4
+        with pyro.plate("data", size, subsample=torch.arange(4) if size == 10 else None):
+            if how == "subsample":
+                yield
+            elif how == "mask":
+                with poutine.mask(mask=counts > 0):
+                    yield
+            else:
+                with poutine.scale(scale=2.5 if how == "scale" else counts):
+                    yield
+
+    def model():
+        with data():
+            pyro.sample("z", dist.Normal(torch.zeros(4), 1.0))
+
+    def guide():
+        with data():
+            pyro.sample("z", dist.Normal(torch.zeros(4), 1.0))
+
+    # The KL is zero, and each datum lacks five nats.
+    assert ELBO(**options).loss(model, guide) == pytest.approx(5 * counts.sum().item())
 
 
 def test_nan_is_told():

@@ -199,6 +199,17 @@ def test_a_subsample_scales_the_divergence_with_the_rest() -> None:
     assert losses[0] - losses[1] == pytest.approx(100 * expected.item(), rel=1e-6)
 
 
+@pytest.mark.usefixtures("float64")
+def test_a_scale_for_each_datum_scales_the_divergence_as_one_for_all() -> None:
+    vae, x = make_vae(), data("categorical", 5, 4)
+    objective, losses = InfoELBO(1.0, 2.0, MMD()), []
+    for scale in (2.0, torch.full((5,), 2.0)):
+        model, guide = (poutine.scale(part, scale=scale) for part in (vae.model, vae.guide))
+        pyro.set_rng_seed(0)
+        losses.append(objective.loss(model, guide, x))
+    assert losses[0] == pytest.approx(losses[1])
+
+
 def test_models_without_a_site_to_compare_are_refused() -> None:
     objective = InfoELBO(0.0, 2.0, MMD())
 

@@ -293,3 +293,21 @@ def test_a_flow_of_ones_own_base_sees_units():
     seen = flow.features(x)
     flow.set_units(torch.full((3,), 8.0), torch.full((3,), 2.0))
     torch.testing.assert_close(flow.features(8 + 2 * x), seen)
+
+
+@pytest.mark.parametrize("unit", [2.0**-75, 2.0**75])
+@pytest.mark.parametrize("kind", ["real", "positive", "hurdle"])
+def test_a_column_in_a_tiny_or_huge_unit_is_scored_in_single_precision(kind, unit):
+    """The square of a scale of 1e-23 is no number of float32."""
+    x = torch.rand(40, 1) + 0.5
+    x[::4] = 0.0 if kind == "hurdle" else 1.0
+    scores = []
+    for values in (x, x * unit):
+        likelihood = pv.TableLikelihood(pv.MLP(2, [8]), {"a": kind})
+        likelihood.initialize_from(values)
+        with torch.no_grad():
+            likelihood.head.weight.zero_()
+            likelihood.head.bias.zero_()
+        scores.append(likelihood(torch.zeros(40, 2)).log_prob(values))
+    change = torch.where(x[:, 0] == 0, 0.0, math.log(unit))
+    torch.testing.assert_close(scores[1] + change, scores[0], rtol=1e-5, atol=1e-4)

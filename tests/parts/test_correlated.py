@@ -147,6 +147,30 @@ def test_one_factor_serves_all_rows_as_pyros_does():
     torch.testing.assert_close(SharedStudentT(df, loc, tril).log_prob(x), expected)
 
 
+@pytest.mark.parametrize("unit", [1e-20, 1e20])
+def test_variances_that_single_precision_cannot_hold_are_refused(unit):
+    likelihood = LowRankNormalLikelihood(MLP(2, [8]), (3,), rank=1)
+    likelihood.initialize_from(torch.randn(50, 3) * unit)  # Double precision can.
+    with pytest.raises(ValueError, match=r"float32 can hold; got .* in element 0. Give them in"):
+        likelihood.float().initialize_from(torch.randn(50, 3) * unit)
+
+
+@pytest.mark.parametrize("make", [KINDS["t"], KINDS["t_diagonal"], None])
+def test_single_precision_keeps_the_score_of_a_t_that_is_all_but_normal(make):
+    """To which normal data drive the degrees of freedom; two logs of gammas cancel there."""
+    columns = dict.fromkeys("abc", "real")
+    likelihood = pv.TableLikelihood(MLP(2, [8]), columns) if make is None else make()
+    part = likelihood.kinds[0] if make is None else likelihood
+    with torch.no_grad():
+        part.log_df.fill_(1.9)  # df = 1.8e8
+    likelihood.float()
+    single, x = likelihood(torch.randn(5, 2).float()), torch.randn(5, 3)
+    loc, scale = single.mean.detach().numpy(), part.scale.detach().numpy()
+    expected = torch.as_tensor(stats.norm.logpdf(x.numpy(), loc, scale)).sum(-1)
+    score = single.log_prob(x.float())
+    torch.testing.assert_close(score.double(), expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -141,3 +141,20 @@ def test_fits_and_loads_in_a_fresh_process(kind, tmp_path):
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert float(ended.stdout) == pytest.approx(value, rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, pv.TableLikelihood])
+def test_single_precision_keeps_the_score_of_a_million(kind):
+    """The logs of the factorials that cancel there have no digit left for it."""
+    x = torch.tensor([[1e6, 1e7], [1.001e6, 0.999e7]])
+    shape = {"a": "count", "b": "count"} if kind is pv.TableLikelihood else (2,)
+    likelihood = kind(MLP(2, [8]), shape)
+    likelihood.initialize_from(x)
+    with torch.no_grad():
+        likelihood.head.weight.mul_(1e-3)
+        likelihood.head.bias.zero_()
+    z = torch.randn(2, 2)
+    exact = likelihood(z).log_prob(x)
+    single = likelihood.float()(z.float()).log_prob(x.float())
+    assert single.dtype == torch.float32
+    torch.testing.assert_close(single.double(), exact, rtol=1e-3, atol=0.01)

@@ -358,6 +358,7 @@ def test_published_rows_are_the_models_of_the_literature(published: Any) -> None
         said = {
             "600 epochs": 600,
             "falling twice": 600,
+            "10 epochs": 10,
             "full covariances": 30,
             "draws": 200,
             "300 epochs": 300,

@@ -331,7 +331,8 @@ ROWS |= {
         compared=("mnist-standard-falling", "mnist-best"),
     ),
     "mnist-two-levels-full": Row(
-        "MNIST, two levels of 40, VampPrior, K = 500, then 10 epochs of full covariances, five draws",
+        "MNIST, two levels of 40, VampPrior, K = 500, then 10 epochs of full covariances, five "
+        "draws",
         "mnist-vamp",
         {**BEST, **THEN_FULL, "epochs": 10, "levels": (40, 40), "mode": "compiled"},
         81.24,

@@ -73,7 +73,7 @@ class Use:
         """
         known = dict(self.rows.carried) or {"row": range(len(self.rows.x))}
         for name in written:
-            if name in known:
+            if name in known and name != "row":  # That is our own, see write_table.
                 raise ConfigError(
                     f"Invalid value for '--data': expected no column called {name!r} there, which "
                     "is a column of the output. Rename it."
@@ -358,6 +358,11 @@ def reconstruct_command(
         plotting.save_figure(plotting.reconstructions(used.vae, rows, shape, num=count), out)
     else:
         made = used.vae.reconstruct(used.rows.x, used.rows.y).numpy()
+        if (typical := getattr(used.vae.likelihood, "typical", None)) is not None:
+            click.echo(
+                f"Means are at an exposure of {float(typical):g}, the median of training rows, "
+                "which is their last element."
+            )
         if used.suffix == ".npy":
             write_array(out, made)
         else:

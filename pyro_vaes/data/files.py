@@ -70,9 +70,9 @@ def read(
             raise DataError(f"{path}: {error}") from error.__cause__
     notes = [] if notes is None else notes
     if hasattr(source, "iloc") and hasattr(source, "columns"):
-        from pyro_vaes.data.spreadsheets import TableOptions, read_frame
+        from pyro_vaes.data.spreadsheets import TableOptions, read_frame, without_index
 
-        frame = source.reset_index(drop=True)
+        frame = without_index(source, notes)
         return read(read_frame(frame, options or TableOptions(), notes), labels, options, notes)
     if not isinstance(source, Mapping):
         names = Names()

@@ -31,7 +31,15 @@ from pyro_vaes.data.mixed.conditions import (
 )
 from pyro_vaes.data.mixed.lines import read_text
 
-__all__ = ["SUFFIXES", "Columns", "TableOptions", "pick_columns", "read_frame", "read_table"]
+__all__ = [
+    "SUFFIXES",
+    "Columns",
+    "TableOptions",
+    "pick_columns",
+    "read_frame",
+    "read_table",
+    "without_index",
+]
 
 
 SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
@@ -100,11 +108,19 @@ def read_table(path: Path, options: TableOptions, notes: list[str]) -> tuple[Any
     import pandas as pd
 
     try:
-        return pd.read_parquet(path).reset_index(drop=True), True
+        return without_index(pd.read_parquet(path), notes), True
     except ImportError as error:
         raise DataError(
             "Expected a library that reads parquet files; got none. Run pip install pyarrow."
         ) from error
+
+
+def without_index(frame: Any, notes: list[str]) -> Any:
+    """A frame whose rows are counted from 0; an index with a name was left out, which is noted."""
+    names = [name for name in frame.index.names if name is not None]
+    if names:
+        notes.append(f"The index of the frame, {', '.join(map(repr, names))}, was left out.")
+    return frame.reset_index(drop=True)
 
 
 def read_frame(

@@ -208,16 +208,29 @@ def test_a_table_of_words_without_names_has_a_run_that_can_be_used(tmp_path):
     assert list(pd.read_csv(out)) == ["A", "B", "C"]
 
 
+def test_reconstructions_of_counts_say_at_which_exposure_they_are(capsys, tmp_path):
+    counts = np.random.default_rng(0).poisson(4.0, (40, 3))
+    rows = pd.DataFrame(counts, columns=["a", "b", "c"]).assign(depth=counts.sum(1) + 1)
+    rows.to_csv(tmp_path / "all.csv", index=False)
+    trained(tmp_path / "run", data=str(tmp_path / "all.csv"), kind="counts", exposure=True)
+    capsys.readouterr()
+    assert run("reconstruct", tmp_path / "run", "--out", tmp_path / "a.csv") == 0
+    (depth,) = pd.read_csv(tmp_path / "a.csv")["depth"].unique()
+    assert f"Means are at an exposure of {depth:g}," in capsys.readouterr().out
+
+
 def test_no_column_takes_the_place_of_another(capsys, tmp_path):
-    columns = ["height", "unreliable", "position", "nearest_distance"]
+    columns = ["row", "unreliable", "position", "nearest_distance"]
     rows = pd.DataFrame(np.random.default_rng(0).normal(size=(40, 4)), columns=columns)
     rows.to_csv(tmp_path / "all.csv", index=False)
     out, own = tmp_path / "out.csv", tmp_path / "run"
     trained(own, data=str(tmp_path / "all.csv"))
-    asked = ["--num", 3, "--distances"]
-    assert "two columns called 'unreliable'" in refused(capsys, "impute", own, "--out", out, *FAST)
-    assert "called 'position'" in refused(capsys, "interpolate", own, "--out", out)
+    rows.assign(id="a").to_csv(tmp_path / "new.csv", index=False)
+    asked, new = ["--num", 3, "--distances"], ["--data", tmp_path / "new.csv", "--out", out]
+    assert "two columns called 'unreliable'" in refused(capsys, "impute", own, *new, *FAST)
+    assert "called 'position'" in refused(capsys, "interpolate", own, *new)
     assert "called 'nearest_distance'" in refused(capsys, "sample", own, *asked, "--out", out)
+    assert "called 'row'" in refused(capsys, "reconstruct", own, "--out", out)
     assert not out.exists() and run("impute", own, "--out", tmp_path / "out.npy", *FAST) == 0
 
 

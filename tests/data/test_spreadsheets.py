@@ -157,6 +157,14 @@ def test_data_frames(tmp_path):
     assert load_data(tmp_path / "t.parquet").digest == data.digest
 
 
+def test_an_index_with_a_name_is_no_column_and_that_is_said():
+    frame = pd.DataFrame(np.random.default_rng(0).normal(size=(20, 2)), columns=["a", "b"])
+    assert "index" not in load_data(frame).describe()
+    data = load_data(frame.assign(c=frame["a"] / 7).set_index("c"))
+    assert "The index of the frame, 'c', was left out." in data.describe()
+    assert data.event_shape == (2,)
+
+
 def test_labels_of_any_kind_are_numbered_and_that_is_said():
     x = torch.randn(40, 2)
     classes = np.arange(40) % 2

@@ -163,7 +163,8 @@ def start_at_factors(vae: VAE, train: Any, val: Any = None, seed: int = 0) -> No
         _start_mean(likelihood, found)
         _start_scale(likelihood, found.noise.sqrt())
         _start_posterior(posterior, likelihood, found)
-        if hasattr(prior, "logits") and hasattr(prior, "log_scale"):
+        # A GTMPrior's locations are outputs of a network.
+        if hasattr(prior, "logits") and isinstance(getattr(prior, "loc", None), nn.Parameter):
             other = None if val is None else _standardised(likelihood, val)
             _start_prior(prior, found, rows, other, seed)
 

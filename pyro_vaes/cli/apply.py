@@ -73,7 +73,7 @@ class Use:
         """
         known = dict(self.rows.carried) or {"row": range(len(self.rows.x))}
         for name in written:
-            if name in known:
+            if name in known and name != "row":  # That is our own, see write_table.
                 raise ConfigError(
                     f"Invalid value for '--data': expected no column called {name!r} there, which "
                     "is a column of the output. Rename it."
@@ -238,7 +238,7 @@ def score_command(
         write_array(out, np.stack([np.asarray(c, dtype=np.float64) for c in columns.values()], 1))
         click.echo(f"Columns: {', '.join(columns)}.")
     else:
-        write_table(out, {**known, **columns})
+        write_table(out, known, columns)
     for warning in scores.warnings:
         click.echo(f"Warning: {warning}")
     click.echo(f"{len(scores)} rows scored by {scores.proposal} draws, in nats: {out}")
@@ -308,9 +308,9 @@ def impute_command(
     if used.suffix == ".npy":
         write_array(out, found.x.numpy())
     else:
-        columns = element_columns(used.facts, found.x.numpy())
-        columns["unreliable"] = found.unreliable.numpy()
-        write_table(out, {**used.known(*columns), **columns})
+        columns = element_columns(used.facts, found.x.numpy(), rows.exact)
+        marks = {"unreliable": found.unreliable.numpy()}
+        write_table(out, used.known(*columns, *marks), columns, marks)
     if doubtful := int(found.unreliable.sum()):
         click.echo(f"Warning: what was filled in is not to be trusted in {doubtful} rows (k-hat).")
     click.echo(f"{int(gaps.sum())} gaps in {int(gaps.any(1).sum())} rows filled: {out}")
@@ -335,7 +335,7 @@ def encode_command(
             write_array(out, codes)
         else:
             columns = {f"z{i}": codes[:, i] for i in range(codes.shape[1])}
-            write_table(out, {**used.known(*columns), **columns})
+            write_table(out, used.known(*columns), columns)
     click.echo(f"{len(used.rows.x)} rows encoded: {out}")
 
 
@@ -358,10 +358,15 @@ def reconstruct_command(
         plotting.save_figure(plotting.reconstructions(used.vae, rows, shape, num=count), out)
     else:
         made = used.vae.reconstruct(used.rows.x, used.rows.y).numpy()
+        if (typical := getattr(used.vae.likelihood, "typical", None)) is not None:
+            click.echo(
+                f"Means are at an exposure of {float(typical):g}, the median of training rows, "
+                "which is their last element."
+            )
         if used.suffix == ".npy":
             write_array(out, made)
         else:
             columns = element_columns(used.facts, made)
-            write_table(out, {**used.known(*columns), **columns})
+            write_table(out, used.known(*columns), columns)
     some = "" if count == len(used.rows.x) else "The first "
     click.echo(f"{some}{count} rows reconstructed: {out}")

@@ -56,6 +56,7 @@ LABEL_HELP = (
     help="What z is drawn from to estimate log p(x): the encoder, a fit per datum, or annealing.",
 )
 @click.option("--data", type=PLACE, help="A file of other rows, with the columns of the run's.")
+@click.option("--label", help=f"{LABEL_HELP} With --data.")
 @click.option(
     "--split",
     type=click.Choice(["train", "val", "test"]),
@@ -97,6 +98,7 @@ def evaluate_command(
     samples: int,
     proposal: str,
     data: Path | None,
+    label: str | None,
     split: str | None,
     seed: int,
     chunk_size: int | None,
@@ -119,9 +121,14 @@ def evaluate_command(
     config = read_config(run)
     if data is not None:
         what: dict[str, Any] = {"split": None, "split_reason": "these are other rows"}
-        rows, notes = _new_split(run, record, vae, data, split)
+        rows, notes = _new_split(run, record, vae, data, split, label)
         own = train = None
     else:
+        if label is not None:
+            raise ConfigError(
+                f"Invalid value for '--label': expected it with --data; got {label} for the run's "
+                "own rows, which have theirs."
+            )
         what = {"split": split or "test"}
         own, notes = own_data(config, run, record), ()
         # Figures are means over rows, whatever these counted in training.
@@ -159,7 +166,7 @@ def evaluate_command(
 
 
 def _new_split(
-    run: Path, record: dict[str, Any], vae: VAE, data: Path, split: str | None
+    run: Path, record: dict[str, Any], vae: VAE, data: Path, split: str | None, label: str | None
 ) -> tuple[Split, tuple[str, ...]]:
     """Rows that the run has not seen, and what there is to say of them."""
     from pyro_vaes.data.splits import Split
@@ -167,7 +174,8 @@ def _new_split(
 
     if split is not None:
         raise ConfigError(f"Invalid value for '--split': expected none with --data; got {split}.")
-    new = checked(read_new(data, read_config(run), run, record), vae, data)
+    given = None if label is None else label_given(record["data"], label)
+    new = checked(read_new(data, read_config(run), run, record, given), vae, data)
     return Split(new.x, new.y), new.notes
 
 
@@ -214,7 +222,7 @@ def sample_command(
     if suffix == ".npy":
         write_array(out, samples.numpy())
     elif suffix in TABLES:
-        write_table(out, _table(record["data"], samples, labels, mean, near))
+        write_table(out, *_table(record["data"], samples, labels, mean, near))
     else:
         from pyro_vaes import plotting
 
@@ -224,7 +232,9 @@ def sample_command(
     click.echo(f"{num} samples: {out}")
 
 
-def _table(facts: dict[str, Any], samples: Any, labels: Any, mean: bool, near: Any) -> Any:
+def _table(
+    facts: dict[str, Any], samples: Any, labels: Any, mean: bool, near: Any
+) -> list[dict[str, Any]]:
     """The columns of samples: whole numbers where the data are, labels by name, distances."""
     import numpy as np
 
@@ -233,17 +243,17 @@ def _table(facts: dict[str, Any], samples: Any, labels: Any, mean: bool, near: A
     values = samples.numpy()
     if not mean and facts.get("kind", "real") in ("binary", "levels", "counts"):
         values = values.astype(np.int64)
-    columns = element_columns(facts, values)
+    parts = [element_columns(facts, values)]
     if labels is not None and facts.get("conditions"):
-        columns |= condition_columns(facts, labels.expand(len(values), -1).numpy())
+        parts.append(condition_columns(facts, labels.expand(len(values), -1).numpy()))
     elif labels is not None:
         numbers = np.broadcast_to(np.asarray(labels), (len(values),))
         names = facts.get("label_names")
         column = facts.get("label_column") or "label"
-        columns[column] = [names[i] for i in numbers] if names else numbers
+        parts.append({column: [names[i] for i in numbers] if names else numbers})
     if near is not None:
-        columns["nearest_distance"] = near(samples)
-    return columns
+        parts.append({"nearest_distance": near(samples)})
+    return parts
 
 
 def _distances(run: Path, record: dict[str, Any]) -> Any:
@@ -379,7 +389,8 @@ def _is_record(record: dict[str, Any], event_shape: tuple[int, ...] | None) -> b
         and (image is None or math.prod(image) == math.prod(data["event_shape"]))
         and (columns is None or (_is_words(columns) and [len(columns)] == data["event_shape"]))
         and isinstance(data.get("label_column"), (str, type(None)))
-        and _is_codec(data.get("codec"), columns or [])
+        and _is_codec(data.get("codec"), columns)
+        and (not data.get("codec") or [len(data["codec"])] == data["event_shape"])
         and _is_codec(data.get("conditions"))
     )
 

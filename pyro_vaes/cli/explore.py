@@ -12,6 +12,7 @@ from pyro_vaes.cli.apply import Use, draw_options, use
 from pyro_vaes.cli.evaluate import LABEL_HELP
 from pyro_vaes.cli.flags import PLACE, Whole
 from pyro_vaes.core.choices import PROPOSALS
+from pyro_vaes.runs.options import ConfigError
 from pyro_vaes.runs.schema import read_config
 
 if TYPE_CHECKING:
@@ -62,6 +63,9 @@ def explore_command(
     check_library()
     out = out or run / _PAGE
     used = use(run, data, split, label, out, (".html",))
+    if len(used.rows.x) < 2:
+        flag = "--split" if data is None else "--data"
+        raise ConfigError(f"Invalid value for '{flag}': expected two rows or more; got one.")
     from pyro_vaes.explorer.contents import contents_of
     from pyro_vaes.storage.files import write_text
 

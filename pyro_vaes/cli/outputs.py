@@ -47,8 +47,20 @@ def check_out(out: Path, suffixes: Sequence[str], why: str = "", source: Path | 
     return suffix
 
 
-def write_table(out: Path, columns: Mapping[str, Any]) -> None:
-    """Writes columns of equal length under their names; what is not a number leaves a blank."""
+def write_table(out: Path, *parts: Mapping[str, Any]) -> None:
+    """Writes columns of equal length under their names; what is not a number leaves a blank.
+
+    Raises:
+        ConfigError: if two parts have columns of one name, of which one would be lost.
+    """
+    names = [name for part in parts for name in part]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(
+            f"Invalid value for '--out': expected an array (.npy), since a table would have two "
+            f"columns called {twice!r}: the data have one already; got {out}."
+        )
+    columns = {name: values for part in parts for name, values in part.items()}
     text = io.StringIO()
     delimiter = "\t" if out.suffix.lower() == ".tsv" else ","
     writer = csv.writer(text, delimiter=delimiter, lineterminator="\n")

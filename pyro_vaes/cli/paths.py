@@ -144,4 +144,4 @@ def _write(
         plotting.save_figure(figure, out)
     else:
         rows = made.reshape(len(labels) * steps, -1).numpy()
-        write_table(out, {**known, **element_columns(used.facts, rows)})
+        write_table(out, known, element_columns(used.facts, rows))

@@ -258,4 +258,6 @@ def _expected(support: Any, row: Tensor) -> str:
     levels = f"{base}" if top is None else f"whole numbers up to {torch.as_tensor(top).max():g}"
     if getattr(base, "lower_bound", None) == 0 and top is None:
         levels = "whole numbers from 0"
+    if base is constraints.boolean:
+        levels = "0 and 1"
     return f"the likelihood's levels, {levels}; got values from {row.min():g} to {row.max():g}"

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +70,9 @@ def read(
             raise DataError(f"{path}: {error}") from error.__cause__
     notes = [] if notes is None else notes
     if hasattr(source, "iloc") and hasattr(source, "columns"):
-        from pyro_vaes.data.spreadsheets import TableOptions, read_frame
+        from pyro_vaes.data.spreadsheets import TableOptions, read_frame, without_index
 
-        frame = source.reset_index(drop=True)
+        frame = without_index(source, notes)
         return read(read_frame(frame, options or TableOptions(), notes), labels, options, notes)
     if not isinstance(source, Mapping):
         names = Names()
@@ -139,6 +140,7 @@ def read_columns(
     Raises:
         DataError: for anything that cannot be read or used.
     """
+    from pyro_vaes.data.mixed.lines import as_written
     from pyro_vaes.data.spreadsheets import TableOptions, pick_columns, read_table
 
     path = path.expanduser()
@@ -147,7 +149,8 @@ def read_columns(
         frame, _ = read_table(path, TableOptions(header=named), [])
         if not named:
             frame.columns = list(map(letter_of, range(frame.shape[1])))
-        return pick_columns(frame, columns, labelled, codec, conditions)
+        written = partial(as_written, path) if path.suffix.lower() != ".parquet" else None
+        return pick_columns(frame, columns, labelled, codec, conditions, written)
 
 
 def _check_size(path: Path) -> None:

@@ -109,8 +109,8 @@ def _two_valued(rows: Tensor, without: Tensor) -> list[str]:
     i = int(two.nonzero()[0])
     return [
         f"{int(two.sum())} of {x.shape[1]} elements have two values only (element {i}: "
-        f"{low[i]:g} and {high[i]:g}): a density of them means little. A table with "
-        "kind='table' (--kind table) gives them a probability."
+        f"{low[i]:g} and {high[i]:g}): a density of them means little. In a file of rows or a data "
+        "frame kind='table' (--kind table) gives them a probability."
     ]
 
 

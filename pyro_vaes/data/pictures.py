@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ __all__ = ["list_pictures", "read_pictures"]
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 # What kinds of pictures are read as: grey or else colour, perhaps with transparency.
 _MODES = {"1": "L", "L": "L", "LA": "LA", "RGBA": "RGBA"}
+# How Pillow calls more than 8 bits a channel: of a picture, and of what its file holds.
+_DEEP_MODE, _DEEP_FILE = re.compile("[IF]"), re.compile(";16[BLN]")
 
 
 def read_pictures(folder: Path, notes: list[str]) -> dict[str, Any]:
@@ -34,15 +37,19 @@ def read_pictures(folder: Path, notes: list[str]) -> dict[str, Any]:
         ``y``, the names of the classes, if there are any.
 
     Raises:
-        DataError: for a folder without pictures, or with pictures of several sizes.
+        DataError: for a folder without pictures, or with pictures of several sizes or of more than
+            8 bits a channel.
     """
     paths, labels = list_pictures(folder)
-    sizes, modes = (set(facts) for facts in zip(*map(_facts, paths), strict=True))
+    sizes, modes, moving = (set(facts) for facts in zip(*map(_facts, paths), strict=True))
     if len(sizes) > 1:
         shown = ", ".join(f"{width}x{height}" for width, height in sorted(sizes)[:3])
         raise DataError(f"Expected pictures of one size; got {shown}. Resize them first.")
     if modes & {"LA", "RGBA"}:
         notes.append("The pictures' transparency was left out.")
+    if any(moving):
+        notes.append("Of pictures with several frames or pages the first was taken.")
+    _note_others(folder, paths, notes)
     # A grey picture among coloured ones gets three equal channels.
     channels = 1 if modes <= {"L", "LA"} else 3
     found: dict[str, Any] = {"x": gathered(_pixels(path, channels) for path in paths)}
@@ -73,10 +80,28 @@ def _pictures(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES and p.is_file())
 
 
-def _facts(path: Path) -> tuple[tuple[int, int], str]:
-    """The size of a picture and what it is read as, by its head alone."""
+def _note_others(folder: Path, paths: Sequence[Path], notes: list[str]) -> None:
+    """Says which files were left out: no pictures, or in folders further down."""
+    there = {p.relative_to(folder) for p in set(folder.rglob("*")) - set(paths) if p.is_file()}
+    names = sorted(str(p) for p in there if not any(part.startswith(".") for part in p.parts))
+    if names:
+        shown = ", ".join(names[:3]) + ", ..." * (len(names) > 3)
+        notes.append(f"Left out of the folder, since they are no pictures or lie deeper: {shown}.")
+
+
+def _facts(path: Path) -> tuple[tuple[int, int], str, bool]:
+    """The size of a picture, what it is read as, and whether it has several frames, by its head."""
     with _opened(path) as picture:
-        return picture.size, _MODES.get(picture.mode, "RGB")
+        held = "".join(str(tile) for tile in getattr(picture, "tile", ()))
+        if _DEEP_MODE.match(picture.mode) or _DEEP_FILE.search(held):
+            raise DataError(
+                f"Expected pictures of 8 bits a channel; got more in {path.name}, which would be "
+                "cut off. Save such pictures as an array of numbers, by numpy.save."
+            )
+        kind = _MODES.get(picture.mode, "RGB")
+        if "transparency" in picture.info and not kind.endswith("A"):
+            kind += "A"
+        return picture.size, kind, getattr(picture, "is_animated", False)
 
 
 def _pixels(path: Path, channels: int) -> Tensor:

@@ -7,7 +7,7 @@ reported; options override them. Errors name a cell as a spreadsheet does.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,15 @@ from pyro_vaes.data.mixed.conditions import (
 )
 from pyro_vaes.data.mixed.lines import read_text
 
-__all__ = ["SUFFIXES", "Columns", "TableOptions", "pick_columns", "read_frame", "read_table"]
+__all__ = [
+    "SUFFIXES",
+    "Columns",
+    "TableOptions",
+    "pick_columns",
+    "read_frame",
+    "read_table",
+    "without_index",
+]
 
 
 SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
@@ -100,11 +108,19 @@ def read_table(path: Path, options: TableOptions, notes: list[str]) -> tuple[Any
     import pandas as pd
 
     try:
-        return pd.read_parquet(path).reset_index(drop=True), True
+        return without_index(pd.read_parquet(path), notes), True
     except ImportError as error:
         raise DataError(
             "Expected a library that reads parquet files; got none. Run pip install pyarrow."
         ) from error
+
+
+def without_index(frame: Any, notes: list[str]) -> Any:
+    """A frame whose rows are counted from 0; an index with a name was left out, which is noted."""
+    names = [name for name in frame.index.names if name is not None]
+    if names:
+        notes.append(f"The index of the frame, {', '.join(map(repr, names))}, was left out.")
+    return frame.reset_index(drop=True)
 
 
 def read_frame(
@@ -121,8 +137,8 @@ def read_frame(
     Raises:
         DataError: naming the first cell that is no number.
     """
-    names = [str(name) for name in frame.columns]
-    letters = dict(zip(range(len(names)), map(letter_of, range(len(names))), strict=True))
+    letters = list(map(letter_of, range(frame.shape[1])))
+    names = [str(name) for name in frame.columns] if named else letters
     options = dataclasses.replace(options, label_column=labels_asked(options.label_column, names))
     _check_named(options, names)
     if named:
@@ -131,6 +147,11 @@ def read_frame(
     dropped = {i for i, name in enumerate(names) if name in left_out}
     if named:
         dropped |= _indices(frame, names, dropped, options, notes)
+    if options.label_column and not named:
+        raise DataError(
+            "Expected a first row of names in a table with a column of labels, "
+            f"{options.label_column[0]!r}; got none."
+        )
     labels = _labels(frame, names, dropped, options, notes) if named else []
     given = frame.iloc[:, labels].set_axis([names[i] for i in labels], axis=1)
     conditions = bool(options.label_column) and are_conditions(given, options.types)
@@ -146,7 +167,7 @@ def read_frame(
     places = [place if named else f"column {place}" for place in places]
     for i, place in zip(kept, places, strict=True):
         check_cells(frame.iloc[:, i], place)
-    chosen = frame.iloc[:, kept].set_axis([names[i] if named else letters[i] for i in kept], axis=1)
+    chosen = frame.iloc[:, kept].set_axis([names[i] for i in kept], axis=1)
     chosen = chosen.apply(numbers_in_words)
     types = {n: kind for n, kind in options.types.items() if not conditions or n not in given}
     if _is_mixed(chosen, options.table, types):
@@ -189,6 +210,7 @@ def pick_columns(
     labelled: bool,
     codec: Codec | None = None,
     conditions: Codec | None = None,
+    written: Callable[[Any, list[int]], Any] | None = None,
 ) -> tuple[Any, Any, dict[str, Any]]:
     """The columns of a table in an order that is known, whatever order they stand in.
 
@@ -198,6 +220,7 @@ def pick_columns(
         labelled: whether labels are needed.
         codec: how columns of several kinds are written as numbers.
         conditions: how those of conditions are, if labels are such.
+        written: gives columns of the frame, by number, as they stand in its file.
 
     Returns:
         ``x``, an array of numbers; the labels, conditions or None; and the columns that are not
@@ -234,12 +257,22 @@ def pick_columns(
     if of_labels and conditions is not None:
         given = frame.iloc[:, [at[name] for name in of_labels]].set_axis(of_labels, axis=1)
         labels = condition_rows(conditions, given)
-    rest = {
-        name or f"column {letter_of(i)}": frame.iloc[:, i].to_numpy()
-        for i, name in enumerate(names)
-        if name not in columns.names
-    }
-    return x, labels, rest
+    others = [i for i, name in enumerate(names) if name not in columns.names]
+    rest = written(frame, others) if written and others else frame.iloc[:, others]
+    called = [names[i] or f"column {letter_of(i)}" for i in others]
+    called = [
+        n if called.count(n) == 1 else f"{n} ({letter_of(i)})"
+        for n, i in zip(called, others, strict=True)
+    ]
+    return x, labels, {name: _cells(rest.iloc[:, i]) for i, name in enumerate(called)}
+
+
+def _cells(column: Any) -> Any:
+    """Cells to copy; whole numbers stay whole next to a gap."""
+    import pandas as pd
+
+    plain = not pd.api.types.is_extension_array_dtype(column.dtype)
+    return column.to_numpy() if plain else column.to_numpy(dtype=object, na_value=None)
 
 
 # --- guesses ------------------------------------------------------------------------------------
@@ -253,7 +286,7 @@ def _check_named(options: TableOptions, names: Sequence[str]) -> None:
             raise DataError(f"Expected a column called {name!r}; got {known}.")
 
 
-def _check_once(names: Sequence[str], letters: Mapping[int, str], drop: Sequence[str]) -> None:
+def _check_once(names: Sequence[str], letters: Sequence[str], drop: Sequence[str]) -> None:
     """Refuses two columns of one name, for new rows find theirs by it."""
     for name in names:
         at = [letters[i] for i, other in enumerate(names) if other == name and name not in drop]

@@ -87,11 +87,30 @@ class ZeroInflated(dist.ZeroInflatedDistribution):
         )
 
 
+class _CountsAndExposure(constraints.Constraint):
+    """Whole numbers from 0, and above zero the exposure."""
+
+    is_discrete = True
+    event_dim = 1
+
+    def check(self, value: Tensor) -> Tensor:
+        counts, exposure = value[..., :-1], value[..., -1]
+        return constraints.nonnegative_integer.check(counts).all(-1) & (exposure > 0)
+
+    def explain(self, row: Tensor) -> str:
+        """What is wrong with a row that is refused."""
+        counts, exposure = row[:-1], row[-1]
+        if not exposure > 0:
+            return f"an exposure above 0 as the last element; got none, or {exposure:g},"
+        return f"counts, whole numbers from 0; got values from {counts.min():g} to {counts.max():g}"
+
+
 class Exposed(dist.TorchDistribution):
     """D counts and their exposure, ``(D + 1,)``: p(counts | exposure), the exposure being given.
 
     As a density over all D + 1 elements it is one conditional on the last: it sums to 1 over the
-    counts at any exposure. Draws and means are at a typical exposure, which they hold.
+    counts at any exposure. Draws and means are at a typical exposure, which they hold; those of
+    :meth:`given` at the exposures of some data.
 
     >>> rates = torch.zeros(5, 2)
     >>> counts = pv.distributions.Exposed(rates, lambda m: dist.Poisson(m.exp()), torch.ones(1))
@@ -101,7 +120,7 @@ class Exposed(dist.TorchDistribution):
     Args:
         log_rate: logs of the mean counts per unit of exposure, ``(*batch, D)``.
         counts: maps logs of mean counts to the distribution of the counts.
-        typical: the exposure of draws and means, ``(1,)``.
+        typical: the exposure of draws and means, ``(1,)`` or ``(*batch, 1)``.
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
@@ -122,9 +141,7 @@ class Exposed(dist.TorchDistribution):
     @constraints.dependent_property(is_discrete=True, event_dim=1)
     def support(self) -> Any:
         """Whole numbers, and above zero the exposure."""
-        parts = [constraints.nonnegative_integer, constraints.positive]
-        lengths = [self.event_shape[0] - 1, 1]
-        return constraints.independent(constraints.cat(parts, -1, lengths), 1)
+        return _CountsAndExposure()
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Exposed:
         new = type(self).__new__(type(self))
@@ -138,6 +155,19 @@ class Exposed(dist.TorchDistribution):
         counts, exposure = value[..., :-1], value[..., -1:]
         score = self._given(exposure).log_prob(counts)
         return score.expand(joined_shape(score.shape, self.batch_shape))
+
+    def given(self, x: Tensor) -> Exposed:
+        """The counts at the exposures of data ``(*batch, D + 1)``: what was not seen has them, too.
+
+        >>> counts = pv.distributions.Exposed(
+        ...     torch.zeros(1, 1), lambda m: dist.Poisson(m.exp()), torch.ones(1)
+        ... )
+        >>> counts.given(torch.tensor([[torch.nan, 50.0]])).mean.tolist()
+        [[50.0, 50.0]]
+        """
+        new = self.expand(self.batch_shape)
+        new.typical = x[..., -1:]
+        return new
 
     def _given(self, exposure: Tensor) -> Elements:
         return Elements(self.counts(self.log_rate + exposure.log()), 1)

@@ -18,9 +18,11 @@ from torch import Tensor
 from pyro_vaes.core.errors import DataError
 from pyro_vaes.data.dataset import NAMES, DataSet
 from pyro_vaes.data.files import SUFFIXES, read, read_columns
+from pyro_vaes.data.guesses import whole_again
 from pyro_vaes.data.mixed.codec import Codec
 from pyro_vaes.data.pictures import list_pictures, read_pictures
 from pyro_vaes.data.rows import in_single
+from pyro_vaes.data.splits import Split
 from pyro_vaes.data.spreadsheets import SUFFIXES as TABLES
 from pyro_vaes.data.spreadsheets import Columns, TableOptions
 from pyro_vaes.data.tables import LABEL_KEYS, check_rows, read_labels, suffix_of
@@ -52,12 +54,14 @@ class NewRows:
         y: labels ``(n,)``, conditions ``(n, columns)``, or None for a model without.
         carried: further columns of the rows, by name, which are copied to the output.
         notes: what there is to say.
+        exact: of a table the numbers of x in the precision of its file, ``(n, D)``.
     """
 
     x: Tensor
     y: Tensor | None
     carried: Mapping[str, Any]
     notes: tuple[str, ...] = ()
+    exact: Any = None
 
 
 # --- the run's own data ---------------------------------------------------------------------------
@@ -141,7 +145,7 @@ def read_new(
     if label is not None:
         given = torch.as_tensor(label)
         y = given.expand(len(rows), *given.shape)
-    return NewRows(rows, y, carried, tuple(notes))
+    return NewRows(rows, y, carried, tuple(notes), x if isinstance(x, np.ndarray) else None)
 
 
 def _from_table(
@@ -155,9 +159,9 @@ def _from_table(
     columns, codec = _columns(config, run, record), _codec(record["data"])
     if columns is None and codec is None:  # As many as the run's, in the same order.
         header = {"auto": None, "first-row": True, "none": False}[config.data.header]
-        drop = () if config.data.drop == "none" else tuple(config.data.drop.split(","))
-        pairs, _ = read(path, None, TableOptions(header, "", drop), notes)
-        return pairs["all"][0], None, {}
+        left_out = [*config.data.drop.split(","), config.data.group, config.data.weights]
+        options = TableOptions(header, "", tuple(name for name in left_out if name != "none"))
+        return read(path, None, options, notes)[0]["all"][0].numpy(), None, {}
     if columns is None:  # Called by their letters, above the first row.
         assert codec is not None
         names = tuple(column.name for column in codec.columns)
@@ -168,7 +172,7 @@ def _from_table(
     unseen = [name for name in carried if not (labelled and name in seen)]
     if unseen:
         shown = ", ".join(map(repr, unseen[:10])) + ", ..." * (len(unseen) > 10)
-        notes.append(f"Not seen by the model, and copied to the output: {shown}.")
+        notes.append(f"Not seen by the model, and copied to a table that is written: {shown}.")
     return x, labels, carried
 
 
@@ -243,6 +247,8 @@ def _shaped(x: Any, facts: Mapping[str, Any], notes: list[str]) -> Tensor:
     rows = in_single(rows)
     if rows.is_floating_point() and bool(rows.isinf().any()):
         raise DataError("Expected numbers within the range of float32; got larger ones.")
+    if facts.get("kind") in ("binary", "levels", "counts"):  # As the run's own rows are.
+        rows = whole_again([Split(rows)], notes)[0].x
     return rows
 
 
@@ -298,18 +304,25 @@ def checked(rows: NewRows, vae: VAE, path: Path | None) -> NewRows:
     return rows
 
 
-def element_columns(facts: Mapping[str, Any], x: Any) -> dict[str, Any]:
+def element_columns(facts: Mapping[str, Any], x: Any, exact: Any = None) -> dict[str, Any]:
     """Rows as columns: by their names where they have some, with their words, dates and rounding.
 
     Args:
         facts: what a run knows of its data.
         x: an array ``(n, *event_shape)``.
+        exact: what stands in the place of x, unrounded, where it is not NaN; None for nowhere.
     """
     table = np.asarray(x).reshape(len(x), -1)
     codec = _codec(facts)
-    if codec is None:
-        return dict(zip(element_names(facts), table.T, strict=True))
-    return _written(codec, table)
+    if codec is not None:
+        if exact is not None:
+            codec, table = codec.finer(exact), np.where(np.isnan(exact), table, exact)
+        return _written(codec, table)
+    columns: list[Any] = list(table.T)
+    if exact is not None:  # Each number with the digits of its own precision.
+        pairs = zip(columns, exact.T, strict=True)
+        columns = [[e if e == e else c for c, e in zip(*pair, strict=True)] for pair in pairs]
+    return dict(zip(element_names(facts), columns, strict=True))
 
 
 def _written(codec: Codec, table: Any) -> dict[str, Any]:

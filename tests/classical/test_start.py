@@ -89,6 +89,16 @@ def test_the_mixture_prior_is_one_of_the_scores():
     torch.testing.assert_close(vae.prior.logits.exp().sum(), torch.tensor(1.0))
 
 
+def test_a_prior_whose_locations_a_network_gives_starts_as_it_is():
+    x, prior = rows(), pv.GTMPrior(pv.MLP(2, [8]), L, grid_size=3)
+    before = {name: value.clone() for name, value in prior.state_dict().items()}
+    vae = build(x, prior)
+    start = vae.likelihood.head.weight.clone()
+    pv.start_at_factors(vae, x)
+    assert all(torch.equal(prior.state_dict()[name], value) for name, value in before.items())
+    assert not torch.equal(vae.likelihood.head.weight, start)
+
+
 def test_the_density_that_chooses_the_mixture_is_that_of_the_model():
     from sklearn.mixture import GaussianMixture
 

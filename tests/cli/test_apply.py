@@ -131,7 +131,7 @@ def test_rows_carry_weights_which_new_rows_need_not(capsys, tmp_path):
 
 def test_columns_go_by_name_and_what_is_left_goes_along(capsys, first, new, tmp_path):
     assert run("encode", first, "--data", new, "--out", tmp_path / "codes.csv") == 0
-    assert "copied to the output: 'note', 'id'" in capsys.readouterr().out
+    assert "and copied to a table that is written: 'note', 'id'" in capsys.readouterr().out
     found = pd.read_csv(tmp_path / "codes.csv")
     assert list(found.columns) == ["note", "id", "z0", "z1"]
     assert found["note"].tolist() == ["a", "b", "c"] and found["id"].tolist() == [5, 3, 70]
@@ -176,6 +176,62 @@ def test_an_unusual_row_has_a_low_p_value(first, tmp_path):
     assert run("score", first, "--data", tmp_path / "a.csv", *FAST, *options) == 0
     found = pd.read_csv(tmp_path / "s.csv")
     assert found["p_value"][1] == pytest.approx(1 / 17) and found["p_value"][0] > 0.2
+
+
+def test_impute_leaves_what_was_seen_as_it_stands(home, tmp_path):
+    mixed = (
+        table()[["height", "species"]].round(1).assign(day=pd.date_range("2024-01-01", periods=80))
+    )
+    mixed.to_csv(tmp_path / "all.csv", index=False)
+    trained(tmp_path / "run", data=str(tmp_path / "all.csv"), label_column="none")
+    (tmp_path / "new.csv").write_text("day,species,height\n2024-02-13 12:30,,170.123\n,gentoo,\n")
+    for name, digits in (("run", "170.123"), ("first", "123456.789")):
+        run_folder = tmp_path / "run" if name == "run" else home / "runs" / "first"
+        if name == "first":
+            (tmp_path / "new.csv").write_text("height,mass\n123456.789,\n,70.5\n")
+        asked = ["--data", tmp_path / "new.csv", "--out", tmp_path / "filled.csv"]
+        assert run("impute", run_folder, *asked, *FAST) == 0
+        filled = pd.read_csv(tmp_path / "filled.csv", dtype=str)
+        assert filled["height"][0] == digits and filled.notna().all(axis=None)
+        if name == "run":
+            assert filled["day"][0] == "2024-02-13 12:30" and filled["species"][1] == "gentoo"
+
+
+def test_a_table_of_words_without_names_has_a_run_that_can_be_used(tmp_path):
+    words = table()[["height", "species", "mass"]].round(1)
+    words.to_csv(tmp_path / "all.csv", index=False, header=False)
+    trained(tmp_path / "run", data=str(tmp_path / "all.csv"))
+    out = tmp_path / "out.csv"
+    assert run("encode", tmp_path / "run", "--data", tmp_path / "all.csv", "--out", out) == 0
+    assert len(pd.read_csv(out)) == 80
+    assert run("sample", tmp_path / "run", "--num", 5, "--out", out) == 0
+    assert list(pd.read_csv(out)) == ["A", "B", "C"]
+
+
+def test_reconstructions_of_counts_say_at_which_exposure_they_are(capsys, tmp_path):
+    counts = np.random.default_rng(0).poisson(4.0, (40, 3))
+    rows = pd.DataFrame(counts, columns=["a", "b", "c"]).assign(depth=counts.sum(1) + 1)
+    rows.to_csv(tmp_path / "all.csv", index=False)
+    trained(tmp_path / "run", data=str(tmp_path / "all.csv"), kind="counts", exposure=True)
+    capsys.readouterr()
+    assert run("reconstruct", tmp_path / "run", "--out", tmp_path / "a.csv") == 0
+    (depth,) = pd.read_csv(tmp_path / "a.csv")["depth"].unique()
+    assert f"Means are at an exposure of {depth:g}," in capsys.readouterr().out
+
+
+def test_no_column_takes_the_place_of_another(capsys, tmp_path):
+    columns = ["row", "unreliable", "position", "nearest_distance"]
+    rows = pd.DataFrame(np.random.default_rng(0).normal(size=(40, 4)), columns=columns)
+    rows.to_csv(tmp_path / "all.csv", index=False)
+    out, own = tmp_path / "out.csv", tmp_path / "run"
+    trained(own, data=str(tmp_path / "all.csv"))
+    rows.assign(id="a").to_csv(tmp_path / "new.csv", index=False)
+    asked, new = ["--num", 3, "--distances"], ["--data", tmp_path / "new.csv", "--out", out]
+    assert "two columns called 'unreliable'" in refused(capsys, "impute", own, *new, *FAST)
+    assert "called 'position'" in refused(capsys, "interpolate", own, *new)
+    assert "called 'nearest_distance'" in refused(capsys, "sample", own, *asked, "--out", out)
+    assert "called 'row'" in refused(capsys, "reconstruct", own, "--out", out)
+    assert not out.exists() and run("impute", own, "--out", tmp_path / "out.npy", *FAST) == 0
 
 
 def test_evaluates_new_rows(capsys, first, tmp_path):
@@ -247,6 +303,12 @@ def test_a_conditional_model_needs_labels_by_their_names(capsys, home, new, tmp_
     rows.assign(species="chinstrap").to_csv(new, index=False)
     line = refused(capsys, "encode", conditional, "--data", new, "--out", out)
     assert "among adelie, gentoo; got chinstrap" in line
+    capsys.readouterr()
+    assert run("evaluate", conditional, "--data", new, "--label", "gentoo", *FAST, "--json") == 0
+    expected = pv.evaluate(vae, (x, np.ones(3)), num_samples=30, proposal="encoder")
+    found = pd.read_json(io.StringIO(capsys.readouterr().out), typ="series")
+    assert found["nll"] == pytest.approx(expected.nll)
+    assert "'--label'" in refused(capsys, "evaluate", conditional, "--label", "gentoo", *FAST)
 
 
 def test_a_line_has_one_label(capsys, home, tmp_path):

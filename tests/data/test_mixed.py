@@ -197,6 +197,30 @@ def test_new_rows_are_found_by_name_and_checked():
     assert np.isnan(codec.numbers(some.assign(island=None))[:, 0]).all()
 
 
+def test_rows_come_back_as_finely_as_they_are_written():
+    n = 40
+    frame = pd.DataFrame(
+        {
+            "day": pd.date_range("2024-01-01", periods=n),
+            "mass": np.arange(n) / 10,
+            "size": 20 + 2 * np.arange(n),
+            "site": ["a", "b", "c", "d"] * 10,
+        }
+    )
+    codec = pv.load_data(frame).codec
+    new = frame.head(2).assign(
+        day=pd.to_datetime(["2024-02-13 12:30", "2024-02-14 00:00"]),
+        mass=[1.234, 5.0],
+        size=[30.5, 31],
+    )
+    x = codec.numbers(new)
+    assert str(codec.rows(x)["day"][0]) == "2024-02-14 00:00:00"
+    back = codec.finer(x).rows(x)
+    assert back["day"].tolist() == new["day"].tolist() and back["mass"].tolist() == [1.234, 5.0]
+    assert back["size"].tolist() == [30.5, 31] and back["site"].tolist() == ["a", "b"]
+    assert codec.finer(codec.numbers(frame)) == codec
+
+
 @pytest.mark.parametrize("of_frame", [True, False])
 def test_groups_stay_in_one_split(of_frame):
     group = np.repeat(np.arange(20), 6)

@@ -157,6 +157,14 @@ def test_data_frames(tmp_path):
     assert load_data(tmp_path / "t.parquet").digest == data.digest
 
 
+def test_an_index_with_a_name_is_no_column_and_that_is_said():
+    frame = pd.DataFrame(np.random.default_rng(0).normal(size=(20, 2)), columns=["a", "b"])
+    assert "index" not in load_data(frame).describe()
+    data = load_data(frame.assign(c=frame["a"] / 7).set_index("c"))
+    assert "The index of the frame, 'c', was left out." in data.describe()
+    assert data.event_shape == (2,)
+
+
 def test_labels_of_any_kind_are_numbered_and_that_is_said():
     x = torch.randn(40, 2)
     classes = np.arange(40) % 2
@@ -206,6 +214,59 @@ def test_folders_of_pictures(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="one for each class; got neither"):
         load_data(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "suffix"),
+    [("uint16", "png"), ("uint16", "tif"), ("int32", "tif"), ("float32", "tif")],
+)
+def test_pictures_of_more_than_a_byte_are_not_cut_off(tmp_path, dtype, suffix):
+    from PIL import Image
+
+    for i in range(5):
+        Image.fromarray((np.arange(20).reshape(4, 5) * 50 + i).astype(dtype)).save(
+            tmp_path / f"{i}.{suffix}"
+        )
+    with pytest.raises(DataError, match=f"8 bits a channel; got more in 0.{suffix}"):
+        load_data(tmp_path)
+
+
+def test_what_is_left_out_of_a_folder_is_said(tmp_path):
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 6, 5), dtype=np.uint8)
+    for i, picture in enumerate(pixels):
+        Image.fromarray(picture).save(tmp_path / f"{i}.tif")
+    assert "left out" not in load_data(tmp_path).describe().lower()
+    Image.fromarray(pixels[0]).save(
+        tmp_path / "0.tif", save_all=True, append_images=[Image.fromarray(pixels[1])]
+    )
+    (tmp_path / ".hidden").write_text("")
+    deeper = tmp_path / "deeper" / "notes.txt"
+    deeper.parent.mkdir()
+    deeper.write_text("")
+    said = load_data(tmp_path).describe()
+    assert "several frames or pages the first was taken" in said
+    assert f"deeper: {deeper.relative_to(tmp_path)}." in said
+    clear = Image.fromarray(pixels[2])
+    clear.save(tmp_path / "clear.png", transparency=3)
+    data = load_data(tmp_path)
+    assert "transparency was left out" in data.describe() and data.image_shape == (1, 6, 5)
+
+
+def test_columns_without_names_have_letters(tmp_path):
+    rows = "".join(f"{i / 7:.3f},{i % 3},{i % 5 / 7:.2f}\n" for i in range(30))
+    (tmp_path / "a.csv").write_text(rows)
+    data = load_data(tmp_path / "a.csv", group="B", drop=["C"])
+    assert data.event_shape == (1,)
+    groups = [set((data.places[split] % 3).tolist()) for split in ("train", "val", "test")]
+    assert sum(map(len, groups)) == 3
+    with pytest.raises(DataError, match="column called '1'; got A, B, C"):
+        load_data(tmp_path / "a.csv", drop=["1"])
+    # It would stay among the data.
+    with pytest.raises(DataError, match="a first row of names in a table with a column of labels"):
+        load_data(tmp_path / "a.csv", label_column="B")
+    assert load_data(tmp_path / "a.csv", label_column="").event_shape == (3,)
 
 
 def test_sparse_matrices_are_read():

@@ -198,9 +198,11 @@ def test_without_bokeh_it_is_one_line(tmp_path, monkeypatch, capsys):
 
 
 def test_a_page_is_refused_before_it_is_made(digits, tmp_path, capsys):
+    np.save(tmp_path / "one.npy", np.zeros((1, 64)))  # No unit varies over one row.
     capsys.readouterr()
     for wrong in (
         [tmp_path / "none"],
+        [digits.parent, "--data", tmp_path / "one.npy", "--out", tmp_path / "page.html"],
         [digits.parent, "--out", tmp_path / "page.pdf"],
         [digits.parent, "--rows", "1"],
         [digits.parent, "--split", "all"],
@@ -208,7 +210,7 @@ def test_a_page_is_refused_before_it_is_made(digits, tmp_path, capsys):
     ):
         assert run("explore", *wrong) == 2
         assert capsys.readouterr().err.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["one.npy"]
 
 
 # --- in a browser ---------------------------------------------------------------------------------

@@ -83,6 +83,23 @@ def test_draws_and_means_have_a_typical_exposure():
     assert not torch.equal(draws[0, 0], draws[0, 1])
 
 
+@pytest.mark.parametrize("inflated", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_not_seen_is_filled_at_the_exposure_of_its_row(kind, inflated):
+    likelihood = kind(MLP(2, [8]), (3,), zero_inflated=inflated, exposure=True)
+    exposure = torch.tensor([[1.0], [100.0]]).repeat(20, 1)
+    x = torch.cat([torch.poisson(exposure * torch.tensor([0.5, 4.0])), exposure], -1)
+    likelihood.initialize_from(x)
+    vae = pv.VAE(pv.NormalPrior(2), pv.NormalPosterior(MLP(3, [8]), 2), likelihood)
+    gappy = x[:2].clone()
+    gappy[:, 0] = torch.nan
+    found = pv.impute(vae, gappy, 200, num_draws=200)
+    low, high = found.x[:, 0]
+    assert high > 30 * low
+    assert found.draws[:, 1, 0].mean() > 20 * found.draws[:, 0, 0].mean()
+    assert (found.draws[..., 2] == gappy[:, 2]).all()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_rates_start_at_those_of_the_data(kind):
     x = torch.poisson(torch.tensor([0.2, 5.0, 900.0]).expand(500, 3))
@@ -114,10 +131,14 @@ def test_what_is_no_count_is_refused():
         PoissonLikelihood(MLP(2, [8]), (2, 2), exposure=True)
     exposed = PoissonLikelihood(MLP(2, [8]), (3,), exposure=True)
     vae = pv.VAE(pv.NormalPrior(2), pv.NormalPosterior(MLP(3, [8]), 2), exposed)
-    for wrong in (0.0, math.nan):
+    for place, wrong, why in (
+        (2, 0.0, "an exposure above 0 as the last element"),
+        (2, math.nan, "an exposure above 0 as the last element"),
+        (1, -1.0, "counts, whole numbers from 0; got values from -1 to 1"),
+    ):
         x = torch.ones(6, 3)
-        x[4, 2] = wrong
-        with pytest.raises(ValueError, match="row 4"):
+        x[4, place] = wrong
+        with pytest.raises(ValueError, match=f"{why}.* row 4"):
             pv.fit(vae, x, epochs=1)
 
 

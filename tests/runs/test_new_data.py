@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -83,6 +84,41 @@ def test_a_table_without_names_goes_by_its_order(tmp_path):
     (tmp_path / "new.csv").write_text("1,2.5,7\n2,3.5,7\n")
     with pytest.raises(DataError, match=r"rows of shape \(2,\)"):
         read_new(tmp_path / "new.csv", config, tmp_path, record)
+
+
+def test_what_a_table_without_names_leaves_out_new_rows_leave_out(tmp_path):
+    rows = "".join(f"{i / 7:.3f},{i % 3},{i % 5 + 0.5}\n" for i in range(30))
+    (tmp_path / "all.csv").write_text(rows)
+    config = from_values({"data": str(tmp_path / "all.csv"), "group": "B"})
+    record = record_of(config, load_data(str(tmp_path / "all.csv"), group="B"))
+    (tmp_path / "new.csv").write_text("1.5,,2.5\n2.5,one,3.5\n")
+    rows = read_new(tmp_path / "new.csv", config, tmp_path, record)
+    assert rows.x.tolist() == [[1.5, 2.5], [2.5, 3.5]]
+
+
+def test_nearly_whole_numbers_are_rounded_as_those_of_the_run_are(tmp_path):
+    x = np.arange(60).reshape(30, 2) % 7
+    pd.DataFrame(x + 1e-6, columns=["a", "b"]).to_csv(tmp_path / "all.csv", index=False)
+    config, record = of(tmp_path / "all.csv")
+    assert record["data"]["kind"] == "levels"
+    rows = read_new(tmp_path / "all.csv", config, tmp_path, record)
+    assert rows.x.tolist() == x.tolist() and "rounded" in rows.notes[0]
+    pd.DataFrame([[0.25, 1.0]], columns=["a", "b"]).to_csv(tmp_path / "new.csv")
+    assert read_new(tmp_path / "new.csv", config, tmp_path, record).x.tolist() == [[0.25, 1.0]]
+
+
+def test_what_goes_along_stands_as_in_its_file(table, tmp_path):
+    config, record = of(table)
+    (tmp_path / "new.csv").write_text(
+        "id,note,mass,size,note,count\n007,NA,1,2,1.50,3\n\n123456789012345678901,,1,2,x,\n"
+    )
+    rows = read_new(tmp_path / "new.csv", config, tmp_path, record)
+    assert {name: list(cells) for name, cells in rows.carried.items()} == {
+        "id": ["007", "123456789012345678901"],
+        "note (B)": ["NA", ""],
+        "note (E)": ["1.50", "x"],
+        "count": ["3", ""],
+    }
 
 
 def test_a_table_of_words_without_names_is_read_as_the_runs_own(tmp_path):

@@ -79,6 +79,19 @@ class Coded:
             )
         return numbers
 
+    def finer(self, numbers: Any) -> Coded:
+        """The same with as many decimals, or as short a unit of time, as some numbers need."""
+        if self.date:
+            return dataclasses.replace(self, date=self.date.finer(numbers))
+        if self.values or self.decimals is None:
+            return self
+        import pandas as pd
+
+        need = _decimals(pd.Series(numbers), self.column.kind)
+        return dataclasses.replace(
+            self, decimals=None if need is None else max(need, self.decimals)
+        )
+
     def back(self, numbers: Any) -> Any:
         """A column of a data frame from numbers, each as near as its kind allows."""
         import pandas as pd
@@ -131,6 +144,11 @@ class Codec:
             raise ValueError(f"Expected rows of {len(self.coded)} columns; got {table.shape}.")
         pairs = zip(self.coded, table.T, strict=True)
         return pd.DataFrame({one.column.name: one.back(numbers) for one, numbers in pairs})
+
+    def finer(self, x: Any) -> Codec:
+        """The same, by which some numbers ``(n, D)`` come back as they are."""
+        pairs = zip(self.coded, np.asarray(x, dtype=float).T, strict=True)
+        return Codec(tuple(one.finer(numbers) for one, numbers in pairs))
 
     def plain(self) -> list[dict[str, Any]]:
         """As JSON-ready data."""

@@ -37,6 +37,8 @@ _DIGITS = (
 _FORM = rf"^\s*{_DIGITS}{_TIME}{_ZONE}\s*$"
 # 31 Jan 2024, 31-January-2024, Jan 31, 2024.
 _NAMED = r"^\s*(?:\d{1,2}[-\s.]+[A-Za-z]{3,9}\.?|[A-Za-z]{3,9}\.?\s+\d{1,2},?)[-\s]+\d{4}\s*$"
+# What dates come back rounded to, in seconds.
+_SECONDS = {"D": 86400, "min": 60, "s": 1}
 # Numbers like 20240131 are dates between these days.
 _FIRST_DAY, _LAST_DAY = 19000101, 21001231
 
@@ -64,10 +66,16 @@ class Dates:
         import pandas as pd
 
         gaps = np.isnan(days)
-        seconds = {"D": 86400, "min": 60, "s": 1}[self.unit]
+        seconds = _SECONDS[self.unit]
         steps = np.round(np.where(gaps, 0.0, days) * (86400 / seconds)) * seconds
         moved = np.datetime64(self.since, "s") + steps.astype("timedelta64[s]")
         return pd.Series(moved).mask(gaps)
+
+    def finer(self, days: Any) -> Dates:
+        """The same with a unit as short as some days need."""
+        seconds, units = np.round(days[~np.isnan(days)] * 86400), list(_SECONDS)
+        need = next(unit for unit in units if (seconds % _SECONDS[unit] == 0).all())
+        return dataclasses.replace(self, unit=max(self.unit, need, key=units.index))
 
     def text(self, dates: Any) -> Any:
         """Dates as words."""

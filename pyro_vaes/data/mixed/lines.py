@@ -15,7 +15,7 @@ import numpy as np
 from pyro_vaes.core.errors import DataError
 from pyro_vaes.data.mixed.cells import SPACES, cells_of, letter_of, separator_of
 
-__all__ = ["read_text"]
+__all__ = ["as_written", "read_text"]
 
 
 # Lines, at most, by which the decimal mark and the header are known.
@@ -75,7 +75,26 @@ def read_text(path: Path, header: bool | None, notes: list[str]) -> tuple[Any, b
     return frame, header
 
 
-def _frame(path: Path, separator: str, comma: bool, skipped: int) -> Any:
+def as_written(path: Path, frame: Any, columns: Sequence[int]) -> Any:
+    """Some columns that :func:`read_text` gave, with cells as they stand in the file: 007 is 007.
+
+    Args:
+        path: the file.
+        frame: its rows.
+        columns: their numbers, from 0.
+
+    Returns:
+        A data frame of words under these numbers.
+    """
+    (_, first), (_, second) = _first_rows(path)[:2]
+    start = frame.index[0]
+    options = {"dtype": str, "keep_default_na": False, "usecols": list(columns)}
+    return _frame(path, separator_of(first, second), False, start - 1, **options).iloc[
+        frame.index - start
+    ]
+
+
+def _frame(path: Path, separator: str, comma: bool, skipped: int, **options: Any) -> Any:
     import pandas as pd
 
     try:
@@ -91,6 +110,7 @@ def _frame(path: Path, separator: str, comma: bool, skipped: int) -> Any:
                 skip_blank_lines=False,
                 encoding="utf-8-sig",
                 low_memory=False,
+                **options,
             )
     except pd.errors.ParserError as error:
         found = _TOO_MANY.search(str(error))

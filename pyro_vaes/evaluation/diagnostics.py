@@ -131,7 +131,7 @@ def unit_variances(mean: Tensor, noise: Tensor | None, labels: Tensor | None) ->
 def ignores_z(vae: VAE, x: Tensor, y: Tensor | None, values: dict[str, Tensor], seed: int) -> bool:
     """Whether log p(x | z) does not depend on z: on draws of the posterior, nor of the prior.
 
-    Draws of a narrow posterior are too much alike to tell.
+    Draws of a narrow posterior are too much alike to show it.
 
     Args:
         vae: the model.

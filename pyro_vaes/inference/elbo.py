@@ -123,6 +123,11 @@ class Terms(NamedTuple):
     largest: Any
     """The latent site of the model with the most (datum, particle) pairs; None without any."""
 
+    @property
+    def pairs(self) -> Any:
+        """Number of (datum, particle) pairs in the sums, scaled and masked as these are."""
+        return 1 if self.largest is None else pairs_at(self.largest)
+
 
 class NotReparameterizedError(ValueError):
     """A guide site whose draws cannot be differentiated."""
@@ -134,27 +139,24 @@ def bound_terms(model_trace: Any, guide_trace: Any) -> Terms:
     Raises:
         NotReparameterizedError: for a guide site whose draws cannot be differentiated.
     """
-    log_likelihood: Any = 0.0
-    kl: Any = 0.0
-    latent = []
     check_reparameterized(guide_trace, scored=True)
-    for site in guide_trace.nodes.values():
-        if site["type"] == "sample":
-            kl = kl + site["log_prob_sum"]
-    for site in model_trace.nodes.values():
-        if site["type"] == "sample" and site["is_observed"]:
-            log_likelihood = log_likelihood + site["log_prob_sum"]
-        elif site["type"] == "sample":
-            kl = kl - site["log_prob_sum"]
-            latent.append(site)
+    ours, theirs = (
+        [site for site in trace.nodes.values() if site["type"] == "sample"]
+        for trace in (model_trace, guide_trace)
+    )
+    latent = [site for site in ours if not site["is_observed"]]
+    log_likelihood: Any = sum(site["log_prob_sum"] for site in ours if site["is_observed"])
+    kl: Any = sum(site["log_prob_sum"] for site in theirs)
+    for site in latent:
+        kl = kl - site["log_prob_sum"]
     largest = max(latent, key=lambda site: site["log_prob"].numel(), default=None)
     return Terms(log_likelihood, kl, largest)
 
 
 def pairs_at(site: Any) -> Tensor:
     """Number of (datum, particle) pairs at a site, scaled and masked as its log density is."""
-    ones = torch.ones_like(site["log_prob"])
-    return cast(Tensor, scale_and_mask(ones, site["scale"], site["mask"]).sum())
+    each = scale_and_mask(torch.ones_like(site["log_prob"]), site["scale"], site["mask"])
+    return cast(Tensor, each.sum())
 
 
 def check_reparameterized(guide_trace: Any, scored: bool = False) -> None:
@@ -389,19 +391,17 @@ class ELBO(Trace_ELBO):
     def trace_loss(self, model_trace: Any, guide_trace: Any) -> Tensor:
         """The loss of one pair of traces, differentiable: a tensor, never read by the host."""
         terms = bound_terms(model_trace, guide_trace)
-        weight = self.kl_weight * self.warmup
-        kl = terms.kl
-        if self.gradient == "path":
-            check_reparameterized(guide_trace)
-            kl = kl - sum(score_term(*site).sum() for site in path_sites(guide_trace))
-        if self.free_bits or self.kl_capacity is not None:
+        kl, weight = terms.kl, self.kl_weight * self.warmup
+        if self.gradient == "path" or self.free_bits or self.kl_capacity is not None:
             check_reparameterized(guide_trace)  # Scores need a sum of terms, which these break.
+        if self.gradient == "path":
+            kl = kl - sum(score_term(*site).sum() for site in path_sites(guide_trace))
         if self.free_bits:
-            free = self.free_bits * pairs_at(terms.largest)
+            free = self.free_bits * terms.pairs
             over = kl.detach() - free  # Free bits apply to the whole batch.
             kl = torch.where((over if self.total is None else self.total(over)) > 0, kl, free)
         if self.kl_capacity is not None:
-            kl = kl - self.kl_goal * pairs_at(terms.largest)
+            kl = kl - self.kl_goal * terms.pairs
             whole = kl.detach() if self.total is None else self.total(kl.detach())
             kl = kl * torch.where(whole < 0, -1.0, 1.0)
         loss = weight * kl - terms.log_likelihood

@@ -161,7 +161,8 @@ def validation(
     shown = [nats for points in curves.values() for _, nats in points if nats < lowest + 15]
     seen = [nats for best, curve in references.values() for nats in (best, *curve.values())]
     axis.set_ylim(min([lowest, *seen]) - 0.5, max([*shown, *seen]) + 0.5)
-    axis.set(title=title, xlabel="epoch", ylabel="validation -ELBO, nats")
+    heading = textwrap.fill(title, 60)
+    axis.set(title=heading, xlabel="epoch", ylabel="validation -ELBO, nats")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)

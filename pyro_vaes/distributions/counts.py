@@ -91,7 +91,8 @@ class Exposed(dist.TorchDistribution):
     """D counts and their exposure, ``(D + 1,)``: p(counts | exposure), the exposure being given.
 
     As a density over all D + 1 elements it is one conditional on the last: it sums to 1 over the
-    counts at any exposure. Draws and means are at a typical exposure, which they hold.
+    counts at any exposure. Draws and means are at a typical exposure, which they hold; those of
+    ``given(value)`` at the exposures of a value.
 
     >>> rates = torch.zeros(5, 2)
     >>> counts = pv.distributions.Exposed(rates, lambda m: dist.Poisson(m.exp()), torch.ones(1))
@@ -101,7 +102,7 @@ class Exposed(dist.TorchDistribution):
     Args:
         log_rate: logs of the mean counts per unit of exposure, ``(*batch, D)``.
         counts: maps logs of mean counts to the distribution of the counts.
-        typical: the exposure of draws and means, ``(1,)``.
+        typical: the exposure of draws and means, ``(1,)`` or ``(*batch, 1)``.
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
@@ -130,6 +131,12 @@ class Exposed(dist.TorchDistribution):
         new = type(self).__new__(type(self))
         new.__dict__.update(self.__dict__)
         new._batch_shape = Size(batch_shape)
+        return new
+
+    def given(self, value: Tensor) -> Exposed:
+        """The distribution of the data at their own exposures, not at a typical one."""
+        new = self.expand(self.batch_shape)
+        new.typical = value[..., -1:]
         return new
 
     def log_prob(self, value: Tensor) -> Tensor:

@@ -77,7 +77,8 @@ class VAEEstimator(  # type: ignore[misc]
         validation_fraction: share of the rows to choose by.
         num_samples: draws per row behind ``score_samples``.
         proposal: what these are drawn from: ``encoder`` (quick, and each row's score is the same
-            whatever rows stand next to it), or another of :func:`.evaluate`.
+            whatever rows stand next to it; but one that its draws miss may go unnoticed), or
+            another of :func:`.evaluate`.
         device: where to train; ``auto`` is CUDA if there is one.
         random_state: a seed, or a generator of NumPy's.
         verbose: whether to show a bar of progress.

@@ -69,7 +69,8 @@ def evaluate(
             seen: all figures are then of what was seen, log p(x_seen).
         num_samples: S, draws per datum: of the posterior for the ELBO and its terms, and of the
             proposal for log p(x).
-        proposal: the distribution of z to estimate log p(x) with. ``"encoder"``: the posterior.
+        proposal: the distribution of z to estimate log p(x) with. ``"encoder"``: the posterior,
+            whose k-hat may be good for a datum that all its draws miss.
             ``"refined"``: a Student's t fitted to each datum. ``"auto"``: half of each if the
             posterior scores other draws cheaply, else ``"refined"``; the encoder, with a note, if
             nothing can be fitted. ``"annealed"``: annealed importance sampling with 16 chains,

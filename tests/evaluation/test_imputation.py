@@ -177,3 +177,21 @@ def test_refusals_and_a_fallback_that_is_said():
     flat = pv.VAE(Flat(), vae.posterior, vae.likelihood)
     with pytest.warns(UserWarning, match="[Ll]og p.x. is estimated from the encoder's draws"):
         pv.impute(flat, x, 30)
+
+
+@pytest.mark.parametrize("inflated", [False, True])
+def test_counts_are_filled_at_the_exposure_of_their_row(inflated):
+    """Two rows alike but for their exposures, under a decoder that ignores z."""
+    torch.manual_seed(0)
+    likelihood = pv.PoissonLikelihood(pv.MLP(2, [8]), (3,), zero_inflated=inflated, exposure=True)
+    likelihood.initialize_from(torch.tensor([[1.0, 8.0, 10.0], [3.0, 12.0, 10.0]]))
+    for parameter in likelihood.parameters():
+        nn.init.zeros_(parameter)
+    vae = pv.VAE(pv.NormalPrior(2), pv.NormalPosterior(pv.MLP(3, [8]), 2), likelihood).double()
+    x = torch.tensor([[2.0, torch.nan, 10.0], [2.0, torch.nan, 500.0]])
+    found = pv.impute(vae, x, num_samples=50, num_draws=2000)
+    kept = 1 - torch.sigmoid(torch.tensor(-2.0)) if inflated else torch.tensor(1.0)
+    truth = kept * likelihood.log_mean.exp()[1] * x[:, 2]
+    torch.testing.assert_close(found.x[:, 1], truth)
+    torch.testing.assert_close(found.draws[..., 1].mean(0), truth, rtol=0.05, atol=0)
+    assert found.draws[..., 2].unique(dim=0).tolist() == [[10.0, 500.0]]

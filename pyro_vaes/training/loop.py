@@ -348,7 +348,11 @@ class Trainer:
             rate = self._schedule(epoch * self.steps_per_epoch + within.steps)
             with computed_in(options.precision, self.device):
                 batch = self.processes.part(arguments(self.vae, x, y))
-                loss = self.svi.update(*batch)
+                try:
+                    loss = self.svi.update(*batch)
+                except RuntimeError:  # Parameters that are not finite make no covariance, say.
+                    self._check_parameters(epoch, good)
+                    raise
             total += loss
             # On the CPU this check costs nothing; on a GPU it would synchronise.
             if self.device.type == "cpu" and not math.isfinite(loss):
@@ -362,9 +366,7 @@ class Trainer:
         if not math.isfinite(total):
             self._fail(epoch, good, first_not_finite(self.vae, arguments(self.vae, x, y)))
         # The last step may have made a parameter infinite, which its loss does not show.
-        for name, tensor in named_tensors(self.vae).items():
-            if not torch.isfinite(tensor).all():
-                self._fail(epoch, good, f"the parameter {name!r} is not finite")
+        self._check_parameters(epoch, good)
         self.state.history.mode = self.svi.mode  # It may have changed to a fallback.
         record: dict[str, Any] = {"epoch": epoch + 1, "train_loss": total.item() / len(self.train)}
         culprit = None
@@ -432,6 +434,11 @@ class Trainer:
         """Whether the time limit has passed in any of the processes."""
         limited = self.end < math.inf
         return limited and self.processes.figures(time.monotonic() >= self.end)[0] > 0
+
+    def _check_parameters(self, epoch: int, good: dict[str, Tensor]) -> None:
+        for name, tensor in named_tensors(self.vae).items():
+            if not torch.isfinite(tensor).all():
+                self._fail(epoch, good, f"the parameter {name!r} is not finite")
 
     def _fail(self, epoch: int, good: dict[str, Tensor], culprit: str) -> None:
         """Restores the last good weights and raises."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from contextlib import suppress
 from typing import Any, cast
 
 import pyro
@@ -212,7 +213,9 @@ def advice(vae: VAE, x: Tensor, otherwise: str = "Try a lower learning_rate, or 
 
 def first_not_finite(vae: VAE, batch: tuple[Tensor, ...]) -> str:
     """Finds the first site with a value or log density that is not finite."""
-    with torch.no_grad(), pyro.validation_enabled(False):
+    # A matrix of parameters that are not finite cannot be factorised.
+    broken = suppress(RuntimeError)
+    with torch.no_grad(), pyro.validation_enabled(False), broken:
         guide = poutine.trace(vae.guide).get_trace(*batch)
         model = poutine.trace(poutine.replay(vae.model, trace=guide)).get_trace(*batch)
         for side, trace in (("guide", guide), ("model", model)):

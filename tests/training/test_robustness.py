@@ -552,3 +552,15 @@ def test_memory_does_not_grow(way: str, steady: Any) -> None:
     assert [point["steps"] for point in points] == list(range(500, 3001, 500))
     # 2 kB a step, an unfreed batch or graph, would show as 4 MB.
     assert points[-1]["megabytes"] - points[1]["megabytes"] < 3
+
+
+def test_a_covariance_of_parameters_that_are_not_finite_ends_training_in_one_line() -> None:
+    """Pyro has no such distribution, and torch says that a matrix cannot be factorised."""
+    likelihood = pv.LowRankNormalLikelihood(pv.MLP(2, [8]), (3,), rank=1)
+    posterior = pv.NormalPosterior(pv.MLP(3, [8]), 2)
+    vae = pv.VAE(pv.NormalPrior(2), posterior, likelihood)
+    x = 1e19 * torch.tensor([[1.0, 2.0, -3.0], [-1.0, 0.5, 2.0]])
+    far = "far from the 0 and 1"
+    with pytest.warns(UserWarning, match=far), pytest.raises(NonFiniteError, match=far):
+        pv.fit(vae, x, x, epochs=2, batch_size=1, mode="eager", progress=False)
+    assert all(p.isfinite().all() for p in vae.parameters())

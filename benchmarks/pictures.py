@@ -156,11 +156,11 @@ def validation(
             at = (best, dict(points)[best])
             axis.plot(*at, "o", color=line[0].get_color(), label=f"{name}, kept: {at[1]:.2f}")
     _references(axis, references)
-    # The first epochs, tens of nats above the rest, would leave it flat.
-    lowest = min(nats for points in curves.values() for _, nats in points)
-    shown = [nats for points in curves.values() for _, nats in points if nats < lowest + 15]
+    # The first fifth of the epochs, tens of nats above the rest, would leave it flat.
+    last = max(epoch for points in curves.values() for epoch, _ in points)
+    shown = [nats for points in curves.values() for epoch, nats in points if epoch > last / 5]
     seen = [nats for best, curve in references.values() for nats in (best, *curve.values())]
-    axis.set_ylim(min([lowest, *seen]) - 0.5, max([*shown, *seen]) + 0.5)
+    axis.set_ylim(min([*shown, *seen]) - 0.5, max([*shown, *seen]) + 0.5)
     heading = textwrap.fill(title, 60)
     axis.set(title=heading, xlabel="epoch", ylabel="validation -ELBO, nats")
     axis.grid(alpha=0.3)

@@ -680,7 +680,7 @@ def curve(out: Path, name: str, histories: Mapping[int, pv.History], facts: Any)
 
 
 def redraw(out: Path, name: str, row: Row) -> None:
-    """Draws validation against epochs from the CSVs of a row."""
+    """Draws validation against epochs from the CSVs of a row, other rows up to the same epoch."""
     points, facts = read(out / f"published_curve_{name}.csv")
     runs, _ = read(out / f"published_{name}.csv")
     curves: dict[str, list[tuple[int, float]]] = {}
@@ -688,11 +688,13 @@ def redraw(out: Path, name: str, row: Row) -> None:
         pair = int(point["epoch"]), float(point["val_neg_elbo"])
         curves.setdefault(f"seed {point['seed']}", []).append(pair)
     best = {f"seed {run['seed']}": run["best_epoch"] for run in runs}
+    last = max(epoch for pairs in curves.values() for epoch, _ in pairs)
     for other in row.compared:
         path = out / f"published_curve_{other}.csv"
         for point in read(path)[0] if path.exists() else ():
             pair = int(point["epoch"]), float(point["val_neg_elbo"])
-            curves.setdefault(f"{other}, seed {point['seed']}", []).append(pair)
+            if pair[0] <= last:
+                curves.setdefault(f"{other}, seed {point['seed']}", []).append(pair)
     pictures.validation(
         out / f"published_{name}.png",
         curves,

@@ -351,6 +351,7 @@ ROWS |= {
             "mode": "compiled",
             "warmup_epochs": 0.0,
             "learning_rate": 7.5e-4,
+            "patience": 300,
         },
         81.24,
         model="two levels, VampPrior",

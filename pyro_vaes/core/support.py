@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -226,9 +227,11 @@ def _is_point(distribution: Any) -> bool:
 
 
 def _layers(distribution: Any) -> Iterator[Any]:
-    """A distribution and those that it is made of, one in the other."""
+    """A distribution and those that it is made of, one in the other or one after another."""
     while distribution is not None:
         yield distribution
+        if hasattr(distribution, "distributions"):  # Of the levels of a chain.
+            yield from itertools.chain(*map(_layers, distribution.distributions()))
         inner = getattr(distribution, "base_dist", None)
         distribution = getattr(distribution, "component_distribution", None) or inner
 

@@ -31,9 +31,14 @@ class _Drawn(NamedTuple):
     distributions: list[Any]
     differentiable: bool
 
-    def serves(self, value: Tensor) -> bool:
-        """Whether a score of ``value`` may use these distributions."""
+    def serves(self, value: Tensor, split: Callable[[Tensor], list[Tensor]]) -> bool:
+        """Whether a score of ``value``, whose levels ``split`` finds, may use these distributions.
+
+        Changes in inference mode are not counted: there the levels are compared.
+        """
         same = value is self.value and _version(value) == self.version
+        if same and value.is_inference():
+            same = all(map(torch.equal, split(value), self.levels))
         if not same or not torch.is_grad_enabled():
             return same
         own = value.requires_grad and (value.is_leaf or value.retains_grad)
@@ -216,7 +221,7 @@ class Chain(dist.TorchDistribution):
     def _placed(self, value: Tensor) -> tuple[list[Tensor], list[Any]]:
         """The levels of a value in drawing order, and their distributions given those before."""
         own = self._drawn
-        if own is not None and own.serves(value):
+        if own is not None and own.serves(value, self.split):
             return own.levels, own.distributions
         levels = self.split(value.expand(torch.broadcast_shapes(value.shape, self.shape())))
         above = list(itertools.accumulate(levels[:-1], lambda a, b: torch.cat([a, b], -1)))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_vaes.core.looking import diagonal_normal, normal_marginals
+from pyro_vaes.core.support import singular
 from pyro_vaes.distributions.chains import Chain
 from pyro_vaes.distributions.mixtures import Mixture
 from pyro_vaes.distributions.normals import (
@@ -230,7 +231,8 @@ def level_kls(
         z: draws of each datum, ``(n, draws, latent_dim)``.
 
     Raises:
-        Unavailable: if prior and posterior are not chains of the same levels, top first.
+        Unavailable: if prior and posterior are not chains of the same levels, top first, or a level
+            has no density relative to the prior's.
     """
     if not getattr(vae.posterior, "scores", True):
         raise Unavailable("the posterior scores only its own draws, all levels at once")
@@ -244,6 +246,8 @@ def level_kls(
             raise Unavailable("the prior is no chain of levels")
         if q.sizes != p.sizes or q.reverse:
             raise Unavailable("the posterior does not draw the levels of the prior, top first")
+        if (reason := singular(q, p)) is not None:
+            raise Unavailable(reason)
         draws = z[start:stop].transpose(0, 1)
         found.append((q.level_log_probs(draws) - p.level_log_probs(draws)).mean(0))
         start = stop

@@ -24,7 +24,6 @@ from pyro_vaes.core.described import plain
 from pyro_vaes.core.looking import in_evaluation_mode
 from pyro_vaes.data.splits import Split, as_split
 from pyro_vaes.inference.elbo import ELBO
-from pyro_vaes.inference.info import BetaTCELBO
 from pyro_vaes.inference.joint_optimizer import fused_options
 from pyro_vaes.inference.noise import normals_drawn_by
 from pyro_vaes.inference.optimizers import lay_out, without_compiler
@@ -33,7 +32,7 @@ from pyro_vaes.storage.tensors import fill, named_tensors
 from pyro_vaes.training.history import History
 from pyro_vaes.training.options import FitOptions, device_of, training_state
 from pyro_vaes.training.stopping import EarlyStopping
-from pyro_vaes.training.validation import on_device
+from pyro_vaes.training.validation import check_together, on_device
 from pyro_vaes.vae import VAE
 
 __all__ = ["fit_many"]
@@ -74,7 +73,7 @@ def fit_many(
             library's do).
         train: training data, for all.
         val: validation data, for all; without it the last weights are kept.
-        objectives: one for each model: ELBO or beta-ELBO; ``ELBO()`` for all if None.
+        objectives: one for each model: ELBO or beta-ELBO of one particle; ``ELBO()`` if None.
         learning_rates: one for each model; 1e-3 for all if None.
         seeds: one for each model, of its data order and noise; 0, 1, 2, ... if None.
         epochs: see ``fit``, as are the options that follow.
@@ -98,7 +97,7 @@ def fit_many(
     own = {"learning_rate": 1e-3, "warmup_steps": 0, "seed": 0, "precision": "float32"}
     options, count = FitOptions.of({**locals(), **own}), len(vaes)
     options.check(val is not None)
-    if getattr(train, "weights", None) is not None:
+    if any(getattr(split, "weights", None) is not None for split in (train, val)):
         raise ValueError("Expected rows without weights for a sweep; got some. Train one by one.")
     if mode not in ("traced", "compiled"):
         raise ValueError(f"Expected mode traced or compiled for a sweep; got {mode!r}.")
@@ -185,22 +184,9 @@ class _Sweep:
         seeds: list[int],
         options: FitOptions,
     ) -> None:
-        shapes = [{n: t.shape for n, t in named_tensors(vae).items()} for vae in vaes]
-        if not vaes or any(other != shapes[0] for other in shapes):
-            raise ValueError("Expected at least one model, all of one architecture.")
-        free_bits = {objective.free_bits for objective in objectives}
-        diverging = any(getattr(o, "divergence", None) is not None for o in objectives)
-        if diverging or len(free_bits) > 1:
-            raise ValueError("Expected objectives without divergences and with equal free_bits.")
-        if any(isinstance(o, BetaTCELBO) or o.kl_schedule or o.kl_capacity for o in objectives):
-            raise ValueError(
-                "Expected objectives without schedule, capacity or weights of parts of the KL for "
-                "a sweep; got one with. Use fit()."
-            )
-        if any(objective.gradient != "total" for objective in objectives):
-            raise ValueError('Expected objectives with gradient="total"; got "path". Use fit().')
+        check_together(vaes, objectives)
         self.vaes, self.options, self.seeds = vaes, options, seeds
-        self.free_bits = free_bits.pop()
+        self.free_bits = objectives[0].free_bits
         self.device = device_of(options.device)
         for vae in vaes:
             vae.to(self.device)

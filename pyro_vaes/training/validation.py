@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, cast
 
@@ -12,12 +14,14 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from pyro_vaes.core.described import SpecError, describe
 from pyro_vaes.data.rows import ROWS, by_parts, in_single, thinned
 from pyro_vaes.data.splits import Split, batches
 from pyro_vaes.data.tables import filled
 from pyro_vaes.data.units import units_of
 from pyro_vaes.inference.elbo import ELBO, bound_terms
-from pyro_vaes.inference.info import BetaTCELBO
+from pyro_vaes.inference.info import BetaTCELBO, InfoELBO
+from pyro_vaes.storage.tensors import named_tensors
 from pyro_vaes.training.distributed import ALONE, Processes
 from pyro_vaes.training.options import OptionError
 from pyro_vaes.vae import VAE, evaluating
@@ -26,6 +30,7 @@ __all__ = [
     "advice",
     "arguments",
     "check_batches",
+    "check_together",
     "check_trainable",
     "check_units",
     "check_warmup",
@@ -133,6 +138,54 @@ def check_warmup(objective: Any, steps: int) -> None:
             "Expected an objective of pyro_vaes for a KL warm-up, for a many-sample bound has "
             f"no KL to weigh; got {type(objective).__name__}."
         )
+
+
+def check_together(vaes: Sequence[VAE], objectives: Sequence[ELBO]) -> None:
+    """Refuses models and objectives that cannot be trained as one program, see ``fit_many``.
+
+    Raises:
+        ValueError: for models that are not of one architecture or have a model or guide of their
+            own, or objectives that are more than a weight of the KL.
+    """
+    kinds = [_architecture(vae) for vae in vaes]
+    if not kinds or any(kind != kinds[0] for kind in kinds):
+        raise ValueError("Expected at least one model, all of one architecture.")
+    pairs = itertools.product(vaes, ("model", "guide"))
+    if any(getattr(getattr(v, m), "__func__", None) is not getattr(VAE, m) for v, m in pairs):
+        raise ValueError(
+            "Expected the model and guide of VAE for a sweep, which joins the parts by itself; got "
+            "others. Use fit()."
+        )
+    diverging = any(getattr(o, "divergence", None) is not None for o in objectives)
+    if diverging or len({objective.free_bits for objective in objectives}) > 1:
+        raise ValueError("Expected objectives without divergences and with equal free_bits.")
+    if any(_is_special(o) or o.kl_schedule or o.kl_capacity for o in objectives):
+        raise ValueError(
+            "Expected objectives without schedule, capacity, weights of parts of the KL, several "
+            "particles or a loss of their own for a sweep; got one with. Use fit()."
+        )
+    if any(objective.gradient != "total" for objective in objectives):
+        raise ValueError('Expected objectives with gradient="total"; got "path". Use fit().')
+
+
+def _architecture(vae: VAE) -> tuple[Any, Any]:
+    """Names and shapes of the tensors, and the parts: equal shapes may be other functions."""
+    shapes = {name: tensor.shape for name, tensor in named_tensors(vae).items()}
+    try:
+        return shapes, describe(vae)
+    except SpecError:  # A user's own parts.
+        return shapes, str(vae)
+
+
+def _is_special(objective: ELBO) -> bool:
+    """Whether the loss is another function of the two terms of the bound, or of several draws."""
+    usual = {
+        "trace_loss": (ELBO.trace_loss, InfoELBO.trace_loss),
+        "loss_of": (ELBO.loss_of,),
+        "tensor_loss": (ELBO.tensor_loss,),
+    }
+    own = (getattr(type(objective), name) not in known for name, known in usual.items())
+    return objective.num_particles > 1 or any(own)
 
 
 def divergence_of(objective: Any) -> str:

@@ -1,5 +1,7 @@
 """Levels of latents as one event."""
 
+import math
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -58,6 +60,14 @@ def test_own_draws_are_scored_without_running_a_network_again(posterior):
     with torch.no_grad():  # A draw that is changed in place is another value.
         z.add_(1.0)
     torch.testing.assert_close(q.log_prob(z), q.log_prob(z.clone()))
+    with torch.inference_mode():  # Where PyTorch does not count changes.
+        z = q.rsample((2,))
+        drawn = len(calls)
+        own = q.log_prob(z)
+        assert len(calls) == drawn
+        z.add_(1.0)
+        torch.testing.assert_close(q.log_prob(z), q.log_prob(z.clone()))
+        assert not torch.equal(q.log_prob(z), own)
 
 
 @pytest.mark.parametrize("link", ["normal", "full_normal", "spline", "maf"])
@@ -395,6 +405,30 @@ def test_no_proposal_over_all_values_is_fitted_to_levels_that_are_positive():
         terms = log_z + vae.p_x(plane).log_prob(seen)
         truth = terms.logsumexp(0) + 2 * (grid[1] - grid[0]).log()
         torch.testing.assert_close(found, truth.detach(), atol=0.1, rtol=0)
+
+
+def levels_below(kind):
+    """A model of two levels, the lower one of q(z | x) made by ``kind`` from two numbers."""
+    posterior = pv.ChainPosterior(Own(4, 1, normal_of), Own(5, 1, kind))
+    prior = pv.ChainPrior(pv.NormalPrior(1), Own(1, 1, normal_of))
+    return pv.VAE(prior, posterior, pv.NormalLikelihood(pv.MLP(2, [4]), (4,))).double()
+
+
+@pytest.mark.parametrize("proposal", ["auto", "encoder"])
+def test_the_bound_of_a_level_that_is_a_point_is_no_number(proposal):
+    vae = levels_below(lambda loc, _: dist.Delta(loc).to_event(1))
+    report = pv.evaluate(vae, torch.randn(5, 4).double(), num_samples=50, proposal=proposal)
+    assert report.elbo == -math.inf
+    assert "a point (Delta)" in report.warnings[0]
+    assert math.isfinite(report.nll) == (proposal == "auto")
+    assert report.level_kls is None
+
+
+def test_a_level_whose_density_is_hidden_is_refused():
+    vae = levels_below(lambda loc, _: dist.Normal(loc, 1.0).mask(False).to_event(1))
+    for work in (pv.evaluate, pv.fit):
+        with pytest.raises(ValueError, match="posterior that is a density; got one with a mask"):
+            work(vae, torch.randn(5, 4).double())
 
 
 def test_the_support_of_usual_levels_is_all_of_r_d():

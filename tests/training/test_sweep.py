@@ -174,3 +174,41 @@ def test_bad_input():
         fit_many([make_vae(0), make_vae(1)], TRAIN, seeds=[0])
     with pytest.raises(ValueError, match="mode"):
         fit_many([make_vae(0)], TRAIN, mode="eager")
+
+
+class Doubled(pv.ELBO):
+    """A loss of one's own."""
+
+    def trace_loss(self, model_trace, guide_trace):
+        return 2 * super().trace_loss(model_trace, guide_trace)
+
+
+class Observed(pv.VAE):
+    """A model of one's own."""
+
+    def model(self, x, y=None):
+        return super().model(x, y)
+
+
+def of_activation(name):
+    posterior = pv.NormalPosterior(pv.MLP(6, [12], name), 2)
+    likelihood = pv.CategoricalLikelihood(pv.MLP(2, [12]), (6,), 4)
+    return pv.VAE(pv.NormalPrior(2), posterior, likelihood).double()
+
+
+def test_what_would_be_ignored_is_refused():
+    """Each would have been trained as something else, without a word."""
+    vaes = [make_vae(0), make_vae(1)]
+    for objective in (Doubled(), pv.ELBO(num_particles=3, vectorize_particles=True)):
+        with pytest.raises(ValueError, match="several particles or a loss of their own"):
+            fit_many(vaes, TRAIN, objectives=[pv.ELBO(), objective])
+    with pytest.raises(ValueError, match="without weights"):
+        fit_many(vaes, TRAIN, pv.Split(VAL, weights=torch.ones(len(VAL))))
+    with pytest.raises(ValueError, match="one architecture"):
+        fit_many([of_activation("relu"), of_activation("tanh")], TRAIN)
+    first = vaes[0]
+    with pytest.raises(ValueError, match="model and guide of VAE"):
+        fit_many([Observed(first.prior, first.posterior, first.likelihood)], TRAIN)
+    usual = [pv.InfoELBO(0.5, 0.5), pv.BetaELBO(0.5)]
+    same = fit_many([make_vae(0), make_vae(0)], TRAIN, objectives=usual, seeds=[0, 0], epochs=1)
+    assert same[0].records[0]["train_loss"] == same[1].records[0]["train_loss"]

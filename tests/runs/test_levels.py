@@ -15,6 +15,7 @@ from pyro_vaes.experiments.schedule import _batches
 from pyro_vaes.parts.chains import ChainPosterior, ChainPrior
 from pyro_vaes.runs.build import build, build_objective
 from pyro_vaes.runs.options import ConfigError
+from pyro_vaes.runs.recipes import recipe_values
 from pyro_vaes.runs.registry import REGISTRY
 from pyro_vaes.runs.resolve import check_combination, resolve
 from pyro_vaes.runs.run import train
@@ -161,6 +162,17 @@ def test_the_top_is_refitted_with_the_other_parts_frozen(
 def test_levels_that_mean_nothing_are_refused(flags: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         configured(**flags)
+
+
+@pytest.mark.parametrize("recipe", ["table", "signal"])
+def test_levels_say_that_they_leave_out_a_recipes_start(recipe: str) -> None:
+    config, remarks = check_combination(*resolve(recipe, None, {"levels": "2,4"}))
+    (said,) = remarks
+    start = recipe_values(recipe)["start"]
+    assert said.startswith(f"The recipe's --start {start} is left out: ") and "2,4 has 2" in said
+    assert config.training.start == "random"
+    assert not check_combination(*resolve(recipe, None, {"levels": "4"}))[1]
+    assert not check_combination(*resolve(None, None, {"levels": "2,4"}, config))[1]
 
 
 def test_sizes_that_do_not_sum_are_refused_before_anything_is_built() -> None:

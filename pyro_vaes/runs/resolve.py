@@ -119,6 +119,7 @@ def check_combination(
     remarks += _check_levels(flat, explicit)
     if "capacity_epochs" in explicit and flat["capacity_epochs"] and not flat["capacity"]:
         remarks.append("--capacity-epochs has no effect without --capacity.")
+    remarks += _unfinished(flat)
     if "divergence" in explicit and flat["divergence"] != "none" and not _info_weight(flat):
         remarks.append(
             "--divergence has no effect with --alpha + --lambda = 1, its weight being 0."
@@ -204,6 +205,19 @@ def _shorten(flat: Values, name: str, training: int, explicit: Collection[str]) 
     return [
         f"The recipe's KL warm-up of {length:g} {unit} is shortened to {training // 2}: "
         f"training has {training}."
+    ]
+
+
+def _unfinished(flat: Mapping[str, Any]) -> list[str]:
+    """Remarks on what rises for longer than training lasts."""
+    rising = {"cycle_epochs": ("KL weight", 0.5)}
+    if flat["capacity"]:
+        rising["capacity_epochs"] = ("capacity", 1.0)
+    return [
+        f"The {what} does not reach its full size: {OPTIONS[name].flag} {flat[name]:g} lets it rise "
+        f"for {part * flat[name]:g} epochs, and training has at most {flat['epochs']}."
+        for name, (what, part) in rising.items()
+        if part * flat[name] > flat["epochs"]
     ]
 
 

@@ -910,6 +910,38 @@ def test_weights_that_cannot_be_had_are_refused():
         load_data(parts, weights=[1.0] * 15)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"header": False},
+        {"label_column": "y"},
+        {"label_column": ""},
+        {"drop": ["a"]},
+        {"types": {"a": "real"}},
+    ],
+)
+def test_what_only_a_table_has_is_refused_of_other_data(options, tmp_path):
+    x = np.random.default_rng(0).normal(size=(30, 2)).astype("float32")
+    np.save(tmp_path / "x.npy", x)
+    for source, name in ((x, "ndarray"), (tmp_path / "x.npy", "x.npy"), ("digits", "digits")):
+        with pytest.raises(DataError, match=rf"a table with {next(iter(options))} .*; got {name}"):
+            load_data(source, **options)
+
+
+def test_groups_of_data_without_columns_are_refused_in_words():
+    with pytest.raises(DataError, match="a table with a column of groups called 'g'; got none"):
+        load_data(torch.randn(30, 2), group="g")
+
+
+def test_splits_that_are_known_are_made_in_no_other_way():
+    for options in ({"val_fraction": 0.1}, {"test_fraction": 0.1}, {"seed": 1}, {"group": [1]}):
+        with pytest.raises(DataError, match=rf"no {next(iter(options))}= with digits"):
+            load_data("digits", **options)
+    parts = {f"{s}_x": torch.rand(5, 2) for s in ("train", "val", "test")}
+    with pytest.raises(DataError, match="no val_fraction or test_fraction of data that"):
+        load_data(parts, val_fraction=0.1)
+
+
 def test_weights_are_part_of_what_a_run_was_started_with():
     digests = []
     for weights in (None, [1.0, 2.0], [2.0, 1.0]):

@@ -259,6 +259,15 @@ def test_flags_make_the_objectives() -> None:
     ]
 
 
+def test_what_rises_for_longer_than_training_lasts_is_said() -> None:
+    (said,) = remarks_on(cycle_epochs=10, epochs=4)
+    assert "KL weight does not reach its full size: --cycle-epochs 10 lets it rise for 5" in said
+    (said,) = remarks_on(capacity=3, capacity_epochs=5, epochs=4, warmup_epochs=0)
+    assert "capacity does not reach its full size: --capacity-epochs 5 lets it rise for 5" in said
+    assert not remarks_on(cycle_epochs=8, epochs=4)
+    assert not remarks_on(capacity=3, capacity_epochs=4, epochs=4, warmup_epochs=0)
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [

@@ -214,8 +214,8 @@ def _unfinished(flat: Mapping[str, Any]) -> list[str]:
     if flat["capacity"]:
         rising["capacity_epochs"] = ("capacity", 1.0)
     return [
-        f"The {what} does not reach its full size: {OPTIONS[name].flag} {flat[name]:g} lets it rise "
-        f"for {part * flat[name]:g} epochs, and training has at most {flat['epochs']}."
+        f"The {what} does not reach its full size: {OPTIONS[name].flag} {flat[name]:g} lets it "
+        f"rise for {part * flat[name]:g} epochs, and training has at most {flat['epochs']}."
         for name, (what, part) in rising.items()
         if part * flat[name] > flat["epochs"]
     ]

@@ -303,8 +303,8 @@ def _check_levels(flat: Values, explicit: Collection[str]) -> list[str]:
     left_out, flat["start"] = flat["start"], "random"
     return [
         f"The recipe's --start {left_out} is left out: a factor analysis or t has one level, and "
-        f"--levels {got} has {len(flat['levels'])}. Training starts at random weights, and is not "
-        "compared with a classical density."
+        f"--levels {got} has {len(flat['levels'])}. Training starts at random weights, and its "
+        "figures are not compared with a classical density."
     ]
 
 

@@ -533,6 +533,8 @@ BAD = {
     "labels of objects": ((GOOD, [object()] * N), "labels that are real numbers; got dtype obj"),
     "masked labels": ((GOOD, np.ma.masked_equal(np.arange(N) % 2, 1)), "masked"),
     "unix times": (1.6e9 + np.arange(50.0)[:, None], "single precision can distinguish.*Subtract"),
+    "too large": (1e39 * GOOD.double(), "single precision can distinguish.*in another unit"),
+    "too small": (1e-50 * GOOD.double(), "single precision can distinguish.*in another unit"),
     "whole unix times": (
         1_600_000_000 + np.arange(50)[:, None],
         "single precision can distinguish",
@@ -556,7 +558,8 @@ def test_bad_data_is_refused(case):
         load_data(source)
     with refused(""):
         # Some are kept in double precision there, some are no data.
-        if case in ("gaps alone", "beyond float32", "unix times", "left over", "two labels"):
+        kept = ("gaps alone", "beyond float32", "unix times", "too large", "too small")
+        if case in (*kept, "left over", "two labels"):
             raise DataError("Expected ")
         as_split(source)
 

@@ -14,7 +14,7 @@ from pyro_vaes.data.dataset import DataSet
 from pyro_vaes.data.splits import Split
 from pyro_vaes.data.tables import num_gaps
 
-__all__ = ["compared", "comparison_lines", "gain_of", "on_scale", "why_not"]
+__all__ = ["compared", "comparison_lines", "gain_of", "on_scale", "why_not", "with_error"]
 
 
 # Columns up to which a covariance is quickly fitted.
@@ -36,7 +36,8 @@ def gain_of(data: DataSet, powers: Any) -> tuple[float, float]:
         powers: a power transform, see :class:`~pyro_vaes.parts.powers.YeoJohnson`.
 
     Returns:
-        The mean over the rows, slope of the transform included, and its paired standard error.
+        The mean over the rows, slope of the transform included, and its paired standard error,
+        infinite for one row.
     """
     scores = []
     for powered in (False, True):
@@ -45,7 +46,8 @@ def gain_of(data: DataSet, powers: Any) -> tuple[float, float]:
         slope = powers.log_slope(data.val.x).double() if powered else 0.0
         scores.append(found.log_prob(seen.val) + slope)
     difference = scores[1] - scores[0]
-    return float(difference.mean()), float(_error(difference))
+    error = _error(difference)
+    return float(difference.mean()), math.inf if error is None else error
 
 
 def compared(data: DataSet, rows: Split, result: Any, likelihood: Any = None) -> dict[str, Any]:
@@ -61,7 +63,7 @@ def compared(data: DataSet, rows: Split, result: Any, likelihood: Any = None) ->
         ``classical``, the name of the density; ``classical_nll`` and its standard error;
         ``above_classical``, the mean over the rows by which the model's log p(x) is above, with its
         paired standard error and the median. All of them None where there is none to compare with,
-        and ``classical_reason`` says why.
+        and ``classical_reason`` says why; one row has no standard errors.
     """
     names = [f"classical{end}" for end in ("", "_nll", "_nll_se")]
     names += [f"above_classical{end}" for end in ("", "_se", "_median")]
@@ -79,17 +81,18 @@ def compared(data: DataSet, rows: Split, result: Any, likelihood: Any = None) ->
     name = best.name if powers is None else f"{best.name}, of transformed columns"
     if result.given_label:
         name += " (of the rows alone: the model is given their labels)"
-    figures = (
-        *(-theirs.mean(), _error(theirs)),
-        *(difference.mean(), _error(difference), difference.median()),
-    )
-    return dict(zip(names, (name, *map(float, figures)), strict=True))
+    figures = (float(-theirs.mean()), _error(theirs), float(difference.mean()), _error(difference))
+    found = dict(zip(names, (name, *figures, float(difference.median())), strict=True))
+    lacking = [key for key, value in found.items() if value is None]
+    return found | {f"{key}_reason": "one datum has no standard error" for key in lacking}
 
 
 def why_not(data: DataSet) -> str | None:
     """Why there is no classical density to compare with; None if there is one."""
     if data.kind != "real" or len(data.event_shape) != 1:
         return "the data are no rows of real numbers"
+    if len(data.train) < 2:
+        return "one training row has no spread"
     if any(num_gaps(split.x) for split in (data.train, data.val, data.test)):
         return "some values were not seen"
     if data.train.weights is not None:
@@ -99,8 +102,9 @@ def why_not(data: DataSet) -> str | None:
     return None
 
 
-def _error(values: Tensor) -> Tensor:
-    return values.std() / math.sqrt(len(values))
+def _error(values: Tensor) -> float | None:
+    """The standard error of the mean; None for one row."""
+    return float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
 def comparison_lines(figures: Mapping[str, Any]) -> list[str]:
@@ -110,8 +114,13 @@ def comparison_lines(figures: Mapping[str, Any]) -> list[str]:
         return [f"no classical density to compare with: {reason}"] if reason else []
     return [
         f"best classical density, chosen by the validation rows: {figures['classical']}",
-        f"  its -log p(x) {figures['classical_nll']:.2f} +- {figures['classical_nll_se']:.2f}; the "
-        f"model's log p(x) is above it by {figures['above_classical']:+.2f} +- "
-        f"{figures['above_classical_se']:.2f} (paired; median "
+        f"  its -log p(x) {with_error(figures, 'classical_nll')}; the model's log p(x) is above it "
+        f"by {with_error(figures, 'above_classical', '+')} (paired; median "
         f"{figures['above_classical_median']:+.2f})",
     ]
+
+
+def with_error(figures: Mapping[str, Any], name: str, sign: str = "") -> str:
+    """A figure in words, with its standard error where it has one."""
+    error = figures[f"{name}_se"]
+    return f"{figures[name]:{sign}.2f}" + ("" if error is None else f" +- {error:.2f}")

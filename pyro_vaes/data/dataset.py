@@ -32,7 +32,7 @@ from pyro_vaes.data.guesses import (
 )
 from pyro_vaes.data.mixed.codec import Codec
 from pyro_vaes.data.mixed.dependences import look_at_dependent
-from pyro_vaes.data.mixed.groups import shares
+from pyro_vaes.data.mixed.groups import shares, unusual
 from pyro_vaes.data.named import read_digits, read_pixels
 from pyro_vaes.data.rows import ROWS, by_parts, in_single, taken
 from pyro_vaes.data.splits import Split, weighted
@@ -285,14 +285,18 @@ def load_data(
     """
     num_levels, val_fraction, test_fraction = map(plain, (num_levels, val_fraction, test_fraction))
     notes: list[str] = []
-    options = TableOptions(header, label_column, tuple(drop))
+    by, counted = (value if isinstance(value, str) else None for value in (group, weights))
+    table = None if kind is None else kind == "table"
+    options = TableOptions(header, label_column, tuple(drop), types or {}, table, by, counted)
     label_names: tuple[str, ...] | None = None
     codec = places = None
     name = source if isinstance(source, str) and source in NAMES else None
-    if name is not None and labels is not None:
-        raise DataError(f"Expected no labels= with {name}, which has its own.")
-    if weights is not None and name is not None:
-        raise DataError(f"Expected no weights= with {name}; those are for your own data.")
+    options.check_used(source)
+    splitting = {"val_fraction": val_fraction, "test_fraction": test_fraction, "seed": seed}
+    own = {"labels": labels, "group": group, "weights": weights}
+    given = [n for n, value in own.items() if value is not None] + unusual(**splitting, split=split)
+    if name is not None and given:
+        raise DataError(f"Expected no {given[0]}= with {name}; that is for your own data.")
     if binarization is not None and name not in _GREY:
         raise DataError(f"Expected binarization= only with {', '.join(_GREY)}.")
     if binarization not in (None, *BINARIZATIONS):
@@ -307,9 +311,6 @@ def load_data(
         splits = _binarized(pixels, "grey" if colour else binarization or "dynamic")
         image_shape = image_shape or ((3, 32, 32) if colour else (1, 28, 28))
     else:
-        table = None if kind is None else kind == "table"
-        by, counted = (value if isinstance(value, str) else None for value in (group, weights))
-        options = TableOptions(header, label_column, tuple(drop), types or {}, table, by, counted)
         pairs, label_names = _read(source, labels, options, notes)
         first = pairs.get("train", pairs.get("all"))
         shape = tuple(first[0].shape[1:]) if first else ()
@@ -410,6 +411,10 @@ def _own(
     if "all" not in pairs:
         if group is not None or split != "random":
             raise DataError("Expected no group or split of data that bring their splits.")
+        if unusual(val_fraction=val_fraction, test_fraction=test_fraction):
+            raise DataError(
+                "Expected no shares of rows for splits of data that bring their splits."
+            )
         return [_single(pairs[key]) for key in ("train", "val", "test")], None
     whole = _single(pairs["all"])
     if not (val_fraction > 0 and test_fraction > 0 and val_fraction + test_fraction < 1):

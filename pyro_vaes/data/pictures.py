@@ -24,6 +24,9 @@ _MODES = {"1": "L", "L": "L", "LA": "LA", "RGBA": "RGBA"}
 # How Pillow calls more than 8 bits a channel: of a picture, and of what its file holds.
 _DEEP_MODE, _DEEP_FILE = re.compile("[IF]"), re.compile(";16[BLN]")
 
+# The tag of EXIF that says how a picture is turned.
+_ORIENTATION = 0x0112
+
 
 def read_pictures(folder: Path, notes: list[str]) -> dict[str, Any]:
     """Reads the pictures of a folder, in the order of their names.
@@ -41,7 +44,8 @@ def read_pictures(folder: Path, notes: list[str]) -> dict[str, Any]:
             8 bits a channel.
     """
     paths, labels = list_pictures(folder)
-    sizes, modes, moving = (set(facts) for facts in zip(*map(_facts, paths), strict=True))
+    facts = zip(*map(_facts, paths), strict=True)
+    sizes, modes, moving, turned = (set(each) for each in facts)
     if len(sizes) > 1:
         shown = ", ".join(f"{width}x{height}" for width, height in sorted(sizes)[:3])
         raise DataError(f"Expected pictures of one size; got {shown}. Resize them first.")
@@ -49,6 +53,8 @@ def read_pictures(folder: Path, notes: list[str]) -> dict[str, Any]:
         notes.append("The pictures' transparency was left out.")
     if any(moving):
         notes.append("Of pictures with several frames or pages the first was taken.")
+    if any(turned):
+        notes.append("Pictures were turned upright, as their EXIF orientation says.")
     _note_others(folder, paths, notes)
     # A grey picture among coloured ones gets three equal channels.
     channels = 1 if modes <= {"L", "LA"} else 3
@@ -89,8 +95,8 @@ def _note_others(folder: Path, paths: Sequence[Path], notes: list[str]) -> None:
         notes.append(f"Left out of the folder, since they are no pictures or lie deeper: {shown}.")
 
 
-def _facts(path: Path) -> tuple[tuple[int, int], str, bool]:
-    """The size of a picture, what it is read as, and whether it has several frames, by its head."""
+def _facts(path: Path) -> tuple[tuple[int, int], str, bool, bool]:
+    """The size of a picture, what it is read as, whether it has several frames, and is turned."""
     with _opened(path) as picture:
         held = "".join(str(tile) for tile in getattr(picture, "tile", ()))
         if _DEEP_MODE.match(picture.mode) or _DEEP_FILE.search(held):
@@ -101,16 +107,33 @@ def _facts(path: Path) -> tuple[tuple[int, int], str, bool]:
         kind = _MODES.get(picture.mode, "RGB")
         if "transparency" in picture.info and not kind.endswith("A"):
             kind += "A"
-        return picture.size, kind, getattr(picture, "is_animated", False)
+        moving = getattr(picture, "is_animated", False)
+        turned = _is_turned(picture)
+        return _upright(picture).size, kind, moving, turned
 
 
 def _pixels(path: Path, channels: int) -> Tensor:
     """A picture as bytes of shape ``(1, channels, H, W)``."""
     with _opened(path) as picture:
-        pixels = np.array(picture.convert(_MODES.get(picture.mode, "RGB")))
+        pixels = np.array(_upright(picture).convert(_MODES.get(picture.mode, "RGB")))
     bands = pixels.reshape(*pixels.shape[:2], -1)
     bands = bands[..., :channels] if bands.shape[2] > 2 else bands[..., [0] * channels]
     return torch.from_numpy(np.ascontiguousarray(np.moveaxis(bands, -1, 0)))[None]
+
+
+def _is_turned(picture: Any) -> bool:
+    """Whether the camera's axes are not those of the stored picture, by its EXIF block."""
+    try:
+        return bool(picture.getexif().get(_ORIENTATION, 1) in range(2, 9))
+    except SyntaxError:  # What stands there is no such block.
+        return False
+
+
+def _upright(picture: Any) -> Any:
+    """The picture as viewers show it."""
+    from PIL import ImageOps
+
+    return ImageOps.exif_transpose(picture) if _is_turned(picture) else picture
 
 
 @contextmanager

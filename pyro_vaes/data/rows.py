@@ -27,6 +27,8 @@ ROWS = 1024
 _IN_MEMORY = 2**30
 # Largest rounding error, as a share of an element's standard deviation.
 _ROUNDING = 0.05
+# Spreads up to which, and down to whose inverse, single precision has its full number of digits.
+_WIDEST = 1e37
 
 
 def fits(size: int) -> bool:
@@ -136,10 +138,12 @@ def in_single(x: Tensor) -> Tensor:
         i = int((bad & (spread > 0)).nonzero()[0])
         kept, all_ = (len(rows[:, i].unique()) for rows in (rounded.flatten(1), table))
         usual = float(table[0, i])
+        within = 1 / _WIDEST < float(spread[i]) < _WIDEST
+        advice = f"Subtract {usual:.10g} from it first." if within else "Give it in another unit."
         raise DataError(
             f"Expected values that single precision can distinguish; got element {i} about "
             f"{usual:.10g} with a standard deviation of {spread[i]:.4g}, of which it keeps "
-            f"{kept} of {all_} different values. Subtract {usual:.10g} from it first."
+            f"{kept} of {all_} different values. {advice}"
         )
     return rounded
 

@@ -91,6 +91,18 @@ class TableOptions:
     found: list[Columns] = dataclasses.field(default_factory=list, compare=False)
     extras: dict[str, Any] = dataclasses.field(default_factory=dict, compare=False)
 
+    def check_used(self, source: Any) -> None:
+        """Refuses names of columns, and a header, of a source that is no table."""
+        is_path = isinstance(source, (str, Path))
+        if str(source).lower().endswith(SUFFIXES) if is_path else hasattr(source, "iloc"):
+            return
+        for name in ("header", "label_column", "drop", "types"):
+            if getattr(self, name) not in (None, (), {}):
+                raise DataError(
+                    f"Expected a table with {name} (a text or .parquet file, or a data frame); got "
+                    f"{Path(source).name if is_path else type(source).__name__}."
+                )
+
 
 def read_table(path: Path, options: TableOptions, notes: list[str]) -> tuple[Any, bool]:
     """Reads a text file of rows, or a ``.parquet`` file.

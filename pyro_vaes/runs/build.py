@@ -106,6 +106,11 @@ def build(config: RunConfig, data: DataSet, out: str | Path | None = None) -> tu
             PowerLikelihood(likelihood, powers),
         )
     vae = _joined(prior, posterior, likelihood, conditions)
+    if vae.prior_is_conditional and not config.data.conditional_prior:
+        remarks.append(
+            "The prior is p(z given label), as with --conditional-prior true: each pseudo-input of "
+            "the VampPrior has a label."
+        )
     if config.training.start != "random":
         _start_at_classical(vae, config, data, remarks)
     if out is None or not (Path(out) / CHECKPOINT).exists():

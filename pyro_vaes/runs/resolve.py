@@ -116,9 +116,10 @@ def check_combination(
             f"expected a run by --init with it; got {flat['freeze']} without."
         )
     _check_objective(flat)
-    _check_levels(flat, explicit)
+    remarks += _check_levels(flat, explicit)
     if "capacity_epochs" in explicit and flat["capacity_epochs"] and not flat["capacity"]:
         remarks.append("--capacity-epochs has no effect without --capacity.")
+    remarks += _unfinished(flat)
     if "divergence" in explicit and flat["divergence"] != "none" and not _info_weight(flat):
         remarks.append(
             "--divergence has no effect with --alpha + --lambda = 1, its weight being 0."
@@ -207,6 +208,19 @@ def _shorten(flat: Values, name: str, training: int, explicit: Collection[str]) 
     ]
 
 
+def _unfinished(flat: Mapping[str, Any]) -> list[str]:
+    """Remarks on what rises for longer than training lasts."""
+    rising = {"cycle_epochs": ("KL weight", 0.5)}
+    if flat["capacity"]:
+        rising["capacity_epochs"] = ("capacity", 1.0)
+    return [
+        f"The {what} does not reach its full size: {OPTIONS[name].flag} {flat[name]:g} lets it "
+        f"rise for {part * flat[name]:g} epochs, and training has at most {flat['epochs']}."
+        for name, (what, part) in rising.items()
+        if part * flat[name] > flat["epochs"]
+    ]
+
+
 def _info_weight(flat: Mapping[str, Any]) -> float:
     return round(flat["alpha"] + flat["lambda"] - 1, 12)
 
@@ -265,10 +279,13 @@ def _check_total_correlation(flat: Mapping[str, Any], require: Callable[..., Non
     require(not flat["conditional_prior"], "conditional_prior", f"false {because}: p(z) is one")
 
 
-def _check_levels(flat: Values, explicit: Collection[str]) -> None:
-    """Sets, in place, the size of z to that of its levels; refuses what these cannot be with."""
+def _check_levels(flat: Values, explicit: Collection[str]) -> list[str]:
+    """Sets, in place, the size of z to that of its levels; refuses what these cannot be with.
+
+    Returns remarks on what a recipe has and levels cannot have.
+    """
     if not flat["levels"]:
-        return
+        return []
     total, got = sum(flat["levels"]), text(flat["levels"])
     if "latent_dim" in explicit and flat["latent_dim"] != total:
         raise ConfigError(
@@ -277,13 +294,18 @@ def _check_levels(flat: Values, explicit: Collection[str]) -> None:
         )
     flat["latent_dim"] = total
     if len(flat["levels"]) == 1 or flat["start"] == "random":
-        return
+        return []
     if "start" in explicit:
         raise ConfigError(
             f"Invalid value for '--start': expected random with --levels {got}, since a factor "
             f"analysis or t has one level; got {flat['start']}."
         )
-    flat["start"] = "random"
+    left_out, flat["start"] = flat["start"], "random"
+    return [
+        f"The recipe's --start {left_out} is left out: a factor analysis or t has one level, and "
+        f"--levels {got} has {len(flat['levels'])}. Training starts at random weights, and its "
+        "figures are not compared with a classical density."
+    ]
 
 
 def differences(config: RunConfig, earlier: RunConfig) -> list[str]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pyro_vaes._version import __version__
-from pyro_vaes.classical.comparison import compared, comparison_lines
+from pyro_vaes.classical.comparison import compared, comparison_lines, with_error
 from pyro_vaes.data.dataset import DataSet
 from pyro_vaes.data.rows import taken
 from pyro_vaes.data.splits import Split
@@ -228,14 +228,9 @@ def _before_lines(summary: Mapping[str, Any]) -> list[str]:
     known = "unknown" if share is None else f"too high for {share} of {summary['num_data']}"
     return [
         f"before, with the prior of {summary['before']}: -log p(x) "
-        f"{_with_error(summary, 'before_nll')} (k-hat {known})",
-        f"  log p(x) is now above that by {_with_error(summary, 'gain', '+')} (paired)",
+        f"{with_error(summary, 'before_nll')} (k-hat {known})",
+        f"  log p(x) is now above that by {with_error(summary, 'gain', '+')} (paired)",
     ]
-
-
-def _with_error(summary: Mapping[str, Any], name: str, sign: str = "") -> str:
-    error = summary[f"{name}_se"]
-    return f"{summary[name]:{sign}.2f}" + ("" if error is None else f" +- {error:.2f}")
 
 
 def _moved(vae: VAE, data: DataSet) -> float | None:

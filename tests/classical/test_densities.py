@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 
 import numpy as np
@@ -10,9 +12,10 @@ import torch
 from scipy import stats
 
 import pyro_vaes as pv
-from pyro_vaes.classical.comparison import compared, comparison_lines
+from pyro_vaes.classical.comparison import compared, comparison_lines, gain_of, why_not
 from pyro_vaes.classical.densities import best_density, candidates
 from pyro_vaes.classical.student import StudentMixture
+from pyro_vaes.data.splits import Split
 
 
 def rows(n, d=2, seed=0):
@@ -105,6 +108,24 @@ def test_the_comparison_is_paired_and_says_why_there_is_none():
         "no classical density to compare with: some values were not seen"
     ]
     assert comparison_lines({}) == []
+
+
+def test_one_row_is_compared_without_standard_errors() -> None:
+    data = pv.load_data(torch.as_tensor(rows(6)).float())
+    one = Split(data.test.x[:1])
+
+    class Result:
+        given_label = False
+        log_marginal = torch.zeros(1)
+
+    found = compared(data, one, Result)
+    assert found["classical_nll_se"] is found["above_classical_se"] is None
+    assert found["above_classical_se_reason"] == "one datum has no standard error"
+    json.dumps(found, allow_nan=False)
+    assert "+-" not in "".join(comparison_lines(found)) and "nan" not in str(found)
+    powers = pv.YeoJohnson.of(data.train.x)
+    assert gain_of(dataclasses.replace(data, val=one), powers)[1] == math.inf
+    assert why_not(dataclasses.replace(data, train=one)) == "one training row has no spread"
 
 
 def test_the_name_says_that_some_rows_were_not_seen() -> None:

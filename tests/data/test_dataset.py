@@ -533,6 +533,8 @@ BAD = {
     "labels of objects": ((GOOD, [object()] * N), "labels that are real numbers; got dtype obj"),
     "masked labels": ((GOOD, np.ma.masked_equal(np.arange(N) % 2, 1)), "masked"),
     "unix times": (1.6e9 + np.arange(50.0)[:, None], "single precision can distinguish.*Subtract"),
+    "too large": (1e39 * GOOD.double(), "single precision can distinguish.*in another unit"),
+    "too small": (1e-50 * GOOD.double(), "single precision can distinguish.*in another unit"),
     "whole unix times": (
         1_600_000_000 + np.arange(50)[:, None],
         "single precision can distinguish",
@@ -556,7 +558,8 @@ def test_bad_data_is_refused(case):
         load_data(source)
     with refused(""):
         # Some are kept in double precision there, some are no data.
-        if case in ("gaps alone", "beyond float32", "unix times", "left over", "two labels"):
+        kept = ("gaps alone", "beyond float32", "unix times", "too large", "too small")
+        if case in (*kept, "left over", "two labels"):
             raise DataError("Expected ")
         as_split(source)
 
@@ -908,6 +911,38 @@ def test_weights_that_cannot_be_had_are_refused():
     parts = {f"{s}_x": torch.rand(5, 2) for s in ("train", "val", "test")}
     with pytest.raises(DataError, match="no weights of data that bring their splits"):
         load_data(parts, weights=[1.0] * 15)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"header": False},
+        {"label_column": "y"},
+        {"label_column": ""},
+        {"drop": ["a"]},
+        {"types": {"a": "real"}},
+    ],
+)
+def test_what_only_a_table_has_is_refused_of_other_data(options, tmp_path):
+    x = np.random.default_rng(0).normal(size=(30, 2)).astype("float32")
+    np.save(tmp_path / "x.npy", x)
+    for source, name in ((x, "ndarray"), (tmp_path / "x.npy", "x.npy"), ("digits", "digits")):
+        with pytest.raises(DataError, match=rf"a table with {next(iter(options))} .*; got {name}"):
+            load_data(source, **options)
+
+
+def test_groups_of_data_without_columns_are_refused_in_words():
+    with pytest.raises(DataError, match="a table with a column of groups called 'g'; got none"):
+        load_data(torch.randn(30, 2), group="g")
+
+
+def test_splits_that_are_known_are_made_in_no_other_way():
+    for options in ({"val_fraction": 0.1}, {"test_fraction": 0.1}, {"seed": 1}, {"group": [1]}):
+        with pytest.raises(DataError, match=rf"no {next(iter(options))}= with digits"):
+            load_data("digits", **options)
+    parts = {f"{s}_x": torch.rand(5, 2) for s in ("train", "val", "test")}
+    with pytest.raises(DataError, match="no val_fraction or test_fraction of data that"):
+        load_data(parts, val_fraction=0.1)
 
 
 def test_weights_are_part_of_what_a_run_was_started_with():

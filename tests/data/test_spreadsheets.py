@@ -216,6 +216,31 @@ def test_folders_of_pictures(tmp_path):
         load_data(tmp_path / "empty")
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+def test_pictures_are_upright_as_their_cameras_say(tmp_path, suffix):
+    from PIL import Image
+
+    upright = np.zeros((5, 16, 8), np.uint8)
+    upright[:, :8] = 255
+    for i, pixels in enumerate(upright):
+        lying = Image.fromarray(np.rot90(pixels) if i else pixels).convert("RGB")
+        lying.getexif()[0x0112] = 6 if i else 1  # To be turned by 90 degrees, clockwise.
+        lying.save(tmp_path / f"{i}.{suffix}", exif=lying.getexif(), quality=100)
+    data = load_data(tmp_path)
+    assert data.image_shape == (3, 16, 8)
+    assert "turned upright, as their EXIF orientation says" in data.describe()
+    seen = torch.cat([data.train.x, data.val.x, data.test.x]).reshape(5, 3, 16, 8)
+    assert (seen[:, :, :7] > 200).all() and (seen[:, :, 9:] < 50).all()
+
+
+def test_a_damaged_exif_block_says_nothing(tmp_path):
+    from PIL import Image
+
+    for i in range(5):
+        Image.new("L", (4, 4), i).save(tmp_path / f"{i}.png", exif=b"no such block")
+    assert "upright" not in load_data(tmp_path, image_shape=(1, 4, 4)).describe()
+
+
 @pytest.mark.parametrize(
     ("dtype", "suffix"),
     [("uint16", "png"), ("uint16", "tif"), ("int32", "tif"), ("float32", "tif")],

@@ -66,6 +66,18 @@ def test_auto_says_what_has_no_effect_once_the_data_have_decided(kind, flags, sa
     assert len(remarks) == (said is not None) and all(said in line for line in remarks)
 
 
+@pytest.mark.parametrize(
+    ("prior", "asked", "said"),
+    [("vamp", False, True), ("vamp", True, False), ("standard", False, False)],
+)
+def test_a_prior_of_each_label_that_was_not_asked_for_is_said(prior, asked, said):
+    flags = {"prior": prior, "conditional": True, "conditional_prior": asked, "hidden_dims": "4"}
+    config, _ = check_combination(*resolve(None, None, flags))
+    vae, remarks = build(config, pv.load_data("digits"))
+    assert vae.prior_is_conditional == (asked or said)
+    assert any("The prior is p(z given label)" in line for line in remarks) == said
+
+
 def test_the_last_column_may_be_an_exposure():
     numbers = np.random.default_rng(0)
     depth = numbers.integers(1, 50, (90, 1))

@@ -15,6 +15,7 @@ from pyro_vaes.experiments.schedule import _batches
 from pyro_vaes.parts.chains import ChainPosterior, ChainPrior
 from pyro_vaes.runs.build import build, build_objective
 from pyro_vaes.runs.options import ConfigError
+from pyro_vaes.runs.recipes import recipe_values
 from pyro_vaes.runs.registry import REGISTRY
 from pyro_vaes.runs.resolve import check_combination, resolve
 from pyro_vaes.runs.run import train
@@ -163,6 +164,17 @@ def test_levels_that_mean_nothing_are_refused(flags: dict[str, Any], said: str) 
         configured(**flags)
 
 
+@pytest.mark.parametrize("recipe", ["table", "signal"])
+def test_levels_say_that_they_leave_out_a_recipes_start(recipe: str) -> None:
+    config, remarks = check_combination(*resolve(recipe, None, {"levels": "2,4"}))
+    (said,) = remarks
+    start = recipe_values(recipe)["start"]
+    assert said.startswith(f"The recipe's --start {start} is left out: ") and "2,4 has 2" in said
+    assert config.training.start == "random"
+    assert not check_combination(*resolve(recipe, None, {"levels": "4"}))[1]
+    assert not check_combination(*resolve(None, None, {"levels": "2,4"}, config))[1]
+
+
 def test_sizes_that_do_not_sum_are_refused_before_anything_is_built() -> None:
     config = from_values({"levels": [4, 8], "latent_dim": 16})
     with pytest.raises(ConfigError, match="sizes that sum to --latent-dim 16; got 4,8"):
@@ -245,6 +257,15 @@ def test_flags_make_the_objectives() -> None:
         *remarks_on(),
         "--capacity-epochs has no effect without --capacity.",
     ]
+
+
+def test_what_rises_for_longer_than_training_lasts_is_said() -> None:
+    (said,) = remarks_on(cycle_epochs=10, epochs=4)
+    assert "KL weight does not reach its full size: --cycle-epochs 10 lets it rise for 5" in said
+    (said,) = remarks_on(capacity=3, capacity_epochs=5, epochs=4, warmup_epochs=0)
+    assert "capacity does not reach its full size: --capacity-epochs 5 lets it rise for 5" in said
+    assert not remarks_on(cycle_epochs=8, epochs=4)
+    assert not remarks_on(capacity=3, capacity_epochs=4, epochs=4, warmup_epochs=0)
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,17 @@ from torch import Tensor
 
 from pyro_vaes.core.errors import DataError
 
-__all__ = ["SPLITS", "shares"]
+__all__ = ["SPLITS", "shares", "unusual"]
 
 
 #: How rows are assigned to splits.
 SPLITS = ("random", "time")
+_USUAL = {"val_fraction": 0.2, "test_fraction": 0.2, "seed": 0, "split": "random"}
+
+
+def unusual(**options: Any) -> list[str]:
+    """The names of those options of splits that are not at their defaults."""
+    return [name for name, value in options.items() if value != _USUAL[name]]
 
 
 def shares(
@@ -49,6 +55,8 @@ def shares(
 def _numbered(group: Any, n: int) -> Tensor:
     import pandas as pd
 
+    if isinstance(group, str):
+        raise DataError(f"Expected a table with a column of groups called {group!r}; got none.")
     codes, names = pd.factorize(np.asarray(group))
     if codes.shape != (n,) or (codes < 0).any():
         raise DataError(f"Expected a group for each of {n} rows; got {int((codes >= 0).sum())}.")

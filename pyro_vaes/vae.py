@@ -193,11 +193,12 @@ class VAE(Described):
             ``(n, *event_shape)``.
 
         Raises:
-            ValueError: if ``n`` is negative, or for labels out of range.
+            ValueError: if ``n`` is negative, or for labels out of range or that no part takes.
         """
-        n = operator.index(n)
-        if n < 0:
+        if (n := operator.index(n)) < 0:
             raise ValueError(f"Expected n of 0 or more; got {n}.")
+        if y is not None and not self.conditional:
+            raise ValueError("Expected no labels y to sample, since no part takes them; got some.")
         labels = self._check_labels(y, n)
         if n > _PIECE:
             return in_pieces(

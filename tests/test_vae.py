@@ -392,6 +392,13 @@ def test_labels_steer_the_draws(prior):
     assert torch.equal(vae.decode(z, 2), vae.decode(z, torch.full((4,), 2)))
 
 
+def test_labels_that_no_part_takes_are_no_wish_for_a_class():
+    vae = make_vae(num_labels=0)
+    with pytest.raises(ValueError, match="since no part takes them"):
+        vae.sample(4, 2)
+    assert vae.encode(data("categorical", 4, 4), torch.arange(4)).shape[0] == 4  # Of a split.
+
+
 @pytest.mark.parametrize(
     ("y", "message"),
     [

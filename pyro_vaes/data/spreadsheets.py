@@ -296,6 +296,8 @@ def _check_named(options: TableOptions, names: Sequence[str]) -> None:
         if name not in names:
             known = ", ".join(filter(None, names))
             raise DataError(f"Expected a column called {name!r}; got {known}.")
+    if both := set(options.drop) & set(options.label_column or ()):
+        raise DataError(f"Expected a column as label or in drop; got {min(both)!r} as both.")
 
 
 def _check_once(names: Sequence[str], letters: Sequence[str], drop: Sequence[str]) -> None:

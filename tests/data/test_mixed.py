@@ -173,6 +173,8 @@ def test_a_label_and_what_is_dropped_are_no_columns():
     names = [c.name for c in data.codec.columns]
     assert "island" not in names and "sex" not in names
     assert data.label_names == ("Biscoe", "Dream", "Torgersen")
+    with pytest.raises(DataError, match="got 'sex' as both"):
+        pv.load_data(frame(), label_column=("island", "sex"), drop=("sex",))
 
 
 def test_names_and_a_few_words_among_numbers_are_no_categories():

@@ -13,7 +13,7 @@ from pyro_vaes.distributions.chains import Chain
 from pyro_vaes.distributions.mixtures import Mixture
 from pyro_vaes.evaluation.diagnostics import class_accuracy, classifier, generate
 from pyro_vaes.evaluation.evaluator import log_marginal
-from pyro_vaes.parts.priors import VampPrior
+from pyro_vaes.runs.summary import moved
 from pyro_vaes.vae import VAE, evaluating
 
 __all__ = ["MEASURES", "reliability"]
@@ -75,8 +75,8 @@ def pseudo_inputs_moved(
     vae: VAE, data: DataSet, samples: int, proposal: str = "auto"
 ) -> dict[str, float]:
     """The median distance that pseudo-inputs moved, in standard deviations of each element."""
-    moved = vae.prior.moved(data.train.x) if isinstance(vae.prior, VampPrior) else None
-    return {} if moved is None else {"pseudo_inputs_moved": moved.median().item()}
+    median = moved(vae, data)
+    return {} if median is None else {"pseudo_inputs_moved": median}
 
 
 def generated_classes(

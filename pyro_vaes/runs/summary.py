@@ -23,6 +23,7 @@ from pyro_vaes.data.splits import Split
 from pyro_vaes.evaluation.evaluator import evaluate
 from pyro_vaes.evaluation.reliability import is_trusted
 from pyro_vaes.evaluation.results import Evaluation, bound_lines, level_lines
+from pyro_vaes.parts.chains import ChainPrior
 from pyro_vaes.parts.priors import VampPrior
 from pyro_vaes.runs.schema import RunConfig
 from pyro_vaes.storage.files import RunFolderError, read_json, write_text
@@ -34,6 +35,7 @@ from pyro_vaes.vae import VAE
 __all__ = [
     "VERSIONS",
     "finished",
+    "moved",
     "report_text",
     "rows_said",
     "rows_within",
@@ -137,7 +139,7 @@ def summarise(
         "num_rows": len(data.test),
         **(compared(data, rows, result, vae.likelihood) if _compares(config) else {}),
         **_before(config, rows, result, **options),
-        "pseudo_inputs_moved": _moved(vae, data),
+        "pseudo_inputs_moved": moved(vae, data),
         "epochs": history.epochs,
         "best_epoch": history.best_epoch,
         "stopped": history.stopped,
@@ -233,10 +235,11 @@ def _before_lines(summary: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _moved(vae: VAE, data: DataSet) -> float | None:
+def moved(vae: VAE, data: DataSet) -> float | None:
     """The median distance that pseudo-inputs moved; None without them or their start."""
-    moved = vae.prior.moved(data.train.x) if isinstance(vae.prior, VampPrior) else None
-    return None if moved is None else moved.median().item()
+    top = vae.prior.top if isinstance(vae.prior, ChainPrior) else vae.prior
+    distances = top.moved(data.train.x) if isinstance(top, VampPrior) else None
+    return None if distances is None else distances.median().item()
 
 
 def versions() -> dict[str, str]:

@@ -28,7 +28,7 @@ from pyro_vaes.runs.schema import (
     read_config,
     to_yaml,
 )
-from pyro_vaes.runs.summary import report_text
+from pyro_vaes.runs.summary import moved, report_text
 from pyro_vaes.storage.tensors import named_tensors
 
 SMALL: dict[str, Any] = {"hidden_dims": "8", "epochs": 4, "augment": 0, "batch_size": 250}
@@ -113,6 +113,8 @@ def test_a_run_with_levels_resumes_bit_for_bit(tmp_path: Path) -> None:
     ended = {"epochs": 4, "train_seconds": 1.0, "stopped": "epochs", "mode": "eager"}
     summary = {**found.to_dict(), **ended, "device": "cpu", "best_epoch": 4}
     assert first in report_text(summary, tmp_path)
+    distance = moved(loaded, data)  # Of the pseudo-inputs of the top.
+    assert distance is not None and distance > 0
     assert not list(level_lines(pv.evaluate(built_single(data), data.test.x[:9]).to_dict()))
 
 

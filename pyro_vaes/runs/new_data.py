@@ -172,7 +172,7 @@ def _from_table(
     unseen = [name for name in carried if not (labelled and name in seen)]
     if unseen:
         shown = ", ".join(map(repr, unseen[:10])) + ", ..." * (len(unseen) > 10)
-        notes.append(f"Not seen by the model, and copied to a table that is written: {shown}.")
+        notes.append(f"Not seen by the model, and copied to the table if one is written: {shown}.")
     return x, labels, carried
 
 

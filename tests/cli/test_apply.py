@@ -131,7 +131,7 @@ def test_rows_carry_weights_which_new_rows_need_not(capsys, tmp_path):
 
 def test_columns_go_by_name_and_what_is_left_goes_along(capsys, first, new, tmp_path):
     assert run("encode", first, "--data", new, "--out", tmp_path / "codes.csv") == 0
-    assert "and copied to a table that is written: 'note', 'id'" in capsys.readouterr().out
+    assert "and copied to the table if one is written: 'note', 'id'" in capsys.readouterr().out
     found = pd.read_csv(tmp_path / "codes.csv")
     assert list(found.columns) == ["note", "id", "z0", "z1"]
     assert found["note"].tolist() == ["a", "b", "c"] and found["id"].tolist() == [5, 3, 70]

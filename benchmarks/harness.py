@@ -257,7 +257,8 @@ def header() -> dict[str, str]:
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": _commit(),
         "versions": ", ".join([f"Python {platform.python_version()}", *versions]),
-        "machine": f"{_cpu()}, {cores()} cores, {platform.system()} {platform.machine()}",
+        "machine": f"{_cpu()}, {cores()} core{'s' * (cores() != 1)}, {platform.system()} "
+        f"{platform.machine()}",
         "threads": str(torch.get_num_threads()),
     }
     if torch.cuda.is_available():

@@ -50,6 +50,10 @@ REPLICATION = "github.com/andrejkorenic/reconstruction-likelihood-clustering, RE
 EXEMPLAR_LOG = "github.com/sajadn/Exemplar-VAE, whole_log.txt of its pretrained model"
 # A figure with a larger share of unreliable data is marked (docs/laws.md).
 MOST_UNRELIABLE = 0.05
+DOUBTFUL = (
+    f"† Not to be trusted: Pareto's k-hat is over its limit for more than {MOST_UNRELIABLE:.0%} of "
+    "the test images ([how claims are made](../../docs/laws.md#how-claims-are-made))."
+)
 # Where the evaluation of a run is kept, so that a finished one is not evaluated twice.
 EVALUATION = "published.json"
 
@@ -574,7 +578,7 @@ def record_of(name: str, row: Row, seed: int, history: pv.History) -> dict[str, 
 def table(out: Path) -> str:
     """A Markdown table of all rows whose CSV lies in a folder, and how each was made."""
     lines = [
-        "| model | published NLL | ours | data with k-hat over 0.7 | s.e., test images "
+        "| model | published NLL | ours | unreliable images | s.e., test images "
         "| s.e., seeds | seeds | -ELBO | validation -ELBO | epochs | training ended by | hours |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
@@ -604,6 +608,8 @@ def table(out: Path) -> str:
             f"{_threads(facts['threads'])}; {facts['versions']}; commit {facts['commit']}, "
             f"{facts['date']}. `{facts['command']}`"
         )
+    if any("†" in line for line in lines):
+        notes = [DOUBTFUL, "", *notes]
     return "\n".join([*lines, "", "Nats per image.", "", *notes]) + "\n"
 
 
@@ -628,14 +634,15 @@ def _threads(number: str) -> str:
     return f"{number} thread{'s' * (number != '1')}"
 
 
-def _reliability(runs: Sequence[Mapping[str, str]]) -> str:
-    """For which share of the data the estimate is unreliable, by the worst seed."""
+def _reliability(runs: Sequence[Mapping[str, str]]) -> tuple[str, str]:
+    """A mark for a mean that is not to be trusted; the share of such data, by the worst seed."""
     evaluated = [run for run in runs if run.get("nll")]
     shares = [float(run["share_unreliable"]) for run in evaluated if run.get("share_unreliable")]
-    if not shares or len(shares) < len(evaluated):
-        return "k-hat unknown"
-    marked = f"{max(shares):.0%}"
-    return f"**{marked}**" if max(shares) > MOST_UNRELIABLE else marked
+    if len(shares) < len(evaluated):
+        return "", "k-hat unknown"
+    if not shares:
+        return "", "none yet"
+    return " †" if max(shares) > MOST_UNRELIABLE else "", f"{max(shares):.1%}"
 
 
 def _published(run: Mapping[str, str]) -> str:
@@ -658,7 +665,8 @@ def _ours(runs: Sequence[Mapping[str, str]]) -> str:
     error = f"{statistics.stdev(figures) / math.sqrt(len(figures)):.2f}" if many else "one seed"
     epochs = ", ".join(f"{run['epochs']} (kept {run['best_epoch'] or 'none'})" for run in runs)
     why = ", ".join(dict.fromkeys(WHY[run["stopped"]] for run in runs))
-    cells = [mean("nll"), _reliability(runs), mean("nll_se"), error, str(len(runs))]
+    mark, unreliable = _reliability(runs)
+    cells = [mean("nll") + mark, unreliable, mean("nll_se"), error, str(len(runs))]
     cells += [mean("neg_elbo")]
     return " | ".join([*cells, mean("val_neg_elbo"), epochs, why, mean("train_hours")])
 

@@ -434,15 +434,16 @@ def test_every_goal_is_below_what_was_published_and_said_to_be_reached_or_not(
         ]
         harness.write(tmp_path, "published_mnist-realnvp", runs, harness.header())
         assert f"Goal: below 80.4, {said}" in published.table(tmp_path)
+        assert ("| none yet | none yet |" in published.table(tmp_path)) == (not nlls)
 
 
 @pytest.mark.parametrize(
     ("shares", "cell"),
     [
-        ([0.01, 0.02], "2%"),
-        ([0.01, 0.83], "**83%**"),
-        ([0.0, None], "k-hat unknown"),
-        ([None, None], "k-hat unknown"),
+        ([0.01, 0.02], "82.00 | 2.0%"),
+        ([0.01, 0.0526], "82.00 † | 5.3%"),
+        ([0.0, None], "82.00 | k-hat unknown"),
+        ([None, None], "82.00 | k-hat unknown"),
     ],
 )
 def test_published_table_marks_estimates_that_are_unreliable(
@@ -460,7 +461,9 @@ def test_published_table_marks_estimates_that_are_unreliable(
         for seed, share in enumerate(shares)
     ]
     harness.write(tmp_path, "published_mnist-vamp", runs, harness.header())
-    assert f"| 82.00 | {cell} | 0.20 |" in published.table(tmp_path)
+    page = published.table(tmp_path)
+    assert f"| {cell} | 0.20 |" in page
+    assert ("Not to be trusted" in page) == ("†" in cell)
 
 
 def test_committed_figures_keep_the_identity_of_what_they_are_compared_with(

@@ -335,6 +335,8 @@ def load_data(
     reason = "it has columns of several kinds" if kind is None else "that was asked for"
     if codec is None:
         found, num_levels, reason = kind_of(known, kind, num_levels, bool(image_shape))
+    elif kind not in (None, "table") or num_levels is not None or image_shape:
+        raise DataError("Expected no other kind, levels or image_shape of a table with types.")
     columns = options.found[-1] if options.found else None
     if found in ("real", "table") and train.x.dim() == 2 and not image_shape:
         splits, columns = look_at_dependent(splits, columns, codec, dependent, notes)

@@ -35,7 +35,7 @@ T = TypeVar("T")
 # Reading the stop flag synchronises a GPU, so it is read every 50 steps only.
 _STEPS_BETWEEN_LOOKS = 50
 # Layers whose rows depend on each other, or on separate draws in each process.
-_UNSHAREABLE = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
+UNSHAREABLE = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
 
 
 class PeerError(RunError):
@@ -188,7 +188,7 @@ class Processes:
             ValueError: naming the layer.
         """
         for part in module.modules() if self.size > 1 else ():
-            if isinstance(part, _UNSHAREABLE):
+            if isinstance(part, UNSHAREABLE):
                 raise ValueError(
                     f"Expected layers that treat each row by itself with {self.size} processes; "
                     f"got {type(part).__name__}."

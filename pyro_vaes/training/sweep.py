@@ -33,7 +33,7 @@ from pyro_vaes.training.history import History
 from pyro_vaes.training.options import FitOptions, device_of, training_state
 from pyro_vaes.training.stopping import EarlyStopping
 from pyro_vaes.training.validation import check_together, on_device
-from pyro_vaes.vae import VAE
+from pyro_vaes.vae import VAE, check_data
 
 __all__ = ["fit_many"]
 
@@ -92,7 +92,8 @@ def fit_many(
         One history for each model; the models have their best weights.
 
     Raises:
-        ValueError: for models of different architectures, or objectives that cannot be batched.
+        ValueError: for models of different architectures, or objectives that cannot be batched;
+            for layers that differ in training, as dropout; as :func:`fit` for data and options.
     """
     own = {"learning_rate": 1e-3, "warmup_steps": 0, "seed": 0, "precision": "float32"}
     options, count = FitOptions.of({**locals(), **own}), len(vaes)
@@ -109,6 +110,8 @@ def fit_many(
     ):
         if given is not None and len(given) != count:
             raise ValueError(f"Expected {name} for each of {count} models; got {len(given)}.")
+    for rate in plain(list(() if learning_rates is None else learning_rates)):
+        dataclasses.replace(options, learning_rate=rate).check(val is not None)
     with training_state(device_of(options.device)), torch.random.fork_rng():
         return _Sweep(
             list(vaes),
@@ -192,11 +195,15 @@ class _Sweep:
             vae.to(self.device)
         self.train = self._placed(train)
         self.val = None if val is None else self._placed(val)
+        for split in filter(None, (self.train, self.val)):
+            if split.transform is None:
+                check_data(vaes[0], split.x, split.y)
         self.noise_sizes = _noise_sizes(vaes[0], self.train)
         self.module = _Terms(vaes[0])
         params, buffers = stack_module_state([_Terms(vae) for vae in vaes])
-        self.params = {name: p.detach() for name, p in params.items()}
-        self.buffers = {name: b.detach() for name, b in buffers.items()}
+        self.params = {name: p.detach() for name, p in params.items() if p.requires_grad}
+        self.buffers = {n: t.detach() for n, t in {**params, **buffers}.items()}
+        self.buffers = {n: t for n, t in self.buffers.items() if n not in self.params}
         self.average = {n: p.clone() for n, p in self.params.items()} if options.ema_decay else None
         self.best: dict[str, Tensor] | None = None
         self.kl_weights = self._column([float(o.kl_weight) for o in objectives])

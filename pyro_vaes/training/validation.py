@@ -22,7 +22,7 @@ from pyro_vaes.data.units import units_of
 from pyro_vaes.inference.elbo import ELBO, bound_terms
 from pyro_vaes.inference.info import BetaTCELBO, InfoELBO
 from pyro_vaes.storage.tensors import named_tensors
-from pyro_vaes.training.distributed import ALONE, Processes
+from pyro_vaes.training.distributed import ALONE, UNSHAREABLE, Processes
 from pyro_vaes.training.options import OptionError
 from pyro_vaes.vae import VAE, evaluating
 
@@ -147,9 +147,20 @@ def check_together(vaes: Sequence[VAE], objectives: Sequence[ELBO]) -> None:
         ValueError: for models that are not of one architecture or have a model or guide of their
             own, or objectives that are more than a weight of the KL.
     """
+    if any(not isinstance(objective, ELBO) for objective in objectives):
+        raise ValueError("Expected objectives that are ELBO or BetaELBO for a sweep. Use fit().")
     kinds = [_architecture(vae) for vae in vaes]
     if not kinds or any(kind != kinds[0] for kind in kinds):
         raise ValueError("Expected at least one model, all of one architecture.")
+    tensors = [id(tensor) for vae in vaes for tensor in vae.parameters()]
+    if len(set(tensors)) < len(tensors):
+        raise ValueError("Expected models that share no parts with each other; got some that do.")
+    layers = (m for m in vaes[0].modules() if isinstance(m, UNSHAREABLE))
+    if (layer := next(layers, None)) is not None:
+        raise ValueError(
+            "Expected layers that treat each row by itself, without draws, for a sweep; got "
+            f"{type(layer).__name__}. Use fit()."
+        )
     pairs = itertools.product(vaes, ("model", "guide"))
     if any(getattr(getattr(v, m), "__func__", None) is not getattr(VAE, m) for v, m in pairs):
         raise ValueError(
@@ -169,8 +180,9 @@ def check_together(vaes: Sequence[VAE], objectives: Sequence[ELBO]) -> None:
 
 
 def _architecture(vae: VAE) -> tuple[Any, Any]:
-    """Names and shapes of the tensors, and the parts: equal shapes may be other functions."""
-    shapes = {name: tensor.shape for name, tensor in named_tensors(vae).items()}
+    """What the tensors are and which learn, and the parts: equal shapes may be other functions."""
+    shapes: dict[str, Any] = {n: (t.shape, t.dtype) for n, t in named_tensors(vae).items()}
+    shapes["learns"] = [name for name, p in vae.named_parameters() if p.requires_grad]
     try:
         return shapes, describe(vae)
     except SpecError:  # A user's own parts.

@@ -177,6 +177,13 @@ def test_a_label_and_what_is_dropped_are_no_columns():
         pv.load_data(frame(), label_column=("island", "sex"), drop=("sex",))
 
 
+@pytest.mark.parametrize("other", [{"kind": "real"}, {"num_levels": 5}, {"image_shape": (1, 1, 2)}])
+def test_a_table_with_types_is_of_no_other_kind(other):
+    rows = pd.DataFrame({"a": np.linspace(-1, 1, 30), "b": np.linspace(0, 3, 30)})
+    with pytest.raises(DataError, match="no other kind, levels or image_shape of a table"):
+        pv.load_data(rows, types={"a": "real"}, **other)
+
+
 def test_names_and_a_few_words_among_numbers_are_no_categories():
     table = frame().assign(who=[f"bird {i}" for i in range(N)])
     assert "'who' (120 of 120 words are different: names?)" in pv.load_data(table).describe()

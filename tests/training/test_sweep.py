@@ -212,3 +212,51 @@ def test_what_would_be_ignored_is_refused():
     usual = [pv.InfoELBO(0.5, 0.5), pv.BetaELBO(0.5)]
     same = fit_many([make_vae(0), make_vae(0)], TRAIN, objectives=usual, seeds=[0, 0], epochs=1)
     assert same[0].records[0]["train_loss"] == same[1].records[0]["train_loss"]
+
+
+def test_frozen_parameters_stay():
+    vaes = [make_vae(0), make_vae(1)]
+    for vae in vaes:
+        vae.likelihood.requires_grad_(False)
+    before = [p.clone() for p in vaes[1].likelihood.parameters()]
+    start = [p.clone() for p in vaes[1].posterior.parameters()]
+    fit_many(vaes, TRAIN, epochs=1)
+    assert all(map(torch.equal, before, vaes[1].likelihood.parameters()))
+    assert not all(map(torch.equal, start, vaes[1].posterior.parameters()))
+    with pytest.raises(ValueError, match="one architecture"):
+        fit_many([vaes[0], make_vae(1)], TRAIN)
+
+
+class WithLayer(torch.nn.Module):
+    """A posterior of one's own, with a layer that differs in training."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.net = torch.nn.Sequential(torch.nn.Linear(6, 4), layer, torch.nn.Linear(4, 2))
+
+    def forward(self, x):
+        return torch.distributions.Independent(torch.distributions.Normal(self.net(x), 1.0), 1)
+
+
+@pytest.mark.parametrize("layer", [torch.nn.BatchNorm1d(4), torch.nn.Dropout(0.5)])
+def test_layers_that_differ_in_training_are_refused(layer):
+    first = make_vae(0)
+    own = pv.VAE(first.prior, WithLayer(layer), first.likelihood).double().eval()
+    with pytest.raises(ValueError, match=f"by itself.*got {type(layer).__name__}"):
+        fit_many([own], TRAIN)
+
+
+def test_what_fit_refuses_is_refused():
+    vae = make_vae(0)
+    with pytest.raises(ValueError, match="the likelihood's levels"):
+        fit_many([vae], 50 + TRAIN)
+    for rate in (-1.0, float("nan")):
+        with pytest.raises(ValueError, match="learning_rate above 0"):
+            fit_many([vae], TRAIN, learning_rates=[rate])
+    with pytest.raises(ValueError, match="ELBO or BetaELBO"):
+        fit_many([vae], TRAIN, objectives=[pv.ManySamples(3)])
+    for others in ([vae, vae], [vae, pv.VAE(make_vae(1).prior, vae.posterior, vae.likelihood)]):
+        with pytest.raises(ValueError, match="share no parts"):
+            fit_many(others, TRAIN)
+    with pytest.raises(ValueError, match="one architecture"):
+        fit_many([vae, make_vae(1).float()], TRAIN)

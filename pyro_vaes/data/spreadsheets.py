@@ -92,16 +92,20 @@ class TableOptions:
     extras: dict[str, Any] = dataclasses.field(default_factory=dict, compare=False)
 
     def check_used(self, source: Any) -> None:
-        """Refuses names of columns, and a header, of a source that is no table."""
+        """Refuses names of columns of a source that is no table, and a header of what has none."""
         is_path = isinstance(source, (str, Path))
-        if str(source).lower().endswith(SUFFIXES) if is_path else hasattr(source, "iloc"):
-            return
-        for name in ("header", "label_column", "drop", "types"):
-            if getattr(self, name) not in (None, (), {}):
+        ends = str(source).lower() if is_path else ""
+        is_table = ends.endswith(SUFFIXES) or hasattr(source, "iloc")
+        is_text = ends.endswith(SUFFIXES) and not ends.endswith(".parquet")
+        got = Path(source).name if is_path else type(source).__name__
+        for name in ("label_column", "drop", "types"):
+            if getattr(self, name) not in (None, (), {}) and not is_table:
                 raise DataError(
                     f"Expected a table with {name} (a text or .parquet file, or a data frame); got "
-                    f"{Path(source).name if is_path else type(source).__name__}."
+                    f"{got}."
                 )
+        if self.header is not None and not is_text:
+            raise DataError(f"Expected a text file of rows with header; got {got}.")
 
 
 def read_table(path: Path, options: TableOptions, notes: list[str]) -> tuple[Any, bool]:

@@ -100,6 +100,7 @@ def _batches(config: RunConfig) -> bool:
     plain = kind == (0, 1, "none", 1, "total")
     plain &= (o.tc_weight, o.capacity, o.cycle_epochs) == (1, 0, 0) and not config.network.levels
     simple = (t.precision, t.mode) == ("float32", "auto") and not o.warmup_steps
+    simple &= (t.start, t.freeze, config.data.weights) == ("random", "none", "none")
     return plain and simple and not config.data.augment
 
 

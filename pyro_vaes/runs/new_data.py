@@ -27,7 +27,7 @@ from pyro_vaes.data.spreadsheets import SUFFIXES as TABLES
 from pyro_vaes.data.spreadsheets import Columns, TableOptions
 from pyro_vaes.data.tables import LABEL_KEYS, check_rows, read_labels, suffix_of
 from pyro_vaes.runs.build import data_of
-from pyro_vaes.runs.schema import RunConfig
+from pyro_vaes.runs.schema import DataConfig, RunConfig
 from pyro_vaes.storage.files import RunFolderError
 from pyro_vaes.storage.older import writer
 from pyro_vaes.vae import VAE, check_data
@@ -43,6 +43,13 @@ __all__ = [
     "read_new",
     "takes_y",
 ]
+
+# Options that earlier versions ignored where data have no columns, bring their splits or have
+# types, and that are refused now: runs of those versions may have them.
+_UNUSED = (
+    ("header", "label_column", "drop", "types", "val_fraction", "test_fraction"),
+    ("data_kind", "num_levels", "image_shape"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,15 +100,19 @@ def own_data(config: RunConfig, run: Path, record: Mapping[str, Any]) -> DataSet
 
 
 def _places(config: RunConfig, run: Path) -> Iterator[RunConfig]:
-    """The configuration with each path at which its data may lie."""
-    yield config
+    """The configuration with each path at which its data may lie, as it stands and as used."""
+    sources = [config.data.source]
     source = Path(config.data.source).expanduser()
-    if config.data.source in NAMES or source.is_absolute():
-        return
-    for folder in run.resolve().parents:
-        if (folder / source).exists() and (folder / source).resolve() != source.resolve():
-            data = dataclasses.replace(config.data, source=str(folder / source))
-            yield dataclasses.replace(config, data=data)
+    if config.data.source not in NAMES and not source.is_absolute():
+        above = [folder / source for folder in run.resolve().parents]
+        sources += [str(p) for p in above if p.exists() and p.resolve() != source.resolve()]
+    for each in sources:
+        data = dataclasses.replace(config.data, source=each)
+        yield dataclasses.replace(config, data=data)
+        for unused in _UNUSED:
+            usual = {name: getattr(DataConfig(), name) for name in unused}
+            if (other := dataclasses.replace(data, **usual)) != data:
+                yield dataclasses.replace(config, data=other)
 
 
 # --- new rows -------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import itertools
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
+from types import BuiltinFunctionType, FunctionType
 from typing import Any, cast
 
 import pyro
@@ -149,9 +150,14 @@ def check_together(vaes: Sequence[VAE], objectives: Sequence[ELBO]) -> None:
     """
     if any(not isinstance(objective, ELBO) for objective in objectives):
         raise ValueError("Expected objectives that are ELBO or BetaELBO for a sweep. Use fit().")
-    kinds = [_architecture(vae) for vae in vaes]
-    if not kinds or any(kind != kinds[0] for kind in kinds):
-        raise ValueError("Expected at least one model, all of one architecture.")
+    if not vaes:
+        raise ValueError("Expected at least one model; got none.")
+    for number, vae in enumerate(vaes):
+        if not _is_alike(vae, vaes[0]):
+            raise ValueError(
+                f"Expected models of one architecture; got number {number} with other tensors, "
+                "parts, options or frozen parameters than the first."
+            )
     tensors = [id(tensor) for vae in vaes for tensor in vae.parameters()]
     if len(set(tensors)) < len(tensors):
         raise ValueError("Expected models that share no parts with each other; got some that do.")
@@ -179,14 +185,36 @@ def check_together(vaes: Sequence[VAE], objectives: Sequence[ELBO]) -> None:
         raise ValueError('Expected objectives with gradient="total"; got "path". Use fit().')
 
 
-def _architecture(vae: VAE) -> tuple[Any, Any]:
-    """What the tensors are and which learn, and the parts: equal shapes may be other functions."""
-    shapes: dict[str, Any] = {n: (t.shape, t.dtype) for n, t in named_tensors(vae).items()}
-    shapes["learns"] = [name for name, p in vae.named_parameters() if p.requires_grad]
-    try:
-        return shapes, describe(vae)
-    except SpecError:  # A user's own parts.
-        return shapes, str(vae)
+def _is_alike(vae: VAE, first: VAE) -> bool:
+    """Whether two models differ in nothing but the numbers in their tensors."""
+    if _tensors(vae) != _tensors(first):
+        return False
+    with suppress(SpecError):  # For a user's own parts.
+        if describe(vae) == describe(first):
+            return True
+    return _attributes(vae) == _attributes(first)
+
+
+def _tensors(vae: VAE) -> dict[str, Any]:
+    """Shapes and types of a model's tensors, and which of them learn."""
+    learn = {name for name, p in vae.named_parameters() if p.requires_grad}
+    return {n: (t.shape, t.dtype, n in learn) for n, t in named_tensors(vae).items()}
+
+
+def _attributes(vae: VAE) -> list[Any]:
+    """The class of each module, and its plain attributes: numbers, words and functions."""
+    torchs = vars(nn.Module())
+    return [
+        (type(m), {n: v for n, v in vars(m).items() if n not in torchs and _is_plain(v)})
+        for m in vae.modules()
+    ]
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return all(map(_is_plain, value))
+    kinds = (bool, int, float, str, FunctionType, BuiltinFunctionType)
+    return value is None or isinstance(value, kinds)
 
 
 def _is_special(objective: ELBO) -> bool:

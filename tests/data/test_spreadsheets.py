@@ -375,3 +375,10 @@ def test_large_unsigned_numbers_stay_positive():
     labels = np.full(20, 2**63 + 5, dtype=np.uint64)
     with pytest.raises(DataError, match=r"whole numbers of at least 0; got 9\.2"):
         as_split(X, labels)
+
+
+def test_a_header_is_of_a_text_file_alone():
+    frame = pd.DataFrame({"a": range(20), "b": range(20)})
+    for source in (frame, np.ones((20, 2))):
+        with pytest.raises(DataError, match="Expected a text file of rows with header; got "):
+            load_data(source, header=False)

@@ -312,6 +312,16 @@ def test_what_cannot_be_searched_is_refused_and_nothing_written(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_weights_of_rows_are_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    table = np.random.default_rng(0).normal(size=(40, 3))
+    pd.DataFrame(table, columns=["a", "b", "w"]).abs().to_csv("x.csv", index=False)
+    rows = ["--data", "x.csv", "--weights", "w", "--latent-dim", "1,2"]
+    assert run("search", *rows, "--out", "out") == 2
+    assert "'--weights': expected none with search" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["x.csv"]
+
+
 def test_a_run_of_the_users_own_is_not_overwritten(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine" / "best").mkdir(parents=True)

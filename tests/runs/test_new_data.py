@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 
 from pyro_vaes.core.errors import DataError
 from pyro_vaes.data.dataset import load_data
+from pyro_vaes.runs.build import data_of
 from pyro_vaes.runs.new_data import element_names, own_data, read_new
 from pyro_vaes.runs.run import record_of
 from pyro_vaes.runs.schema import from_values
@@ -153,3 +155,14 @@ def test_the_runs_own_data_are_known_by_their_digest(table, tmp_path, monkeypatc
     assert own_data(config, tmp_path / "runs" / "deep", record).digest == found.digest
     with pytest.raises(ValueError, match="got others, as they are read now"):
         own_data(config, Path("/nowhere/run"), record)
+
+
+def test_options_that_were_ignored_once_do_not_hide_the_runs_own_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", np.random.default_rng(0).normal(size=(30, 2)))
+    config, record = of(Path("x.npy"))
+    ignored = dataclasses.replace(config.data, header="none", label_column="none")
+    old = dataclasses.replace(config, data=ignored)
+    with pytest.raises(DataError, match="Expected a table"):
+        data_of(old, "Expected the data")
+    assert own_data(old, tmp_path / "run", record).digest == record["data"]["digest"]

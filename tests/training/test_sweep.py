@@ -8,6 +8,7 @@ import torch
 import pyro_vaes as pv
 from pyro_vaes.training import sweep
 from pyro_vaes.training.sweep import fit_many
+from pyro_vaes.training.validation import _is_alike, check_together
 
 ROWS = torch.randint(0, 4, (70, 6), generator=torch.Generator().manual_seed(1)).double()
 TRAIN, VAL = ROWS[:50], ROWS[50:]
@@ -260,3 +261,38 @@ def test_what_fit_refuses_is_refused():
             fit_many(others, TRAIN)
     with pytest.raises(ValueError, match="one architecture"):
         fit_many([vae, make_vae(1).float()], TRAIN)
+
+
+class OwnPosterior(torch.nn.Module):
+    """A posterior of one's own, whose description is its code alone."""
+
+    def __init__(self, scale, activation):
+        super().__init__()
+        self.net, self.scale, self.activation = torch.nn.Linear(6, 2), scale, activation
+
+    def forward(self, x):
+        loc = self.activation(self.net(x))
+        return torch.distributions.Independent(torch.distributions.Normal(loc, self.scale), 1)
+
+
+def test_own_parts_that_differ_in_code_or_plain_attributes_are_refused():
+    first = make_vae(0)
+
+    def own(scale, activation):
+        return pv.VAE(first.prior, OwnPosterior(scale, activation), make_vae(0).likelihood).double()
+
+    same = [own(0.5, torch.tanh), own(0.5, torch.tanh)]
+    assert _is_alike(*same)
+    for other in (own(0.9, torch.tanh), own(0.5, torch.sin), make_vae(0)):
+        assert not _is_alike(other, same[0])
+        with pytest.raises(ValueError, match="one architecture; got number 1"):
+            check_together([same[0], other], [pv.ELBO()] * 2)
+
+
+def test_a_default_that_is_spelled_out_makes_no_other_model():
+    def described(*options):
+        posterior = pv.NormalPosterior(pv.MLP(6, [4], *options), 2)
+        return pv.VAE(pv.NormalPrior(2), posterior, pv.BernoulliLikelihood(pv.MLP(2, [4]), (6,)))
+
+    assert _is_alike(described(), described("leaky_relu"))
+    assert not _is_alike(described(), described("tanh"))

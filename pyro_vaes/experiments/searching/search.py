@@ -114,6 +114,11 @@ def search(asked: Search, say: Callable[[str], Any] = print) -> Path:
             "values: --prior standard,vamp."
         )
     data = data_of(asked.config(candidates[0].point), "Invalid value for '--data'")
+    if data.val.weights is not None:
+        raise ConfigError(
+            "Invalid value for '--weights': expected none with search, whose figures of validation "
+            f"rows count them alike; got {asked.config({}).data.weights}."
+        )
     remarks = _checked(asked, data, candidates)
     epochs = {asked.config(c.point).training.epochs for c in candidates}
     rungs = rungs_of(len(candidates), max(epochs), asked.factor if len(epochs) == 1 else 1)

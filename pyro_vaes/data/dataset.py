@@ -415,7 +415,7 @@ def _own(
             raise DataError("Expected no group or split of data that bring their splits.")
         if unusual(val_fraction=val_fraction, test_fraction=test_fraction):
             raise DataError(
-                "Expected no shares of rows for splits of data that bring their splits."
+                "Expected no val_fraction or test_fraction of data that bring their splits."
             )
         return [_single(pairs[key]) for key in ("train", "val", "test")], None
     whole = _single(pairs["all"])

@@ -227,6 +227,7 @@ def test_at_a_t_of_normal_rows_the_bound_is_its_log_likelihood_for_every_draw():
     assert (found - t.log_prob(val)).abs().mean() < 0.05
 
 
+@pytest.mark.slow
 def test_at_a_t_of_heavy_tails_the_model_is_close_to_it_and_z_in_use():
     x, val = signal(2000), signal(400, seed=1)
     vae = build(x, likelihood=StudentTLikelihood)

@@ -202,6 +202,7 @@ def test_a_page_has_conditions_for_no_classes(home):
     assert len(found.scores) == len(own)
 
 
+@pytest.mark.slow
 def test_a_search_models_conditions_as_a_training_does(home, tmp_path, capsys):
     asked = ["search", "--data", home / "all.csv", *LABELS, *SMALL[:8], "--warmup-epochs", "0"]
     asked += ["--learning-rate", "1e-3,1e-2", "--out", tmp_path / "search", "--samples", "25"]

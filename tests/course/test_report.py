@@ -241,6 +241,7 @@ def test_printed_text_is_joined_and_a_caption_is_that_of_the_picture(tmp_path):
     assert plain_text(first["c"][1][1]) == "A point." and not second["c"][1][1]
 
 
+@pytest.mark.slow
 def test_tables_of_the_notebooks_are_shown_with_captions(tmp_path):
     for name in (*report.NOTEBOOKS, report.EXPERIMENTS):
         path = ROOT / "notebooks" / f"{name}.ipynb"

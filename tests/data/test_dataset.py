@@ -926,8 +926,9 @@ def test_weights_that_cannot_be_had_are_refused():
 def test_what_only_a_table_has_is_refused_of_other_data(options, tmp_path):
     x = np.random.default_rng(0).normal(size=(30, 2)).astype("float32")
     np.save(tmp_path / "x.npy", x)
+    said = f"Expected a t.* with {next(iter(options))}.*; got "
     for source, name in ((x, "ndarray"), (tmp_path / "x.npy", "x.npy"), ("digits", "digits")):
-        with pytest.raises(DataError, match=rf"a table with {next(iter(options))} .*; got {name}"):
+        with pytest.raises(DataError, match=said + name):
             load_data(source, **options)
 
 

@@ -93,7 +93,7 @@ def fit_many(
 
     Raises:
         ValueError: for models of different architectures, or objectives that cannot be batched;
-            for layers that differ in training, as dropout; as :func:`fit` for data and options.
+            for layers that differ in training, as dropout; as ``fit`` for data and options.
     """
     own = {"learning_rate": 1e-3, "warmup_steps": 0, "seed": 0, "precision": "float32"}
     options, count = FitOptions.of({**locals(), **own}), len(vaes)

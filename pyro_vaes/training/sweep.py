@@ -202,8 +202,8 @@ class _Sweep:
         self.module = _Terms(vaes[0])
         params, buffers = stack_module_state([_Terms(vae) for vae in vaes])
         self.params = {name: p.detach() for name, p in params.items() if p.requires_grad}
-        self.buffers = {n: t.detach() for n, t in {**params, **buffers}.items()}
-        self.buffers = {n: t for n, t in self.buffers.items() if n not in self.params}
+        fixed = {n: t for n, t in {**params, **buffers}.items() if n not in self.params}
+        self.buffers = {name: tensor.detach() for name, tensor in fixed.items()}
         self.average = {n: p.clone() for n, p in self.params.items()} if options.ema_decay else None
         self.best: dict[str, Tensor] | None = None
         self.kl_weights = self._column([float(o.kl_weight) for o in objectives])

@@ -202,10 +202,14 @@ def _tensors(vae: VAE) -> dict[str, Any]:
 
 
 def _attributes(vae: VAE) -> list[Any]:
-    """The class of each module, and its plain attributes: numbers, words and functions."""
-    torchs = vars(nn.Module())
+    """The class of each module, and what it has but for parameters, buffers and modules.
+
+    Numbers, words and functions are compared; other things, tensors that are no buffers among them,
+    are alike only if they are the same, since the first model's serve all.
+    """
+    torchs = {*vars(nn.Module()), "_arguments"}  # The latter are what `describe` shows.
     return [
-        (type(m), {n: v for n, v in vars(m).items() if n not in torchs and _is_plain(v)})
+        (type(m), {n: v if _is_plain(v) else id(v) for n, v in vars(m).items() if n not in torchs})
         for m in vae.modules()
     ]
 
@@ -213,7 +217,7 @@ def _attributes(vae: VAE) -> list[Any]:
 def _is_plain(value: Any) -> bool:
     if isinstance(value, (tuple, list)):
         return all(map(_is_plain, value))
-    kinds = (bool, int, float, str, FunctionType, BuiltinFunctionType)
+    kinds = (bool, int, float, str, torch.dtype, torch.device, FunctionType, BuiltinFunctionType)
     return value is None or isinstance(value, kinds)
 
 

@@ -283,7 +283,10 @@ def test_own_parts_that_differ_in_code_or_plain_attributes_are_refused():
 
     same = [own(0.5, torch.tanh), own(0.5, torch.tanh)]
     assert _is_alike(*same)
-    for other in (own(0.9, torch.tanh), own(0.5, torch.sin), make_vae(0)):
+    hidden = own(0.5, torch.tanh)
+    hidden.posterior.shift = torch.ones(2)  # No buffer: the first model's would serve both.
+    same[0].posterior.shift = torch.zeros(2)
+    for other in (own(0.9, torch.tanh), own(0.5, torch.sin), hidden, make_vae(0)):
         assert not _is_alike(other, same[0])
         with pytest.raises(ValueError, match="one architecture; got number 1"):
             check_together([same[0], other], [pv.ELBO()] * 2)
